@@ -1,0 +1,55 @@
+"""Fused kernels that make progressive GANs fast: torch ops, layers, whole networks and a trainer."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from pggan_fast.layers import (
+    Downsample2x,
+    EqualizedConv2d,
+    EqualizedLinear,
+    FadeIn,
+    MinibatchStdDev,
+    PixelNorm,
+    Upsample2x,
+)
+from pggan_fast.networks import Discriminator, Generator
+from pggan_fast.ops import (
+    bias_act,
+    downsample2x,
+    equalized_conv2d,
+    equalized_linear,
+    fade_in,
+    fade_reals,
+    kept_weights,
+    minibatch_stddev,
+    pixel_norm,
+    upsample2x,
+    use_impl,
+)
+
+try:
+    __version__ = version("pggan-fast")
+except PackageNotFoundError:
+    __version__ = "0+uninstalled"
+
+__all__ = [
+    "Discriminator",
+    "Downsample2x",
+    "EqualizedConv2d",
+    "EqualizedLinear",
+    "FadeIn",
+    "Generator",
+    "MinibatchStdDev",
+    "PixelNorm",
+    "Upsample2x",
+    "bias_act",
+    "downsample2x",
+    "equalized_conv2d",
+    "equalized_linear",
+    "fade_in",
+    "fade_reals",
+    "kept_weights",
+    "minibatch_stddev",
+    "pixel_norm",
+    "upsample2x",
+    "use_impl",
+]

@@ -1,0 +1,125 @@
+"""The generator of "Progressive Growing of GANs" (Karras et al., ICLR 2018)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pggan_fast import ops
+from pggan_fast.layers import EqualizedConv2d, EqualizedLinear
+from pggan_fast.networks.options import blends, channels, check_resolution, one_hot, resolutions
+
+
+class Generator(nn.Module):
+    """Latents (and labels) to images, up to `resolution`; grown by asking for smaller ones first.
+
+    Args:
+        resolution: largest image side, a power of two from 4 to 1024.
+        image_channels: channels of the images.
+        label_dim: number of classes, 0 for none.
+        latent_dim: size of z; default nf(0) = min(fmap_base, fmap_max).
+        fmap_base, fmap_decay, fmap_max: a layer at 2**r has min(fmap_base / 2**((r-1) * fmap_decay), fmap_max) maps.
+        fused_scale: kept for symmetry with the discriminator; in G both forms are one function.
+        pixel_norm: normalize feature vectors after each layer.
+        normalize_latents: normalize concat(z, labels) first.
+
+    `forward(z [N, latent_dim], labels=None, *, resolution=None, alpha=1.0) -> [N, image_channels, r, r]`;
+    no tanh. alpha is the weight of the newest layers: a 0-d fp32 tensor while they fade in (one graph for
+    every value), the float 1.0 afterwards, which leaves the old path out. Labels are indices [N] or one-hot.
+    """
+
+    def __init__(
+        self,
+        resolution: int = 1024,
+        *,
+        image_channels: int = 3,
+        label_dim: int = 0,
+        latent_dim: int | None = None,
+        fmap_base: int = 8192,
+        fmap_decay: float = 1.0,
+        fmap_max: int = 512,
+        fused_scale: bool = True,
+        pixel_norm: bool = True,
+        normalize_latents: bool = True,
+    ):
+        super().__init__()
+        check_resolution("resolution", resolution)
+        latent_dim = (
+            channels(2, fmap_base, fmap_decay, fmap_max) if latent_dim is None else latent_dim
+        )
+        self.options = dict(
+            resolution=resolution,
+            image_channels=image_channels,
+            label_dim=label_dim,
+            latent_dim=latent_dim,
+            fmap_base=fmap_base,
+            fmap_decay=fmap_decay,
+            fmap_max=fmap_max,
+            fused_scale=fused_scale,
+            pixel_norm=pixel_norm,
+            normalize_latents=normalize_latents,
+        )
+        self.resolution, self.image_channels = resolution, image_channels
+        self.label_dim, self.latent_dim = label_dim, latent_dim
+        self.pixel_norm, self.normalize_latents = pixel_norm, normalize_latents
+
+        def maps(r: int) -> int:
+            return channels(r, fmap_base, fmap_decay, fmap_max)
+
+        layer = dict(act="lrelu", pixel_norm=pixel_norm)
+        self.input = EqualizedLinear(
+            latent_dim + label_dim, maps(4) * 16, gain=math.sqrt(2) / 4, bias=False
+        )
+        self.input_bias = nn.Parameter(torch.zeros(maps(4)))
+        self.blocks, self.to_rgb = nn.ModuleDict(), nn.ModuleDict()
+        for r in resolutions(resolution):
+            block = nn.ModuleDict()
+            if r > 4:
+                block["up"] = EqualizedConv2d(maps(r // 2), maps(r), 3, up=2, **layer)
+            block["conv"] = EqualizedConv2d(maps(r), maps(r), 3, **layer)
+            self.blocks[str(r)] = block
+            self.to_rgb[str(r)] = EqualizedConv2d(maps(r), image_channels, 1, gain=1.0)
+
+    def forward(
+        self,
+        z: Tensor,
+        labels: Tensor | None = None,
+        *,
+        resolution: int | None = None,
+        alpha: float | Tensor = 1.0,
+    ) -> Tensor:
+        resolution = self.resolution if resolution is None else resolution
+        check_resolution("resolution", resolution, self.resolution)
+        if z.ndim != 2 or z.shape[1] != self.latent_dim:
+            raise ValueError(f"z has shape {list(z.shape)}, must be [N, {self.latent_dim}]")
+        labels = one_hot(labels, self.label_dim, z.shape[0], z)
+        x = self._stem(z if labels is None else torch.cat([z, labels], dim=1))
+        for r in resolutions(resolution)[1:]:
+            before = x
+            block = self.blocks[str(r)]
+            x = block["conv"](block["up"](x))
+        images = self.to_rgb[str(resolution)](x)
+        if resolution > 4 and blends(alpha):
+            images = ops.fade_in(self.to_rgb[str(resolution // 2)](before), images, alpha)
+        return images
+
+    def _stem(self, z: Tensor) -> Tensor:
+        """Latents to features at 4x4."""
+        z = ops.pixel_norm(z) if self.normalize_latents else z
+        x = ops.equalized_linear(z, self.input.weight, weight_scale=1.0)
+        x = x.view(len(z), -1, 4, 4)
+        if self.blocks["4"]["conv"].weight.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = ops.bias_act(
+            x, self.input_bias, scale=self.input.weight_scale, pixel_norm=self.pixel_norm
+        )
+        return self.blocks["4"]["conv"](x)
+
+    def live_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
+        """The parameters that images at `resolution` depend on, with the old path if `fading`."""
+        parameters = [*self.input.parameters(), self.input_bias]
+        for r in resolutions(resolution):
+            parameters += self.blocks[str(r)].parameters()
+            if r == resolution or (fading and 2 * r == resolution):
+                parameters += self.to_rgb[str(r)].parameters()
+        return parameters

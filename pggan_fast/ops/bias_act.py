@@ -1,0 +1,277 @@
+"""bias_act: scale, bias, activation, gain and pixel norm in one pass over memory.
+
+With u = gain * act(scale * x + b), r = rsqrt(mean_c(u^2) + eps) (1 without pixel norm), y = u * r and
+k = scale * gain * act'(sign of y), means and sums over channels:
+
+    dx = k r (dy - y mean(dy y)) - k r^2 y dr / C,        db = sum(dx / scale)
+
+and for the gradient (g, g_b) of (dx, db), with h = k (g + g_b / scale):
+
+    d(dy) = r (h - y mean(h y))
+    d(y)  = -r (h mean(dy y) + dy mean(h y)) - r^2 h dr / C
+    d(r)  = sum(h (dy - y mean(dy y))) - 2 r dr sum(h y) / C
+    d(dr) = -r^2 sum(h y) / C
+
+Only y and r are kept for backward, and y is what the next layer keeps anyway.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from pggan_fast import reference
+from pggan_fast.ops.choice import choose
+from pggan_fast.ops.registry import below_autograd, define, differentiate
+from pggan_fast.reference import accumulation_dtype, effective_slope
+
+EPILOGUE_SCHEMA = (
+    "float scale=1.0, str act='lrelu', float slope=0.2, float gain=1.0, bool pixel_norm=False"
+)
+
+
+def bias_act(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    act: str = "lrelu",
+    slope: float = 0.2,
+    gain: float = 1.0,
+    pixel_norm: bool = False,
+    eps: float = 1e-8,
+    impl: str = "auto",
+) -> Tensor:
+    """Computes, in this order and in one pass over memory:
+
+    1. `scale * x + bias`, the bias broadcast over everything but channels;
+    2. the activation: "linear", "relu", or "lrelu" with `slope` below zero;
+    3. `* gain`;
+    4. if `pixel_norm`, division by `sqrt(mean over channels of its square + eps)` (paper, section 4.2).
+
+    x: [N, C, *spatial], any strides; fp64, fp32, bf16 or fp16, accumulated in fp32 (fp64 for fp64).
+    bias: [C] of any floating dtype, or None; it stays in fp32 under mixed precision.
+    Returns a tensor like x, in x's layout. Twice differentiable in x and bias.
+    Raises ValueError for an unknown act, a slope or gain below 0 (backward reads the
+    activation's sign off the output), or a bias that does not have C values.
+    """
+    check_epilogue("bias_act", x.shape[1] if x.ndim > 1 else 0, bias, act, slope, gain)
+    if choose("bias_act", x, impl) == "reference":
+        return reference.bias_act(
+            x, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps
+        )
+    run = torch.ops.pggan_fast.bias_act if torch.compiler.is_compiling() else BiasAct.apply
+    return run(x, bias, scale, act, slope, gain, pixel_norm, eps)[0]
+
+
+def pixel_norm(x: Tensor, eps: float = 1e-8, *, impl: str = "auto") -> Tensor:
+    """`x * rsqrt(mean over channels of x**2 + eps)` (paper, section 4.2; the official epsilon is 1e-4 under fp16).
+
+    x: [N, C, *spatial]; dtypes, layouts and gradients as `bias_act`.
+    """
+    return bias_act(x, act="linear", pixel_norm=True, eps=eps, impl=impl)
+
+
+def check_epilogue(
+    op: str, channels: int, bias: Tensor | None, act: str, slope: float, gain: float
+) -> None:
+    """Refuses what `bias_act` cannot compute, for every op that ends in it."""
+    if act not in ("linear", "relu", "lrelu"):
+        raise ValueError(f"{op}: act is {act!r}, allowed: linear, relu, lrelu")
+    if slope < 0 or gain < 0:
+        raise ValueError(f"{op}: slope is {slope} and gain is {gain}, both must be at least 0")
+    if channels == 0:
+        raise ValueError(f"{op}: x must be [N, C, ...] with at least one channel")
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(f"{op}: bias has shape {list(bias.shape)}, must be [{channels}]")
+
+
+def keeps_output(act: str, pixel_norm: bool) -> bool:
+    """Whether backward reads y: an affine map's gradient does not."""
+    return pixel_norm or act != "linear"
+
+
+class BiasAct(Function):
+    """(x, bias, *options, eps) -> (y, r); r is an empty tensor without pixel norm."""
+
+    @staticmethod
+    def forward(ctx, x, bias, *options):
+        y, r = below_autograd(_forward, x, bias, *options)
+        remember_epilogue(ctx, y, r, bias, options)
+        return y, r
+
+    @staticmethod
+    def backward(ctx, dy, dr):
+        dx, db = epilogue_backward(ctx, dy, dr, ctx.saved_tensors, ctx.needs_input_grad[1])
+        return dx, db, None, None, None, None, None, None
+
+
+def remember_epilogue(
+    ctx, y: Tensor, r: Tensor, bias: Tensor | None, options: tuple, *also: Tensor
+) -> None:
+    """Saves `also`, then y and r where backward reads them (an affine map's gradient does not)."""
+    _, act, _, _, pixel_norm, _ = options
+    ctx.epilogue = options[:-1]
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(*also, *((y, r) if pixel_norm or act != "linear" else (None, None)))
+    ctx.set_materialize_grads(False)
+    if not pixel_norm:
+        ctx.mark_non_differentiable(r)
+
+
+def epilogue_backward(ctx, dy, dr, saved: tuple, bias_wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """Gradients of (x, bias), themselves differentiable; `saved` ends in what `remember_epilogue` saved.
+
+    At least one of dy and dr is a tensor: autograd calls no backward otherwise.
+    """
+    *_, y, r = saved
+    if y is None:
+        # The kernel reads no value of y for an affine map, only its layout.
+        y, r = dy.detach(), dy.new_empty(0, dtype=accumulation_dtype(dy.dtype))
+    elif dy is None:
+        dy = torch.zeros_like(y)
+    arguments = (dy, dr, y, r, *ctx.epilogue, bias_wanted)
+    dx, db = (
+        BiasActBackward.apply(*arguments)
+        if torch.is_grad_enabled()
+        else below_autograd(_backward, *arguments)
+    )
+    return dx, db.to(ctx.bias_dtype) if bias_wanted else None
+
+
+class BiasActBackward(Function):
+    """(dy, dr, y, r, *options, bias_wanted) -> (dx, db); db is an empty tensor unless wanted."""
+
+    @staticmethod
+    def forward(ctx, dy, dr, y, r, *options):
+        dx, db = below_autograd(_backward, dy, dr, y, r, *options)
+        *ctx.epilogue, bias_wanted = options
+        ctx.save_for_backward(dy, dr, y, r)
+        ctx.set_materialize_grads(False)
+        if not bias_wanted:
+            ctx.mark_non_differentiable(db)
+        return dx, db
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g, g_bias):
+        dr, pixel_norm = ctx.saved_tensors[1], ctx.epilogue[-1]
+        d_dy, d_y, d_r, d_dr = below_autograd(
+            _double_backward, g, g_bias, *ctx.saved_tensors, *ctx.epilogue
+        )
+        if not pixel_norm:
+            d_y = d_r = d_dr = None
+        return d_dy, d_dr if dr is not None else None, d_y, d_r, None, None, None, None, None, None
+
+
+# The formulas in plain PyTorch, for devices that have no kernels of their own.
+
+
+def _forward_fallback(x, bias, scale, act, slope, gain, pixel_norm, eps):
+    dtype = accumulation_dtype(x.dtype)
+    u = reference.bias_act(x.to(dtype), bias, scale=scale, act=act, slope=slope, gain=gain)
+    if not pixel_norm:
+        return torch.empty_like(x).copy_(u), x.new_empty(0, dtype=dtype)
+    r = torch.rsqrt(u.square().mean(dim=1, keepdim=True) + eps)
+    return torch.empty_like(x).copy_(u * r), r.contiguous()
+
+
+def _inplace_fallback(x, bias, *options):
+    y, r = _forward_fallback(x, bias, *options)
+    x.copy_(y)
+    return r
+
+
+def _derivative(y: Tensor, act: str, slope: float, gain: float) -> Tensor:
+    """gain * act', read off the sign of y: k / scale of the formulas above."""
+    return torch.where(
+        y > 0, y.new_full((), gain), y.new_full((), gain * effective_slope(act, slope))
+    )
+
+
+def _backward_fallback(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_wanted):
+    dtype = accumulation_dtype(y.dtype)
+    du, y_wide = dy.to(dtype), y.to(dtype)
+    if pixel_norm:
+        du = r * (du - y_wide * (du * y_wide).mean(dim=1, keepdim=True))
+        if dr is not None:
+            du = du - r.square() * y_wide * dr / y.shape[1]
+    d_biased = du * _derivative(y_wide, act, slope, gain)
+    dx = torch.empty_like(y).copy_(scale * d_biased)
+    dims = [0, *range(2, y.ndim)]
+    return dx, d_biased.sum(dim=dims) if bias_wanted else dx.new_empty(0, dtype=dtype)
+
+
+def _double_backward_fallback(g, g_bias, dy, dr, y, r, scale, act, slope, gain, pixel_norm):
+    dtype = accumulation_dtype(y.dtype)
+    y_wide, dy_wide = y.to(dtype), dy.to(dtype)
+    h = torch.zeros_like(y_wide) if g is None else scale * g.to(dtype)
+    if g_bias is not None:
+        h = h + g_bias.to(dtype).reshape(1, -1, *[1] * (y.ndim - 2))
+    h = h * _derivative(y_wide, act, slope, gain)
+    if not pixel_norm:
+        return torch.empty_like(y).copy_(h), *_factors(y, False, 3)
+    m = (dy_wide * y_wide).mean(dim=1, keepdim=True)
+    q = (h * y_wide).mean(dim=1, keepdim=True)
+    d_dy = r * (h - y_wide * q)
+    d_y = -r * (h * m + dy_wide * q)
+    d_r = (h * (dy_wide - y_wide * m)).sum(dim=1, keepdim=True)
+    if dr is not None:
+        d_y = d_y - r.square() * dr * h / y.shape[1]
+        d_r = d_r - 2 * r * dr * q
+    like_y = (torch.empty_like(y).copy_(d) for d in (d_dy, d_y))
+    return *like_y, d_r.contiguous(), (-r.square() * q).contiguous()
+
+
+# Fake kernels: shapes, dtypes and strides alone.
+
+
+def _factors(x: Tensor, pixel_norm: bool, count: int) -> list[Tensor]:
+    """Empty tensors like r."""
+    shape = [x.shape[0], 1, *x.shape[2:]] if pixel_norm else [0]
+    return [x.new_empty(shape, dtype=accumulation_dtype(x.dtype)) for _ in range(count)]
+
+
+def _forward_fake(x, bias, scale, act, slope, gain, pixel_norm, eps):
+    return torch.empty_like(x), *_factors(x, pixel_norm, 1)
+
+
+def _inplace_fake(x, bias, scale, act, slope, gain, pixel_norm, eps):
+    return _factors(x, pixel_norm, 1)[0]
+
+
+def _backward_fake(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_wanted):
+    db = y.new_empty(y.shape[1] if bias_wanted else 0, dtype=accumulation_dtype(y.dtype))
+    return torch.empty_like(y), db
+
+
+def _double_backward_fake(g, g_bias, dy, dr, y, r, scale, act, slope, gain, pixel_norm):
+    if not pixel_norm:
+        return torch.empty_like(y), *_factors(y, False, 3)
+    return torch.empty_like(y), torch.empty_like(y), *_factors(y, True, 2)
+
+
+_forward = define(
+    f"bias_act(Tensor x, Tensor? bias=None, {EPILOGUE_SCHEMA}, float eps=1e-8) -> (Tensor y, Tensor r)",
+    fallback=_forward_fallback,
+    fake=_forward_fake,
+)
+bias_act_inplace = define(
+    f"bias_act_(Tensor(a!) x, Tensor? bias=None, {EPILOGUE_SCHEMA}, float eps=1e-8) -> Tensor r",
+    fallback=_inplace_fallback,
+    fake=_inplace_fake,
+)
+_backward = define(
+    f"bias_act_backward(Tensor dy, Tensor? dr, Tensor y, Tensor r, {EPILOGUE_SCHEMA}, "
+    "bool bias_wanted=False) -> (Tensor dx, Tensor db)",
+    fallback=_backward_fallback,
+    fake=_backward_fake,
+)
+_double_backward = define(
+    "bias_act_double_backward(Tensor? g, Tensor? g_bias, Tensor dy, Tensor? dr, Tensor y, Tensor r, "
+    f"{EPILOGUE_SCHEMA}) -> (Tensor d_dy, Tensor d_y, Tensor d_r, Tensor d_dr)",
+    fallback=_double_backward_fallback,
+    fake=_double_backward_fake,
+)
+differentiate(_forward, BiasAct)
+differentiate(_backward, BiasActBackward)

@@ -1,0 +1,84 @@
+"""Which implementation runs: native kernels, Triton kernels, or plain PyTorch."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pggan_fast import _native
+
+IMPLEMENTATIONS = ("auto", "native", "triton", "reference")
+OPS = (
+    "bias_act",
+    "pixel_norm",
+    "equalized_conv2d",
+    "equalized_linear",
+    "upsample2x",
+    "downsample2x",
+    "fade_in",
+    "fade_reals",
+    "minibatch_stddev",
+)
+
+# A plain module global, since torch.compile(fullgraph=True) guards on one and refuses a ContextVar.
+_selected = os.environ.get("PGGAN_FAST_IMPL", "auto")
+if _selected not in IMPLEMENTATIONS:
+    raise ValueError(f"PGGAN_FAST_IMPL is {_selected!r}, allowed: {', '.join(IMPLEMENTATIONS)}")
+
+
+@contextmanager
+def use_impl(name: str) -> Iterator[None]:
+    """Inside, every op with `impl="auto"` takes this implementation, in every thread.
+
+    An op's backward keeps the choice that its forward made.
+    """
+    global _selected
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"use_impl({name!r}): allowed are {', '.join(IMPLEMENTATIONS)}")
+    before, _selected = _selected, name
+    try:
+        yield
+    finally:
+        _selected = before
+
+
+def passed_over(impl: str, device_type: str) -> str | None:
+    """Why `impl` cannot run on this kind of device, or None if it can."""
+    if impl == "reference":
+        return None
+    if impl == "triton":
+        return "this version has no Triton kernels"
+    if device_type == "cpu":
+        return None if _native.cpu_available else _native.cpu_reason
+    if device_type == "cuda":
+        return None if _native.cuda_available else _native.cuda_reason
+    return f"there are no native kernels for {device_type} devices"
+
+
+def choose(op: str, x: torch.Tensor, impl: str) -> str:
+    """The implementation that `op` takes for x: the first of native, triton, reference that can run."""
+    if impl == "auto":
+        impl = _selected
+    device_type = x.device.type
+    if impl == "auto":
+        if device_type == "cpu" and _native.cpu_available:
+            return "native"
+        return next(
+            i for i in ("native", "triton", "reference") if passed_over(i, device_type) is None
+        )
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"{op}: impl is {impl!r}, allowed: {', '.join(IMPLEMENTATIONS)}")
+    if (reason := passed_over(impl, device_type)) is not None:
+        raise RuntimeError(f"{op}: impl={impl!r} cannot run on {device_type}: {reason}")
+    return impl
+
+
+def implementations(device: str | torch.device) -> dict[str, dict[str, str]]:
+    """For each op: every implementation on this device, "chosen", "available" or the reason it cannot run."""
+    device_type = torch.device(device).type
+    states = {i: passed_over(i, device_type) or "available" for i in IMPLEMENTATIONS[1:]}
+    chosen = next(i for i, state in states.items() if state == "available")
+    if _selected != "auto":
+        chosen = _selected
+    return {op: {**states, chosen: "chosen"} for op in OPS}

@@ -1,0 +1,264 @@
+"""equalized_conv2d: convolution, folded 2x rescaling, and the bias_act epilogue on the fresh output in place."""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from pggan_fast import reference
+from pggan_fast.ops.bias_act import (
+    EPILOGUE_SCHEMA,
+    bias_act_inplace,
+    check_epilogue,
+    epilogue_backward,
+    remember_epilogue,
+)
+from pggan_fast.ops.choice import choose
+from pggan_fast.ops.registry import below_autograd, define, differentiate, engine_wants
+from pggan_fast.ops.weights import prepare, restore
+
+
+def equalized_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    weight_scale: float | None = None,
+    padding: int | None = None,
+    up: int = 1,
+    down: int = 1,
+    act: str = "linear",
+    slope: float = 0.2,
+    gain: float = 1.0,
+    pixel_norm: bool = False,
+    eps: float = 1e-8,
+    impl: str = "auto",
+) -> Tensor:
+    """Convolution with an equalized learning rate (paper, section 4.1) and everything that follows it:
+
+    1. nearest upsampling by 2 if `up=2`;
+    2. convolution with `weight`, zero padding `padding` (default k // 2, "same" for odd kernels);
+    3. 2x2 mean if `down=2` (an odd last row or column is dropped);
+    4. `bias_act` with `weight_scale` as its scale (default sqrt(2 / fan_in)), so the weight is never scaled.
+
+    1+2 and 2+3 are each one strided convolution with a folded kernel; neither large intermediate exists.
+
+    x: [N, C_in, H, W], any strides. weight: [C_out, C_in, k, k]. bias: [C_out] or None.
+    Computes in x's dtype (autocast's where that is on) with the weight cast to it, the epilogue in fp32.
+    Returns [N, C_out, H', W'] in x's dtype and layout. Twice differentiable in x, weight and bias.
+    Raises ValueError for shapes that do not match, up and down other than 1 and 2 or both 2,
+    and what `bias_act` refuses.
+    """
+    _check(x, weight, up, down, padding)
+    check_epilogue("equalized_conv2d", weight.shape[0], bias, act, slope, gain)
+    weight_scale = reference.default_weight_scale(weight) if weight_scale is None else weight_scale
+    padding = weight.shape[-1] // 2 if padding is None else padding
+    x, weight = autocast_input(x), separate_leaf(weight)
+    if choose("equalized_conv2d", x, impl) == "reference":
+        return reference.equalized_conv2d(
+            x,
+            weight,
+            bias,
+            weight_scale=weight_scale,
+            padding=padding,
+            up=up,
+            down=down,
+            act=act,
+            slope=slope,
+            gain=gain,
+            pixel_norm=pixel_norm,
+            eps=eps,
+        )
+    run = (
+        torch.ops.pggan_fast.equalized_conv2d
+        if torch.compiler.is_compiling()
+        else EqualizedConv2d.apply
+    )
+    return run(x, weight, bias, padding, up, down, weight_scale, act, slope, gain, pixel_norm, eps)[
+        0
+    ]
+
+
+def _check(x: Tensor, weight: Tensor, up: int, down: int, padding: int | None) -> None:
+    if (
+        x.ndim != 4
+        or weight.ndim != 4
+        or weight.shape[2] != weight.shape[3]
+        or x.shape[1] != weight.shape[1]
+    ):
+        raise ValueError(
+            "equalized_conv2d: x must be [N, C_in, H, W] and weight [C_out, C_in, k, k], "
+            f"got {list(x.shape)} and {list(weight.shape)}"
+        )
+    if (up, down) not in ((1, 1), (2, 1), (1, 2)):
+        raise ValueError(
+            f"equalized_conv2d: up={up} and down={down}, each must be 1 or 2, and not both 2"
+        )
+    k = weight.shape[-1]
+    if padding is None and k % 2 == 0:
+        raise ValueError(f"equalized_conv2d: a kernel of even size {k} needs an explicit padding")
+    if padding is not None and not 0 <= padding <= (k - 1 if up == 2 else k):
+        raise ValueError(
+            f"equalized_conv2d: padding is {padding}, must be 0 to {k - 1 if up == 2 else k}"
+        )
+
+
+def autocast_input(x: Tensor) -> Tensor:
+    """x in autocast's dtype where autocast is on, as torch's own convolution and linear take it."""
+    device_type = x.device.type
+    if torch.is_autocast_enabled(device_type) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(device_type))
+    return x
+
+
+def separate_leaf(weight: Tensor) -> Tensor:
+    """A view of a parameter, since `engine_wants` cannot tell of a leaf whether its gradient is wanted."""
+    if (
+        weight.requires_grad
+        and weight.is_leaf
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    ):
+        return weight.view_as(weight)
+    return weight
+
+
+class EqualizedConv2d(Function):
+    """(x, weight, bias, padding, up, down, *epilogue, eps) -> (y, r)."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, padding, up, down, *options):
+        y, r = below_autograd(_forward, x, weight, bias, padding, up, down, *options)
+        ctx.geometry = (padding, up, down)
+        remember_epilogue(ctx, y, r, bias, options, x, weight)
+        return y, r
+
+    @staticmethod
+    def backward(ctx, dy, dr):
+        x, weight, *_ = saved = ctx.saved_tensors
+        dz, db = epilogue_backward(ctx, dy, dr, saved, ctx.needs_input_grad[2])
+        wanted = (ctx.needs_input_grad[0], engine_wants(ctx, 1))
+        dx, dw = _conv_gradients(dz, x, weight, ctx.geometry, wanted)
+        return dx, dw, db, *(None,) * 9
+
+
+def _conv_gradients(dz, x, weight, geometry, wanted) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the bare convolution: one call, or two differentiable ones where a graph is built."""
+    if not any(wanted):
+        return None, None
+    if not torch.is_grad_enabled():
+        return _raw_gradients(dz, x, weight, geometry, wanted)
+    dx = (
+        _InputGradient.apply(dz, separate_leaf(weight), x.detach(), geometry) if wanted[0] else None
+    )
+    dw = _WeightGradient.apply(dz, x, weight.detach(), geometry) if wanted[1] else None
+    return dx, dw
+
+
+# The convolution F(x, w), its input gradient B(dz, w) and its weight gradient W(dz, x) are each linear in both
+# arguments, and each one's gradients are the other two: closed under differentiation, to any order.
+# torch's own double backward computes W as a convolution with an image-sized kernel, which is far slower.
+
+
+class _Convolution(Function):
+    @staticmethod
+    def forward(ctx, x, weight, geometry):
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = geometry
+        return _raw_convolution(x, weight, *geometry)
+
+    @staticmethod
+    def backward(ctx, dz):
+        x, weight = ctx.saved_tensors
+        wanted = (ctx.needs_input_grad[0], engine_wants(ctx, 1))
+        return *_conv_gradients(dz, x, weight, ctx.geometry, wanted), None
+
+
+class _InputGradient(Function):
+    """B(dz, w); `like` has the shape of x and no gradient."""
+
+    @staticmethod
+    def forward(ctx, dz, weight, like, geometry):
+        ctx.save_for_backward(dz, weight)
+        ctx.geometry = geometry
+        return _raw_gradients(dz, like, weight, geometry, (True, False))[0]
+
+    @staticmethod
+    def backward(ctx, g):
+        dz, weight = ctx.saved_tensors
+        d_dz = _Convolution.apply(g, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
+        dw = (
+            _WeightGradient.apply(dz, g, weight.detach(), ctx.geometry)
+            if engine_wants(ctx, 1)
+            else None
+        )
+        return d_dz, dw, None, None
+
+
+class _WeightGradient(Function):
+    """W(dz, x); `like` has the shape and dtype of the weight and no gradient."""
+
+    @staticmethod
+    def forward(ctx, dz, x, like, geometry):
+        ctx.save_for_backward(dz, x)
+        ctx.geometry = geometry
+        return _raw_gradients(dz, x, like, geometry, (False, True))[1]
+
+    @staticmethod
+    def backward(ctx, g):
+        dz, x = ctx.saved_tensors
+        d_dz = _Convolution.apply(x, g, ctx.geometry) if ctx.needs_input_grad[0] else None
+        dx = (
+            _InputGradient.apply(dz, g, x.detach(), ctx.geometry)
+            if ctx.needs_input_grad[1]
+            else None
+        )
+        return d_dz, dx, None, None
+
+
+def _arguments(k: int, padding: int, up: int, down: int) -> tuple:
+    """(stride, padding, dilation, transposed, output_padding, groups) of the prepared weight's convolution."""
+    stride = max(up, down)
+    padding = k - 1 - padding if up == 2 else padding
+    return [stride, stride], [padding, padding], [1, 1], up == 2, [0, 0], 1
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _raw_convolution(x, weight, padding, up, down) -> Tensor:
+    prepared = prepare(weight, x.dtype, _is_channels_last(x), up, down)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.aten.convolution(
+            x, prepared, None, *_arguments(weight.shape[-1], padding, up, down)
+        )
+
+
+def _raw_gradients(dz, x, weight, geometry, wanted) -> tuple[Tensor | None, Tensor | None]:
+    padding, up, down = geometry
+    prepared = prepare(weight, x.dtype, _is_channels_last(x), up, down)
+    with torch._C._AutoDispatchBelowAutograd():
+        dx, dw, _ = torch.ops.aten.convolution_backward(
+            dz,
+            x,
+            prepared,
+            None,
+            *_arguments(weight.shape[-1], padding, up, down),
+            [*wanted, False],
+        )
+    return dx, restore(dw, weight, up, down) if wanted[1] else None
+
+
+def _forward_kernel(x, weight, bias, padding, up, down, *options):
+    y = _raw_convolution(x, weight, padding, up, down)
+    # In place: the convolution's output is fresh and nothing else holds it.
+    return y, bias_act_inplace(y, bias, *options)
+
+
+_forward = define(
+    "equalized_conv2d(Tensor x, Tensor weight, Tensor? bias, SymInt padding, int up=1, int down=1, "
+    f"{EPILOGUE_SCHEMA}, float eps=1e-8) -> (Tensor y, Tensor r)",
+    fallback=_forward_kernel,
+    fake=_forward_kernel,
+)
+differentiate(_forward, EqualizedConv2d)

@@ -1,0 +1,198 @@
+"""fade_in and fade_reals: the two blends of a transition, without the upsampled copies.
+
+Ops take alpha as a 0-d fp32 tensor or, where that is None, as the number after it.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from pggan_fast import reference
+from pggan_fast.ops.choice import choose
+from pggan_fast.ops.registry import below_autograd, define, differentiate
+from pggan_fast.ops.resample import Downsample2x, Upsample2x, check_image, like_layout
+
+
+def fade_in(low: Tensor, high: Tensor, alpha: float | Tensor, *, impl: str = "auto") -> Tensor:
+    """`lerp(upsample2x(low), high, alpha)`; alpha is the weight of the new path (paper, figure 2).
+
+    low: [N, C, H, W]; high: [N, C, 2H, 2W] of the same dtype; alpha: a float, or a 0-d fp32 tensor
+    on their device, which gets a gradient if it requires one.
+    Computed in fp32 (fp64 for fp64); the result has high's dtype and layout. Twice differentiable.
+    Raises ValueError for sizes or dtypes that do not match.
+    """
+    if low.ndim != 4 or high.ndim != 4 or high.shape != _doubled(low):
+        raise ValueError(
+            "fade_in: low must be [N, C, H, W] and high [N, C, 2H, 2W], "
+            f"got {list(low.shape)} and {list(high.shape)}"
+        )
+    if low.dtype != high.dtype:
+        raise ValueError(f"fade_in: low is {low.dtype} and high is {high.dtype}, must be the same")
+    tensor, number = split_alpha("fade_in", alpha)
+    if choose("fade_in", high, impl) == "reference":
+        return reference.fade_in(low, high, alpha)
+    run = torch.ops.pggan_fast.fade_in if torch.compiler.is_compiling() else FadeIn.apply
+    return run(low, high, tensor, number)
+
+
+def fade_reals(
+    images: Tensor, alpha: float | Tensor, *, dtype: torch.dtype | None = None, impl: str = "auto"
+) -> Tensor:
+    """`lerp(upsample2x(downsample2x(x)), x, alpha)`: real images fade in as the networks do.
+
+    images: [N, C, H, W] with H and W even; floating, or uint8 0..255, which becomes -1..1 in the same pass.
+    alpha: as in `fade_in`. dtype: of the result, by default fp32 for uint8 and else images' own.
+    Computed in fp32 (fp64 for fp64); the result has images' layout. Twice differentiable in floating images.
+    Raises ValueError for odd sizes and for integer images other than uint8.
+    """
+    check_image("fade_reals", images)
+    if images.shape[2] % 2 or images.shape[3] % 2:
+        raise ValueError(
+            f"fade_reals: images are {images.shape[2]} x {images.shape[3]}, height and width must be even"
+        )
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"fade_reals: images are {images.dtype}, must be uint8 or floating")
+    if dtype is None:
+        dtype = torch.float32 if images.dtype == torch.uint8 else images.dtype
+    tensor, number = split_alpha("fade_reals", alpha)
+    if choose("fade_reals", images, impl) == "reference":
+        return reference.fade_reals(images, alpha, dtype=dtype)
+    run = torch.ops.pggan_fast.fade_reals if torch.compiler.is_compiling() else FadeReals.apply
+    return run(images, tensor, number, dtype)
+
+
+def split_alpha(op: str, alpha: float | Tensor) -> tuple[Tensor | None, float]:
+    """(tensor, number) as the ops take it: exactly one of them counts."""
+    if not isinstance(alpha, Tensor):
+        return None, float(alpha)
+    if alpha.ndim != 0 or alpha.dtype != torch.float32:
+        raise ValueError(
+            f"{op}: alpha must be a float or a 0-d fp32 tensor, got {list(alpha.shape)} {alpha.dtype}"
+        )
+    return alpha, 0.0
+
+
+def _doubled(low: Tensor) -> tuple:
+    n, c, h, w = low.shape
+    return (n, c, 2 * h, 2 * w)
+
+
+def _alpha_gradient(dy: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """d(alpha) = sum(dy (new - old)). Nobody trains alpha, so plain ops do."""
+    wide = torch.promote_types(dy.dtype, torch.float32)
+    return (dy.to(wide) * (new.to(wide) - old.to(wide))).sum().to(torch.float32)
+
+
+class FadeIn(Function):
+    """(low, high, alpha tensor, alpha number) -> the blend."""
+
+    @staticmethod
+    def forward(ctx, low, high, alpha, number):
+        ctx.number = number
+        wants_alpha = ctx.needs_input_grad[2]
+        ctx.save_for_backward(alpha, *((low, high) if wants_alpha else ()))
+        return below_autograd(_fade_in, low, high, alpha, number)
+
+    @staticmethod
+    def backward(ctx, dy):
+        alpha, *inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            d_low, d_high = FadeInBackward.apply(dy, alpha, ctx.number)
+        else:
+            d_low, d_high = below_autograd(_fade_in_backward, dy, alpha, ctx.number)
+        d_alpha = (
+            _alpha_gradient(dy, inputs[1], Upsample2x.apply(inputs[0], 1.0, 0, 0))
+            if inputs
+            else None
+        )
+        return d_low, d_high, d_alpha, None
+
+
+class FadeInBackward(Function):
+    """(dy, alpha tensor, alpha number) -> (d_low, d_high): ((1 - alpha) * 2x2 sums of dy, alpha * dy)."""
+
+    @staticmethod
+    def forward(ctx, dy, alpha, number):
+        ctx.number = number
+        ctx.save_for_backward(alpha, *((dy,) if ctx.needs_input_grad[1] else ()))
+        return below_autograd(_fade_in_backward, dy, alpha, number)
+
+    @staticmethod
+    def backward(ctx, g_low, g_high):
+        alpha, *dy = ctx.saved_tensors
+        d_dy = FadeIn.apply(g_low, g_high, alpha, ctx.number)
+        d_alpha = _alpha_gradient(dy[0], g_high, Upsample2x.apply(g_low, 1.0, 0, 0)) if dy else None
+        return d_dy, d_alpha, None
+
+
+class FadeReals(Function):
+    """(images, alpha tensor, alpha number, dtype) -> the blend. Linear and symmetric: its own backward."""
+
+    @staticmethod
+    def forward(ctx, images, alpha, number, dtype):
+        ctx.number, ctx.dtype = number, images.dtype
+        ctx.save_for_backward(alpha, *((images,) if ctx.needs_input_grad[1] else ()))
+        return below_autograd(_fade_reals, images, alpha, number, dtype)
+
+    @staticmethod
+    def backward(ctx, dy):
+        alpha, *images = ctx.saved_tensors
+        dx = FadeReals.apply(dy, alpha, ctx.number, ctx.dtype) if ctx.needs_input_grad[0] else None
+        if not images:
+            return dx, None, None, None
+        x = FadeReals.apply(images[0], None, 1.0, dy.dtype)
+        return dx, _alpha_gradient(dy, x, FadeReals.apply(x, None, 0.0, dy.dtype)), None, None
+
+
+def _alpha(alpha: Tensor | None, number: float) -> Tensor | float:
+    return number if alpha is None else alpha
+
+
+def _fade_in_fake(low, high, alpha, number):
+    return like_layout(high, high.shape)
+
+
+def _fade_in_fallback(low, high, alpha, number):
+    return _fade_in_fake(low, high, alpha, number).copy_(
+        reference.fade_in(low, high, _alpha(alpha, number))
+    )
+
+
+def _fade_in_backward_fake(dy, alpha, number):
+    n, c, h, w = dy.shape
+    return like_layout(dy, [n, c, h // 2, w // 2]), like_layout(dy, dy.shape)
+
+
+def _fade_in_backward_fallback(dy, alpha, number):
+    d_low, d_high = _fade_in_backward_fake(dy, alpha, number)
+    wide, alpha = dy.to(reference.accumulation_dtype(dy.dtype)), _alpha(alpha, number)
+    return d_low.copy_(reference.downsample2x(wide) * (4 * (1 - alpha))), d_high.copy_(wide * alpha)
+
+
+def _fade_reals_fake(images, alpha, number, dtype):
+    return like_layout(images, images.shape).to(dtype)
+
+
+def _fade_reals_fallback(images, alpha, number, dtype):
+    y = reference.fade_reals(images, _alpha(alpha, number), dtype=dtype)
+    return _fade_reals_fake(images, alpha, number, dtype).copy_(y)
+
+
+_fade_in = define(
+    "fade_in(Tensor low, Tensor high, Tensor? alpha, float number=1.0) -> Tensor",
+    fallback=_fade_in_fallback,
+    fake=_fade_in_fake,
+)
+_fade_in_backward = define(
+    "fade_in_backward(Tensor dy, Tensor? alpha, float number=1.0) -> (Tensor d_low, Tensor d_high)",
+    fallback=_fade_in_backward_fallback,
+    fake=_fade_in_backward_fake,
+)
+_fade_reals = define(
+    "fade_reals(Tensor images, Tensor? alpha, float number, ScalarType dtype) -> Tensor",
+    fallback=_fade_reals_fallback,
+    fake=_fade_reals_fake,
+)
+differentiate(_fade_in, FadeIn)
+differentiate(_fade_in_backward, FadeInBackward)
+differentiate(_fade_reals, FadeReals)

@@ -1,0 +1,92 @@
+"""equalized_linear: a dense layer with the bias_act epilogue on its fresh output in place."""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from pggan_fast import reference
+from pggan_fast.ops.bias_act import (
+    EPILOGUE_SCHEMA,
+    bias_act_inplace,
+    check_epilogue,
+    epilogue_backward,
+    remember_epilogue,
+)
+from pggan_fast.ops.choice import choose
+from pggan_fast.ops.conv import autocast_input, separate_leaf
+from pggan_fast.ops.registry import below_autograd, define, differentiate, engine_wants
+from pggan_fast.ops.weights import prepare
+
+
+def equalized_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    weight_scale: float | None = None,
+    act: str = "linear",
+    slope: float = 0.2,
+    gain: float = 1.0,
+    pixel_norm: bool = False,
+    eps: float = 1e-8,
+    impl: str = "auto",
+) -> Tensor:
+    """Dense layer with an equalized learning rate (paper, section 4.1): `bias_act(x @ weight.T, bias)`.
+
+    `weight_scale` (default sqrt(2 / fan_in)) is the epilogue's scale, so the weight is never scaled.
+
+    x: [N, C_in]. weight: [C_out, C_in]. bias: [C_out] or None.
+    Computes in x's dtype (autocast's where that is on) with the weight cast to it, the epilogue in fp32.
+    Returns [N, C_out] in x's dtype. Twice differentiable in x, weight and bias.
+    Raises ValueError for shapes that do not match and what `bias_act` refuses.
+    """
+    if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            "equalized_linear: x must be [N, C_in] and weight [C_out, C_in], "
+            f"got {list(x.shape)} and {list(weight.shape)}"
+        )
+    check_epilogue("equalized_linear", weight.shape[0], bias, act, slope, gain)
+    weight_scale = reference.default_weight_scale(weight) if weight_scale is None else weight_scale
+    x, weight = autocast_input(x), separate_leaf(weight)
+    options = dict(act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+    if choose("equalized_linear", x, impl) == "reference":
+        return reference.equalized_linear(x, weight, bias, weight_scale=weight_scale, **options)
+    run = (
+        torch.ops.pggan_fast.equalized_linear
+        if torch.compiler.is_compiling()
+        else EqualizedLinear.apply
+    )
+    return run(x, weight, bias, weight_scale, *options.values())[0]
+
+
+class EqualizedLinear(Function):
+    """(x, weight, bias, *epilogue, eps) -> (y, r)."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, *options):
+        y, r = below_autograd(_forward, x, weight, bias, *options)
+        remember_epilogue(ctx, y, r, bias, options, x, weight)
+        return y, r
+
+    @staticmethod
+    def backward(ctx, dy, dr):
+        x, weight, *_ = saved = ctx.saved_tensors
+        dz, db = epilogue_backward(ctx, dy, dr, saved, ctx.needs_input_grad[2])
+        dx = dz @ weight.to(dz.dtype) if ctx.needs_input_grad[0] else None
+        dw = (dz.T @ x).to(weight.dtype) if engine_wants(ctx, 1) else None
+        return dx, dw, db, *(None,) * 6
+
+
+def _forward_kernel(x, weight, bias, *options):
+    with torch._C._AutoDispatchBelowAutograd():
+        y = torch.mm(x, prepare(weight, x.dtype).T)
+    return y, bias_act_inplace(y, bias, *options)
+
+
+_forward = define(
+    f"equalized_linear(Tensor x, Tensor weight, Tensor? bias, {EPILOGUE_SCHEMA}, float eps=1e-8)"
+    " -> (Tensor y, Tensor r)",
+    fallback=_forward_kernel,
+    fake=_forward_kernel,
+)
+differentiate(_forward, EqualizedLinear)

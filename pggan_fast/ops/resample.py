@@ -1,0 +1,106 @@
+"""upsample2x and downsample2x. Up to a factor each is the other's adjoint, so gradients of any order are ops again."""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from pggan_fast import reference
+from pggan_fast.ops.choice import choose
+from pggan_fast.ops.registry import below_autograd, define, differentiate
+
+
+def upsample2x(x: Tensor, *, impl: str = "auto") -> Tensor:
+    """Nearest-neighbour upsampling, [N, C, H, W] -> [N, C, 2H, 2W].
+
+    Any floating dtype and strides; the result has x's dtype and layout. Differentiable to any order.
+    """
+    check_image("upsample2x", x)
+    if choose("upsample2x", x, impl) == "reference":
+        return reference.upsample2x(x)
+    run = torch.ops.pggan_fast.upsample2x if torch.compiler.is_compiling() else Upsample2x.apply
+    return run(x, 1.0, 0, 0)
+
+
+def downsample2x(x: Tensor, *, impl: str = "auto") -> Tensor:
+    """2x2 mean, [N, C, H, W] -> [N, C, H // 2, W // 2]; an odd last row or column is dropped, as avg_pool2d does.
+
+    Any floating dtype and strides, accumulated in fp32 (fp64 for fp64); the result has x's dtype and layout.
+    Differentiable to any order.
+    """
+    check_image("downsample2x", x)
+    if choose("downsample2x", x, impl) == "reference":
+        return reference.downsample2x(x)
+    run = torch.ops.pggan_fast.downsample2x if torch.compiler.is_compiling() else Downsample2x.apply
+    return run(x, 0.25)
+
+
+def check_image(op: str, x: Tensor) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"{op}: x must be [N, C, H, W], got {list(x.shape)}")
+
+
+class Upsample2x(Function):
+    """(x, scale, extra_h, extra_w): scale * upsample2x(x), then extra rows and columns (0 or 1) of zeros."""
+
+    @staticmethod
+    def forward(ctx, x, scale, extra_h, extra_w):
+        ctx.scale = scale
+        return below_autograd(_upsample, x, scale, extra_h, extra_w)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return Downsample2x.apply(dy, ctx.scale), None, None, None
+
+
+class Downsample2x(Function):
+    """(x, scale): scale * the sum over 2x2 blocks; an odd last row or column is dropped."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.scale, ctx.extra = scale, (x.shape[2] % 2, x.shape[3] % 2)
+        return below_autograd(_downsample, x, scale)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return Upsample2x.apply(dy, ctx.scale, *ctx.extra), None
+
+
+def like_layout(x: Tensor, shape: list) -> Tensor:
+    """An empty tensor of another [N, C, H, W] shape in x's dtype and layout."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
+def _upsample_fake(x, scale, extra_h, extra_w):
+    n, c, h, w = x.shape
+    return like_layout(x, [n, c, 2 * h + extra_h, 2 * w + extra_w])
+
+
+def _upsample_fallback(x, scale, extra_h, extra_w):
+    y = torch.nn.functional.pad(reference.upsample2x(x) * scale, (0, extra_w, 0, extra_h))
+    return _upsample_fake(x, scale, extra_h, extra_w).copy_(y)
+
+
+def _downsample_fake(x, scale):
+    n, c, h, w = x.shape
+    return like_layout(x, [n, c, h // 2, w // 2])
+
+
+def _downsample_fallback(x, scale):
+    wide = x.to(reference.accumulation_dtype(x.dtype))
+    return _downsample_fake(x, scale).copy_(reference.downsample2x(wide) * (4 * scale))
+
+
+_upsample = define(
+    "upsample2x(Tensor x, float scale=1.0, SymInt extra_h=0, SymInt extra_w=0) -> Tensor",
+    fallback=_upsample_fallback,
+    fake=_upsample_fake,
+)
+_downsample = define(
+    "downsample2x(Tensor x, float scale=0.25) -> Tensor",
+    fallback=_downsample_fallback,
+    fake=_downsample_fake,
+)
+differentiate(_upsample, Upsample2x)
+differentiate(_downsample, Downsample2x)

@@ -1,0 +1,207 @@
+"""minibatch_stddev: the batch's standard deviation as extra feature maps, written straight into the output.
+
+With mu and v the mean and variance over a group, D = max(group - correction, 1), s = sqrt(v + eps), E the number
+of elements in a map's channels and pixels, and T the sum of a map's gradient over its group and pixels:
+
+    dx = dy[:, :C] + T (x - mu) / (D E s)
+
+and for the gradient g of dx, with a = sum over the group of g (x - mu):
+
+    d(dy)[:, :C] = g,    d(dy)[:, C:] = sum over channels and pixels of a / (D E s)
+    d(x) = T / (D E) * ((g - mean over the group of g) / s - (x - mu) a / (D s^3))
+"""
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from pggan_fast import reference
+from pggan_fast.ops.choice import choose
+from pggan_fast.ops.registry import below_autograd, define, differentiate
+from pggan_fast.ops.resample import check_image, like_layout
+
+_OPTIONS = "SymInt group, SymInt num_channels, float eps, bool strided, int correction"
+
+
+def minibatch_stddev(
+    x: Tensor,
+    group_size: int = 4,
+    num_channels: int = 1,
+    eps: float = 1e-8,
+    *,
+    grouping: str = "strided",
+    correction: int = 0,
+    impl: str = "auto",
+) -> Tensor:
+    """x with `num_channels` maps of the minibatch's standard deviation appended (paper, section 3).
+
+    1. The batch is cut into groups of the largest divisor of N not above `group_size`: "strided" puts sample n
+       into group n mod M of M groups (the official code), "consecutive" puts neighbours together.
+    2. Per group, channel and pixel: `sqrt(var + eps)`, the variance dividing by group - `correction` (0: biased).
+    3. Its mean over pixels and over each of `num_channels` equal runs of channels.
+    4. That number, constant over the group's samples and all pixels, is appended as the last channels.
+
+    x: [N, C, H, W], any strides; statistics in fp32 (fp64 for fp64). Returns [N, C + num_channels, H, W]
+    in x's dtype and layout. Twice differentiable. Other codebases use consecutive groups and correction 1.
+    Warns when N > 1 and only groups of one sample divide it, whose deviation is 0.
+    Raises ValueError for an unknown grouping and a num_channels that does not divide C.
+    """
+    check_image("minibatch_stddev", x)
+    if grouping not in ("strided", "consecutive"):
+        raise ValueError(
+            f"minibatch_stddev: grouping is {grouping!r}, allowed: strided, consecutive"
+        )
+    if group_size < 1 or num_channels < 1 or x.shape[1] % num_channels:
+        raise ValueError(
+            f"minibatch_stddev: group_size is {group_size} and num_channels {num_channels}, both must be "
+            f"at least 1 and num_channels must divide the {x.shape[1]} channels"
+        )
+    group = reference.stddev_group(x.shape[0], group_size)
+    if group == 1 and x.shape[0] > 1 and group_size > 1 and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"minibatch_stddev: no group size from 2 to {group_size} divides the batch of {x.shape[0]}, "
+            "so the statistics are constant",
+            stacklevel=2,
+        )
+    if choose("minibatch_stddev", x, impl) == "reference":
+        return reference.minibatch_stddev(
+            x, group_size, num_channels, eps, grouping=grouping, correction=correction
+        )
+    run = (
+        torch.ops.pggan_fast.minibatch_stddev
+        if torch.compiler.is_compiling()
+        else MinibatchStddev.apply
+    )
+    return run(x, group, num_channels, eps, grouping == "strided", correction)
+
+
+class MinibatchStddev(Function):
+    """(x, group, num_channels, eps, strided, correction) -> y."""
+
+    @staticmethod
+    def forward(ctx, x, *options):
+        ctx.options = options
+        ctx.save_for_backward(x)
+        return below_autograd(_forward, x, *options)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            dx = MinibatchStddevBackward.apply(dy, x, *ctx.options)
+        else:
+            dx = below_autograd(_backward, dy, x, *ctx.options)
+        return dx, None, None, None, None, None
+
+
+class MinibatchStddevBackward(Function):
+    """(dy, x, *options) -> dx."""
+
+    @staticmethod
+    def forward(ctx, dy, x, *options):
+        ctx.options = options
+        ctx.save_for_backward(dy, x)
+        return below_autograd(_backward, dy, x, *options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        d_dy, dx = below_autograd(_double_backward, g, *ctx.saved_tensors, *ctx.options)
+        return d_dy, dx, None, None, None, None, None
+
+
+# The formulas in plain PyTorch, for devices that have no kernels of their own.
+
+
+def _grouped(x: Tensor, group: int, maps: int, strided: bool) -> Tensor:
+    """x [N, C, H, W] as [group, M, maps, C / maps, H, W] in the accumulation dtype."""
+    n, c, h, w = x.shape
+    x = x.to(reference.accumulation_dtype(x.dtype))
+    if strided:
+        return x.reshape(group, n // group, maps, c // maps, h, w)
+    return x.reshape(n // group, group, maps, c // maps, h, w).transpose(0, 1)
+
+
+def _ungrouped(y: Tensor, strided: bool) -> Tensor:
+    y = y if strided else y.transpose(0, 1)
+    return y.reshape(y.shape[0] * y.shape[1], y.shape[2] * y.shape[3], *y.shape[4:])
+
+
+def _statistics(x: Tensor, group: int, maps: int, eps: float, strided: bool, correction: int):
+    """(x - mu, s, D, E) of the formulas above."""
+    y = _grouped(x, group, maps, strided)
+    centred = y - y.mean(dim=0, keepdim=True)
+    divisor = max(group - correction, 1)
+    s = torch.sqrt(centred.square().sum(dim=0, keepdim=True) / divisor + eps)
+    return centred, s, divisor, y[0, 0, 0].numel()
+
+
+def _map_gradient(dy: Tensor, x: Tensor, group: int, maps: int, strided: bool) -> Tensor:
+    """T of the formulas above, [1, M, maps, 1, 1, 1]."""
+    return _grouped(dy[:, x.shape[1] :], group, maps, strided).sum(dim=(0, 3, 4, 5), keepdim=True)
+
+
+def _forward_fake(x, group, num_channels, eps, strided, correction):
+    n, c, h, w = x.shape
+    return like_layout(x, [n, c + num_channels, h, w])
+
+
+def _forward_fallback(x, group, num_channels, eps, strided, correction):
+    y = _forward_fake(x, group, num_channels, eps, strided, correction)
+    if x.numel():
+        grouping = "strided" if strided else "consecutive"
+        options = dict(grouping=grouping, correction=correction)
+        y.copy_(reference.minibatch_stddev(x, group, num_channels, eps, **options))
+    return y
+
+
+def _backward_fallback(dy, x, group, num_channels, eps, strided, correction):
+    dx = torch.empty_like(x).copy_(dy[:, : x.shape[1]])
+    if x.numel():
+        centred, s, divisor, elements = _statistics(
+            x, group, num_channels, eps, strided, correction
+        )
+        t = _map_gradient(dy, x, group, num_channels, strided)
+        wide = dy[:, : x.shape[1]] + _ungrouped(t * centred / (s * (divisor * elements)), strided)
+        dx.copy_(wide)
+    return dx
+
+
+def _double_backward_fallback(g, dy, x, group, num_channels, eps, strided, correction):
+    d_dy, dx = torch.empty_like(dy), torch.empty_like(x)
+    if x.numel():
+        centred, s, divisor, elements = _statistics(
+            x, group, num_channels, eps, strided, correction
+        )
+        t = _map_gradient(dy, x, group, num_channels, strided) / (divisor * elements)
+        g_grouped = _grouped(g, group, num_channels, strided)
+        a = (g_grouped * centred).sum(dim=0, keepdim=True)
+        maps = (a / s).sum(dim=(3, 4, 5), keepdim=True) / (divisor * elements)
+        h, w = x.shape[2:]
+        maps = maps.expand(group, -1, -1, 1, h, w)
+        d_dy.copy_(torch.cat([g.to(s.dtype), _ungrouped(maps, strided)], dim=1))
+        spread = (g_grouped - g_grouped.mean(dim=0, keepdim=True)) / s
+        dx.copy_(_ungrouped(t * (spread - centred * a / (divisor * s**3)), strided))
+    return d_dy, dx
+
+
+_forward = define(
+    f"minibatch_stddev(Tensor x, {_OPTIONS}) -> Tensor",
+    fallback=_forward_fallback,
+    fake=_forward_fake,
+)
+_backward = define(
+    f"minibatch_stddev_backward(Tensor dy, Tensor x, {_OPTIONS}) -> Tensor",
+    fallback=_backward_fallback,
+    fake=lambda dy, x, *options: torch.empty_like(x),
+)
+_double_backward = define(
+    f"minibatch_stddev_double_backward(Tensor g, Tensor dy, Tensor x, {_OPTIONS}) -> (Tensor d_dy, Tensor dx)",
+    fallback=_double_backward_fallback,
+    fake=lambda g, dy, x, *options: (torch.empty_like(dy), torch.empty_like(x)),
+)
+differentiate(_forward, MinibatchStddev)
+differentiate(_backward, MinibatchStddevBackward)

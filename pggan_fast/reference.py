@@ -1,0 +1,173 @@
+"""Every op in plain PyTorch, on any device and dtype: the specification. Read this first.
+
+Half-precision inputs are computed in fp32 and rounded once at the end; fp32 and fp64 stay what they are.
+Each function here has a fused namesake in `pggan_fast.ops` with the same arguments and the same meaning.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp64 for fp64, fp32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def effective_slope(act: str, slope: float) -> float:
+    """The slope below zero of an activation: 1 for linear, 0 for relu, `slope` for lrelu."""
+    return {"linear": 1.0, "relu": 0.0, "lrelu": slope}[act]
+
+
+def bias_act(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    act: str = "lrelu",
+    slope: float = 0.2,
+    gain: float = 1.0,
+    pixel_norm: bool = False,
+    eps: float = 1e-8,
+) -> Tensor:
+    """`gain * act(scale * x + bias)`, then, if asked, pixel norm. x [N, C, *spatial], bias [C]."""
+    u = x.to(accumulation_dtype(x.dtype)) * scale
+    if bias is not None:
+        u = u + bias.to(u.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
+    u = torch.where(u > 0, u, u * effective_slope(act, slope)) * gain
+    return (_normalize(u, eps) if pixel_norm else u).to(x.dtype)
+
+
+def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """`x * rsqrt(mean over channels of x**2 + eps)` (paper, section 4.2)."""
+    return _normalize(x.to(accumulation_dtype(x.dtype)), eps).to(x.dtype)
+
+
+def _normalize(u: Tensor, eps: float) -> Tensor:
+    return u * torch.rsqrt(u.square().mean(dim=1, keepdim=True) + eps)
+
+
+def default_weight_scale(weight: Tensor) -> float:
+    """The He constant sqrt(2 / fan_in) of the equalized learning rate (paper, section 4.1)."""
+    return math.sqrt(2 / weight[0].numel())
+
+
+def equalized_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    weight_scale: float | None = None,
+    padding: int | None = None,
+    up: int = 1,
+    down: int = 1,
+    act: str = "linear",
+    slope: float = 0.2,
+    gain: float = 1.0,
+    pixel_norm: bool = False,
+    eps: float = 1e-8,
+) -> Tensor:
+    """Upsample if `up=2`, convolve, 2x2 mean if `down=2`, then `bias_act` with `weight_scale` as its scale.
+
+    x [N, C_in, H, W], weight [C_out, C_in, k, k], bias [C_out].
+    """
+    weight_scale = default_weight_scale(weight) if weight_scale is None else weight_scale
+    padding = weight.shape[-1] // 2 if padding is None else padding
+    x = upsample2x(x) if up == 2 else x
+    z = F.conv2d(x, weight.to(x.dtype), padding=padding)
+    z = downsample2x(z) if down == 2 else z
+    return bias_act(
+        z, bias, scale=weight_scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps
+    )
+
+
+def equalized_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    weight_scale: float | None = None,
+    act: str = "linear",
+    slope: float = 0.2,
+    gain: float = 1.0,
+    pixel_norm: bool = False,
+    eps: float = 1e-8,
+) -> Tensor:
+    """`bias_act(x @ weight.T)` with `weight_scale` as its scale. x [N, C_in], weight [C_out, C_in]."""
+    weight_scale = default_weight_scale(weight) if weight_scale is None else weight_scale
+    z = F.linear(x, weight.to(x.dtype))
+    return bias_act(
+        z, bias, scale=weight_scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps
+    )
+
+
+def upsample2x(x: Tensor) -> Tensor:
+    """Nearest neighbour, [N, C, H, W] -> [N, C, 2H, 2W]."""
+    return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
+def downsample2x(x: Tensor) -> Tensor:
+    """2x2 mean, [N, C, H, W] -> [N, C, H // 2, W // 2]; an odd last row or column is dropped."""
+    n, c, h, w = x.shape
+    blocks = x[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2)
+    return blocks.to(accumulation_dtype(x.dtype)).mean(dim=(3, 5)).to(x.dtype)
+
+
+def fade_in(low: Tensor, high: Tensor, alpha: float | Tensor) -> Tensor:
+    """`lerp(upsample2x(low), high, alpha)`: alpha is the weight of the new path (paper, figure 2)."""
+    dtype = accumulation_dtype(high.dtype)
+    old, new = upsample2x(low).to(dtype), high.to(dtype)
+    return (old + (new - old) * alpha).to(high.dtype)
+
+
+def fade_reals(
+    images: Tensor, alpha: float | Tensor, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """`lerp(upsample2x(downsample2x(x)), x, alpha)`; uint8 0..255 becomes -1..1 on the way."""
+    if dtype is None:
+        dtype = torch.float32 if images.dtype == torch.uint8 else images.dtype
+    x = images.to(accumulation_dtype(dtype))
+    x = x * (2 / 255) - 1 if images.dtype == torch.uint8 else x
+    coarse = upsample2x(downsample2x(x))
+    return (coarse + (x - coarse) * alpha).to(dtype)
+
+
+def stddev_group(batch: int, group_size: int) -> int:
+    """The largest divisor of the batch that is not above `group_size`."""
+    return max((g for g in range(1, group_size + 1) if batch % g == 0), default=1)
+
+
+def minibatch_stddev(
+    x: Tensor,
+    group_size: int = 4,
+    num_channels: int = 1,
+    eps: float = 1e-8,
+    *,
+    grouping: str = "strided",
+    correction: int = 0,
+) -> Tensor:
+    """x [N, C, H, W] with `num_channels` maps of the batch's standard deviation appended (paper, section 3).
+
+    The batch is cut into groups of `stddev_group(N, group_size)` samples: "strided" puts sample n
+    into group `n mod M` of M groups (the official code), "consecutive" puts neighbours together.
+    Channels are cut into `num_channels` runs; each map holds the group's mean of `sqrt(var + eps)`
+    over one run and all pixels. The variance divides by `max(group - correction, 1)`.
+    """
+    n, c, h, w = x.shape
+    g = stddev_group(n, group_size)
+    f = num_channels
+    y = x.to(accumulation_dtype(x.dtype))
+    y = (
+        y.reshape(g, n // g, f, c // f, h, w)
+        if grouping == "strided"
+        else y.reshape(n // g, g, f, c // f, h, w)
+    )
+    dim = 0 if grouping == "strided" else 1
+    variance = (y - y.mean(dim=dim, keepdim=True)).square().sum(dim=dim, keepdim=True) / max(
+        g - correction, 1
+    )
+    s = torch.sqrt(variance + eps).mean(dim=(3, 4, 5), keepdim=True)
+    s = s.expand(*y.shape[:3], 1, h, w).reshape(n, f, h, w)
+    return torch.cat([x, s.to(x.dtype)], dim=1)
