@@ -1,0 +1,197 @@
+"""Build of pggan-fast: the packages and, where a compiler is found, the native modules.
+
+A native module that cannot be built never stops an installation: the package is installed without
+it, and the reason is left in `pggan_fast/<module>.txt`, where `pggan-fast doctor` reads it.
+PGGAN_FAST_CUDA=0 leaves the CUDA module out, 1 makes its absence an error, auto is the default.
+The modules use torch's stable ABI and nothing of Python's, so one binary serves every Python and
+every torch >= 2.10. Metadata and dependencies are in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+IS_X86_64 = platform.machine() in ("x86_64", "AMD64")
+# csrc/*/NAME_<level>.cpp is compiled for that level only; which level runs is chosen at run time.
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+X86_LEVELS = {"avx2": AVX2, "avx512": AVX2 + AVX512}
+
+CUDA = os.environ.get("PGGAN_FAST_CUDA", "auto")
+if CUDA not in ("auto", "0", "1"):
+    raise SystemExit(f"PGGAN_FAST_CUDA={CUDA!r}: allowed are auto, 0 and 1")
+
+
+class NotBuilt(Exception):
+    """Why a native module is left out, in one line."""
+
+
+def x86_level(source: Path) -> str | None:
+    level = source.stem.rpartition("_")[2]
+    return level if level in X86_LEVELS else None
+
+
+def find_sources(folder: str) -> list[Path]:
+    found = [p for p in sorted(Path("csrc", folder).glob("*")) if p.suffix in (".cpp", ".cu")]
+    return [p for p in found if IS_X86_64 or x86_level(p) is None]
+
+
+def compile_command(source: Path, compiler: str, torch_dir: Path) -> list[str]:
+    """The command that compiles one source, without its output: the only place with flags."""
+    command = [compiler, "-std=c++17", "-O3", "-isystem", str(torch_dir / "include")]
+    command += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # 2.10, the oldest torch supported
+    if source.suffix == ".cu":
+        command += ["-arch=all-major", "-DUSE_CUDA", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+        return [*command, "-c", str(source)]
+    # These let sqrt and comparisons vectorise; no result changes, only errno and trap flags.
+    command += ["-fno-math-errno", "-fno-trapping-math"]
+    command += ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    command += X86_LEVELS.get(x86_level(source), []) if IS_X86_64 else ["-DPGGAN_FAST_NO_X86"]
+    return [*command, *shlex.split(os.environ.get("CXXFLAGS", "")), "-c", str(source)]
+
+
+def link_command(
+    compiler: str, objects: list[str], torch_dir: Path, libraries: list[str]
+) -> list[str]:
+    """The command that links objects; torch's libraries are in the process before the module."""
+    return [compiler, "-shared", *objects, f"-L{torch_dir / 'lib'}", *(f"-l{n}" for n in libraries)]
+
+
+def find_cxx() -> str:
+    wanted = os.environ.get("CXX")
+    names = [wanted] if wanted else ["c++", "g++", "clang++"]
+    for name in names:
+        if found := shutil.which(name):
+            return found
+    raise NotBuilt(f"no C++ compiler ({'CXX=' if wanted else ''}{', '.join(names)} not found)")
+
+
+def find_nvcc() -> str:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    name = str(Path(home, "bin", "nvcc")) if home else "nvcc"
+    if found := shutil.which(name):
+        return found
+    raise NotBuilt(f"no CUDA compiler ({name} not found)")
+
+
+def import_torch():
+    try:
+        import torch
+    except Exception as error:
+        raise NotBuilt(f"torch is not importable where the build runs ({error})") from error
+    if torch.__version__ < "2.10":
+        raise NotBuilt(f"torch {torch.__version__} is older than 2.10")
+    return torch
+
+
+def run(command: list[str], what: str) -> None:
+    print(shlex.join(command), flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(done.stdout, end="", flush=True)
+    if done.returncode != 0:
+        lines = done.stdout.splitlines()
+        line = next((line for line in lines if "error" in line), lines[-1] if lines else "")
+        raise NotBuilt(f"{Path(command[0]).name} failed on {what}: {line.strip()}")
+
+
+def compile_source(source: Path, command: list[str], folder: Path, torch_version: str) -> Path:
+    """Compile one source into `folder` unless its object is newer than all that it was made of."""
+    target = folder / f"{source.name}.o"
+    files, recipe = target.with_suffix(".d"), target.with_suffix(".txt")
+    text = f"torch {torch_version}: {shlex.join(command)}"
+    if target.exists() and files.exists() and recipe.exists() and recipe.read_text() == text:
+        made_of = files.read_text().replace("\\\n", " ").split()[1:]
+        made_at = target.stat().st_mtime
+        if all(os.path.exists(f) and os.path.getmtime(f) < made_at for f in made_of):
+            return target
+    run([*command, "-MD", "-MF", str(files), "-o", str(target)], str(source))
+    recipe.write_text(text)
+    return target
+
+
+class BuildNative(build_ext):
+    """Build each native module, or leave it out and write down why."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")).with_suffix(".abi3.so"))
+
+    def build_extension(self, ext: Extension) -> None:
+        module = ext.name.rpartition(".")[2]
+        library = Path(self.get_ext_fullpath(ext.name))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        reports = [library.with_name(f"{module}.txt")]
+        if self.editable_mode:
+            reports.append(Path("pggan_fast", f"{module}.txt"))
+        for report in reports:
+            report.unlink(missing_ok=True)
+        try:
+            self.build_module(module, [Path(s) for s in ext.sources], library)
+        except NotBuilt as reason:
+            if module == "_C_cuda" and CUDA == "1":
+                raise SystemExit(f"PGGAN_FAST_CUDA=1, but {reason}") from None
+            print(f"pggan-fast: {module} is not built: {reason}", flush=True)
+            for report in reports:
+                report.write_text(f"{reason}\n", encoding="utf-8")
+                # An older build would no longer match the Python side.
+                report.with_name(library.name).unlink(missing_ok=True)
+
+    def build_module(self, module: str, sources: list[Path], library: Path) -> None:
+        is_cuda = module == "_C_cuda"
+        if is_cuda and CUDA == "0":
+            raise NotBuilt("PGGAN_FAST_CUDA=0")
+        if not sources:
+            raise NotBuilt(f"there are no sources in csrc/{'cuda' if is_cuda else 'cpu'}")
+        compilers = {".cpp": find_cxx()}
+        if is_cuda:
+            compilers[".cu"] = find_nvcc()
+        torch = import_torch()
+        if is_cuda and torch.version.cuda is None:
+            raise NotBuilt(f"torch {torch.__version__} is a build without CUDA")
+        torch_dir = Path(torch.__file__).parent
+        # Not build_temp: editable installs put that into a temporary folder and compile all again.
+        folder = Path("build", f"native-{platform.machine()}", module)
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def compile_one(source: Path) -> Path:
+            command = compile_command(source, compilers[source.suffix], torch_dir)
+            return compile_source(source, command, folder, torch.__version__)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = [str(target) for target in pool.map(compile_one, sources)]
+        # nvcc links libcudart statically by itself.
+        linker = compilers[".cu" if is_cuda else ".cpp"]
+        libraries = ["torch_cuda", "torch_cpu"] if is_cuda else ["torch_cpu"]
+        link = link_command(linker, objects, torch_dir, libraries)
+        run([*link, "-o", str(library)], module)
+
+
+class Wheel(bdist_wheel):
+    """A wheel for one platform and every Python: the native modules do not use Python's ABI."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+def native_module(name: str, folder: str) -> Extension:
+    headers = [str(p) for p in sorted(Path("csrc").glob("*/*")) if p.suffix in (".h", ".cuh")]
+    files = [str(p) for p in find_sources(folder)]
+    # optional: setuptools then does not ask for a file that was not built.
+    return Extension(f"pggan_fast.{name}", files, depends=headers, optional=True)
+
+
+setup(
+    packages=[*find_packages(include=["pggan_fast", "pggan_fast.*"]), "pggan_fast.kernels"],
+    package_dir={"pggan_fast.kernels": "kernels"},
+    ext_modules=[native_module("_C", "cpu"), native_module("_C_cuda", "cuda")],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
+)
