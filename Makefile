@@ -1,0 +1,42 @@
+# Each target sets up .venv when it is missing or older than what it is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+NATIVE := $(wildcard csrc/*/*)
+
+demo: $(INSTALLED)
+	$(BIN)/python -m pggan_fast demo
+
+test: lint
+	$(BIN)/python -m pytest tests -q
+
+bench: $(INSTALLED)
+	$(BIN)/python -m pytest bench/
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The build runs without isolation, against the torch in .venv, so that torch is installed once.
+# The stamp carries the time of the start: what is edited meanwhile is installed next time.
+$(INSTALLED): pyproject.toml setup.py $(NATIVE)
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	touch $@.started
+	$(BIN)/python -m pip install 'setuptools>=77' 'torch>=2.10'
+	$(BIN)/python -m pip install --no-build-isolation -e '.[test,bench]'
+	@for reason in pggan_fast/_C*.txt; do \
+	    test ! -e $$reason || echo "$$(basename $$reason .txt) is not built: $$(cat $$reason)"; \
+	done
+	mv $@.started $@
+
+# Keeps .venv, whose torch is a long download; remove that folder to start from nothing.
+clean:
+	rm -rf build *.egg-info pggan_fast/_C*.so pggan_fast/_C*.txt $(INSTALLED)
+	rm -rf .pytest_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
+
+.PHONY: demo test bench lint format clean
