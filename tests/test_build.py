@@ -1,0 +1,215 @@
+"""Installing from source: with a compiler, without one, and with one that fails."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pggan_fast import _native
+
+ROOT = Path(__file__).parents[1]
+SOURCE_FILES = ("setup.py", "pyproject.toml", "Makefile", "README.md", "LICENSE")
+SOURCE_FOLDERS = ("csrc", "kernels", "pggan_fast")
+IS_X86_64 = platform.machine() in ("x86_64", "AMD64")
+
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+
+# One operator on the stable ABI, and its refusal to be compiled for more than the baseline.
+OPERATOR = """
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#ifdef __AVX2__
+#error compiled for AVX2
+#endif
+using torch::stable::Tensor;
+Tensor twice(const Tensor& x) {
+  Tensor y = torch::stable::empty_like(x);
+  const float* in = static_cast<const float*>(x.data_ptr());
+  float* out = static_cast<float*>(y.data_ptr());
+  torch::stable::parallel_for(0, x.numel(), 1024, [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) out[i] = 2 * in[i];
+  });
+  return y;
+}
+STABLE_TORCH_LIBRARY(pggan_fast_build_test, m) { m.def("twice(Tensor x) -> Tensor"); }
+STABLE_TORCH_LIBRARY_IMPL(pggan_fast_build_test, CPU, m) { m.impl("twice", TORCH_BOX(&twice)); }
+"""
+PROBE = "#if !(%s)\n#error wrong instruction set\n#endif\n"
+AVX2_ONLY = "defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(__AVX512F__)"
+AVX512 = (
+    "defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__FMA__)"
+)
+
+# Weak references that gcc puts into every library.
+WEAK_FROM_GCC = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the source tree without anything that was built in it."""
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for name in SOURCE_FILES:
+        shutil.copy(ROOT / name, copy)
+    for name in SOURCE_FOLDERS:
+        ignore = shutil.ignore_patterns("__pycache__", "_C*")
+        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+    return copy
+
+
+def use_sources(checkout: Path, sources: dict[str, str]) -> None:
+    """Replace csrc by the given CPU sources, by file name."""
+    shutil.rmtree(checkout / "csrc")
+    (checkout / "csrc/cpu").mkdir(parents=True)
+    for name, text in sources.items():
+        (checkout / "csrc/cpu" / name).write_text(text)
+
+
+def python(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PGGAN_FAST_CUDA": "0", **env},
+        capture_output=True,
+        text=True,
+    )
+
+
+def install(checkout: Path, **env: str) -> Path:
+    """Install a checkout as users do, into a folder beside it, and return that folder."""
+    target = checkout.parent / "installed"
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--target", str(target)]
+    done = python("-m", "pip", "install", *options, ".", cwd=checkout, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return target
+
+
+def evaluate(target: Path, setup: str, expression: str) -> object:
+    """The value of an expression in a new process that imports the installed package."""
+    code = f"import json, torch, pggan_fast\n{setup}\nprint(json.dumps({expression}))"
+    done = python("-c", code, cwd=target, PYTHONPATH=str(target))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+REPORT = "[pggan_fast.__file__, _native.cpu_available, _native.cpu_reason]"
+
+
+def test_without_a_compiler_the_package_is_pure_python(checkout: Path) -> None:
+    target = install(checkout, CXX="/nowhere/c++", CC="/nowhere/cc")
+    assert not list(target.rglob("*.so"))
+    setup = (
+        "import pggan_fast.kernels\n"
+        "from pggan_fast import _native, ops\n"
+        "x = torch.linspace(-1, 1, 48).reshape(1, 3, 4, 4)\n"
+        "same = torch.equal(ops.bias_act(x), torch.nn.functional.leaky_relu(x, 0.2))"
+    )
+    origin, available, reason, same = evaluate(target, setup, f"[*{REPORT}, same]")
+    assert Path(origin).is_relative_to(target)
+    assert not available
+    assert reason == "not built: no C++ compiler (CXX=/nowhere/c++ not found)"
+    assert same
+
+
+@needs_compiler
+def test_a_source_that_does_not_compile_leaves_pure_python(checkout: Path) -> None:
+    use_sources(checkout, {"broken.cpp": "#error no such machine\n"})
+    target = install(checkout)
+    assert not list(target.rglob("*.so"))
+    _, available, reason = evaluate(target, "from pggan_fast import _native", REPORT)
+    assert not available
+    assert reason.startswith("not built: ")
+    assert "csrc/cpu/broken.cpp" in reason and "no such machine" in reason
+    assert "\n" not in reason
+
+
+@needs_compiler
+def test_a_compiler_gives_a_module_that_loads(checkout: Path) -> None:
+    """Sources get the instruction set of their name, here checked by the preprocessor."""
+    probes = {"probe_avx2.cpp": PROBE % AVX2_ONLY, "probe_avx512.cpp": PROBE % AVX512}
+    if not IS_X86_64:
+        probes = {name: "#error only for x86-64\n" for name in probes}
+        probes["probe.cpp"] = PROBE % "defined(PGGAN_FAST_NO_X86)"
+    use_sources(checkout, {"operator.cpp": OPERATOR, **probes})
+    target = install(checkout)
+    assert [p.name for p in target.rglob("*.so")] == ["_C.abi3.so"]
+    call = "torch.ops.pggan_fast_build_test.twice(torch.tensor([1.5, -2.0])).tolist()"
+    setup = "from pggan_fast import _native"
+    origin, available, reason, doubled = evaluate(target, setup, f"[*{REPORT}, {call}]")
+    assert Path(origin).is_relative_to(target)
+    assert available and reason == ""
+    assert doubled == [3.0, -4.0]
+
+
+@needs_compiler
+def test_this_installation_has_the_kernels() -> None:
+    assert _native.cpu_available, _native.cpu_reason
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no binutils")
+def test_the_module_needs_nothing_but_the_stable_abi() -> None:
+    if not _native.cpu_available:
+        pytest.skip(_native.cpu_reason)
+    library = Path(_native.__file__).with_name("_C.abi3.so")
+    listing = subprocess.run(
+        ["nm", "--dynamic", "--undefined-only", "--format=posix", str(library)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    names = [line.split()[0] for line in listing.splitlines()]
+    # Symbols of libc, libm, libgcc and libstdc++ carry a version; torch's shims are plain C names.
+    from_torch = [name for name in names if "@" not in name]
+    from_torch = [name for name in from_torch if name not in WEAK_FROM_GCC]
+    assert "aoti_torch_library_init_impl" in from_torch
+    others = [name for name in from_torch if not name.startswith(("aoti_torch_", "torch_"))]
+    assert others == []
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("1", "PGGAN_FAST_CUDA=1, but there are no sources in csrc/cuda"),
+        ("yes", "PGGAN_FAST_CUDA='yes': allowed are auto, 0 and 1"),
+    ],
+)
+def test_a_cuda_build_that_cannot_be_had_is_an_error(
+    checkout: Path, value: str, message: str
+) -> None:
+    use_sources(checkout, {})
+    done = python("setup.py", "-q", "build_ext", cwd=checkout, PGGAN_FAST_CUDA=value)
+    assert done.returncode != 0
+    assert message in done.stderr.splitlines()
+
+
+def test_triton_kernels_are_a_subpackage() -> None:
+    assert Path(importlib.import_module("pggan_fast.kernels").__file__).name == "__init__.py"
+
+
+def test_make_installs_once_and_again_after_a_change(checkout: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("no make")
+
+    def commands() -> str:
+        return subprocess.run(
+            ["make", "--dry-run", "test"], cwd=checkout, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "-m venv .venv" in commands() and "pip install" in commands()
+    stamp = checkout / ".venv/.installed"
+    stamp.parent.mkdir()
+    stamp.touch()
+    assert "pip install" not in commands() and "pytest" in commands()
+    source = checkout / "csrc/cpu/new.cpp"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.touch()
+    os.utime(source, ns=(stamp.stat().st_mtime_ns + 10**9,) * 2)
+    assert "pip install" in commands()
