@@ -19,11 +19,7 @@ def load(name: str, folder: Path) -> str:
     library = folder / f"{name}.abi3.so"
     if not library.exists():
         report = folder / f"{name}.txt"  # written by setup.py
-        why = (
-            report.read_text(encoding="utf-8").strip()
-            if report.exists()
-            else "no build was run, install with pip"
-        )
+        why = report.read_text(encoding="utf-8").strip() if report.exists() else "no build was run, install with pip"
         return f"not built: {why}"
     try:
         torch.ops.load_library(str(library))

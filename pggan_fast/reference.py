@@ -78,9 +78,7 @@ def equalized_conv2d(
     x = upsample2x(x) if up == 2 else x
     z = F.conv2d(x, weight.to(x.dtype), padding=padding)
     z = downsample2x(z) if down == 2 else z
-    return bias_act(
-        z, bias, scale=weight_scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps
-    )
+    return bias_act(z, bias, scale=weight_scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
 
 
 def equalized_linear(
@@ -98,9 +96,7 @@ def equalized_linear(
     """`bias_act(x @ weight.T)` with `weight_scale` as its scale. x [N, C_in], weight [C_out, C_in]."""
     weight_scale = default_weight_scale(weight) if weight_scale is None else weight_scale
     z = F.linear(x, weight.to(x.dtype))
-    return bias_act(
-        z, bias, scale=weight_scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps
-    )
+    return bias_act(z, bias, scale=weight_scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
 
 
 def upsample2x(x: Tensor) -> Tensor:
@@ -122,9 +118,7 @@ def fade_in(low: Tensor, high: Tensor, alpha: float | Tensor) -> Tensor:
     return (old + (new - old) * alpha).to(high.dtype)
 
 
-def fade_reals(
-    images: Tensor, alpha: float | Tensor, *, dtype: torch.dtype | None = None
-) -> Tensor:
+def fade_reals(images: Tensor, alpha: float | Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     """`lerp(upsample2x(downsample2x(x)), x, alpha)`; uint8 0..255 becomes -1..1 on the way."""
     if dtype is None:
         dtype = torch.float32 if images.dtype == torch.uint8 else images.dtype
@@ -159,15 +153,9 @@ def minibatch_stddev(
     g = stddev_group(n, group_size)
     f = num_channels
     y = x.to(accumulation_dtype(x.dtype))
-    y = (
-        y.reshape(g, n // g, f, c // f, h, w)
-        if grouping == "strided"
-        else y.reshape(n // g, g, f, c // f, h, w)
-    )
+    y = y.reshape(g, n // g, f, c // f, h, w) if grouping == "strided" else y.reshape(n // g, g, f, c // f, h, w)
     dim = 0 if grouping == "strided" else 1
-    variance = (y - y.mean(dim=dim, keepdim=True)).square().sum(dim=dim, keepdim=True) / max(
-        g - correction, 1
-    )
+    variance = (y - y.mean(dim=dim, keepdim=True)).square().sum(dim=dim, keepdim=True) / max(g - correction, 1)
     s = torch.sqrt(variance + eps).mean(dim=(3, 4, 5), keepdim=True)
     s = s.expand(*y.shape[:3], 1, h, w).reshape(n, f, h, w)
     return torch.cat([x, s.to(x.dtype)], dim=1)

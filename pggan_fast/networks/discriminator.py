@@ -60,9 +60,7 @@ class Discriminator(nn.Module):
                 self.blocks[str(r)] = nn.ModuleDict(
                     {
                         "conv": EqualizedConv2d(maps(r), maps(r), 3, act="lrelu"),
-                        "down": EqualizedConv2d(
-                            maps(r), maps(r // 2), 3, down=1 + fused_scale, act="lrelu"
-                        ),
+                        "down": EqualizedConv2d(maps(r), maps(r // 2), 3, down=1 + fused_scale, act="lrelu"),
                     }
                 )
         stddev = mbstd_group_size > 1
@@ -76,9 +74,7 @@ class Discriminator(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         resolution = images.shape[-1]
         if images.ndim != 4 or images.shape[1:] != (self.image_channels, resolution, resolution):
-            raise ValueError(
-                f"images have shape {list(images.shape)}, must be [N, {self.image_channels}, r, r]"
-            )
+            raise ValueError(f"images have shape {list(images.shape)}, must be [N, {self.image_channels}, r, r]")
         check_resolution("the images' resolution", resolution, self.resolution)
         x = self.from_rgb[str(resolution)](images)
         for r in reversed(resolutions(resolution)[1:]):

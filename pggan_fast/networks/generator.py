@@ -44,9 +44,7 @@ class Generator(nn.Module):
     ):
         super().__init__()
         check_resolution("resolution", resolution)
-        latent_dim = (
-            channels(2, fmap_base, fmap_decay, fmap_max) if latent_dim is None else latent_dim
-        )
+        latent_dim = channels(2, fmap_base, fmap_decay, fmap_max) if latent_dim is None else latent_dim
         self.options = dict(
             resolution=resolution,
             image_channels=image_channels,
@@ -67,9 +65,7 @@ class Generator(nn.Module):
             return channels(r, fmap_base, fmap_decay, fmap_max)
 
         layer = dict(act="lrelu", pixel_norm=pixel_norm)
-        self.input = EqualizedLinear(
-            latent_dim + label_dim, maps(4) * 16, gain=math.sqrt(2) / 4, bias=False
-        )
+        self.input = EqualizedLinear(latent_dim + label_dim, maps(4) * 16, gain=math.sqrt(2) / 4, bias=False)
         self.input_bias = nn.Parameter(torch.zeros(maps(4)))
         self.blocks, self.to_rgb = nn.ModuleDict(), nn.ModuleDict()
         for r in resolutions(resolution):
@@ -110,9 +106,7 @@ class Generator(nn.Module):
         x = x.view(len(z), -1, 4, 4)
         if self.blocks["4"]["conv"].weight.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
-        x = ops.bias_act(
-            x, self.input_bias, scale=self.input.weight_scale, pixel_norm=self.pixel_norm
-        )
+        x = ops.bias_act(x, self.input_bias, scale=self.input.weight_scale, pixel_norm=self.pixel_norm)
         return self.blocks["4"]["conv"](x)
 
     def live_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:

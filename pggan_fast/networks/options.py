@@ -13,11 +13,7 @@ def channels(resolution: int, fmap_base: int, fmap_decay: float, fmap_max: int) 
 
 def check_resolution(name: str, resolution: int, largest: int = 1024) -> None:
     """Refuses what is not a power of two from 4 to `largest`."""
-    if (
-        not isinstance(resolution, int)
-        or resolution.bit_count() != 1
-        or not 4 <= resolution <= largest
-    ):
+    if not isinstance(resolution, int) or resolution.bit_count() != 1 or not 4 <= resolution <= largest:
         raise ValueError(f"{name} is {resolution}, must be a power of two from 4 to {largest}")
 
 

@@ -25,9 +25,7 @@ from pggan_fast.ops.choice import choose
 from pggan_fast.ops.registry import below_autograd, define, differentiate
 from pggan_fast.reference import accumulation_dtype, effective_slope
 
-EPILOGUE_SCHEMA = (
-    "float scale=1.0, str act='lrelu', float slope=0.2, float gain=1.0, bool pixel_norm=False"
-)
+EPILOGUE_SCHEMA = "float scale=1.0, str act='lrelu', float slope=0.2, float gain=1.0, bool pixel_norm=False"
 
 
 def bias_act(
@@ -57,9 +55,7 @@ def bias_act(
     """
     check_epilogue("bias_act", x.shape[1] if x.ndim > 1 else 0, bias, act, slope, gain)
     if choose("bias_act", x, impl) == "reference":
-        return reference.bias_act(
-            x, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps
-        )
+        return reference.bias_act(x, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
     run = torch.ops.pggan_fast.bias_act if torch.compiler.is_compiling() else BiasAct.apply
     return run(x, bias, scale, act, slope, gain, pixel_norm, eps)[0]
 
@@ -72,9 +68,7 @@ def pixel_norm(x: Tensor, eps: float = 1e-8, *, impl: str = "auto") -> Tensor:
     return bias_act(x, act="linear", pixel_norm=True, eps=eps, impl=impl)
 
 
-def check_epilogue(
-    op: str, channels: int, bias: Tensor | None, act: str, slope: float, gain: float
-) -> None:
+def check_epilogue(op: str, channels: int, bias: Tensor | None, act: str, slope: float, gain: float) -> None:
     """Refuses what `bias_act` cannot compute, for every op that ends in it."""
     if act not in ("linear", "relu", "lrelu"):
         raise ValueError(f"{op}: act is {act!r}, allowed: linear, relu, lrelu")
@@ -106,9 +100,7 @@ class BiasAct(Function):
         return dx, db, None, None, None, None, None, None
 
 
-def remember_epilogue(
-    ctx, y: Tensor, r: Tensor, bias: Tensor | None, options: tuple, *also: Tensor
-) -> None:
+def remember_epilogue(ctx, y: Tensor, r: Tensor, bias: Tensor | None, options: tuple, *also: Tensor) -> None:
     """Saves `also`, then y and r where backward reads them (an affine map's gradient does not)."""
     _, act, _, _, pixel_norm, _ = options
     ctx.epilogue = options[:-1]
@@ -131,11 +123,7 @@ def epilogue_backward(ctx, dy, dr, saved: tuple, bias_wanted: bool) -> tuple[Ten
     elif dy is None:
         dy = torch.zeros_like(y)
     arguments = (dy, dr, y, r, *ctx.epilogue, bias_wanted)
-    dx, db = (
-        BiasActBackward.apply(*arguments)
-        if torch.is_grad_enabled()
-        else below_autograd(_backward, *arguments)
-    )
+    dx, db = BiasActBackward.apply(*arguments) if torch.is_grad_enabled() else below_autograd(_backward, *arguments)
     return dx, db.to(ctx.bias_dtype) if bias_wanted else None
 
 
@@ -156,9 +144,7 @@ class BiasActBackward(Function):
     @once_differentiable
     def backward(ctx, g, g_bias):
         dr, pixel_norm = ctx.saved_tensors[1], ctx.epilogue[-1]
-        d_dy, d_y, d_r, d_dr = below_autograd(
-            _double_backward, g, g_bias, *ctx.saved_tensors, *ctx.epilogue
-        )
+        d_dy, d_y, d_r, d_dr = below_autograd(_double_backward, g, g_bias, *ctx.saved_tensors, *ctx.epilogue)
         if not pixel_norm:
             d_y = d_r = d_dr = None
         return d_dy, d_dr if dr is not None else None, d_y, d_r, None, None, None, None, None, None
@@ -184,9 +170,7 @@ def _inplace_fallback(x, bias, *options):
 
 def _derivative(y: Tensor, act: str, slope: float, gain: float) -> Tensor:
     """gain * act', read off the sign of y: k / scale of the formulas above."""
-    return torch.where(
-        y > 0, y.new_full((), gain), y.new_full((), gain * effective_slope(act, slope))
-    )
+    return torch.where(y > 0, y.new_full((), gain), y.new_full((), gain * effective_slope(act, slope)))
 
 
 def _backward_fallback(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_wanted):

@@ -64,9 +64,7 @@ def choose(op: str, x: torch.Tensor, impl: str) -> str:
     if impl == "auto":
         if device_type == "cpu" and _native.cpu_available:
             return "native"
-        return next(
-            i for i in ("native", "triton", "reference") if passed_over(i, device_type) is None
-        )
+        return next(i for i in ("native", "triton", "reference") if passed_over(i, device_type) is None)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"{op}: impl is {impl!r}, allowed: {', '.join(IMPLEMENTATIONS)}")
     if (reason := passed_over(impl, device_type)) is not None:

@@ -68,38 +68,23 @@ def equalized_conv2d(
             pixel_norm=pixel_norm,
             eps=eps,
         )
-    run = (
-        torch.ops.pggan_fast.equalized_conv2d
-        if torch.compiler.is_compiling()
-        else EqualizedConv2d.apply
-    )
-    return run(x, weight, bias, padding, up, down, weight_scale, act, slope, gain, pixel_norm, eps)[
-        0
-    ]
+    run = torch.ops.pggan_fast.equalized_conv2d if torch.compiler.is_compiling() else EqualizedConv2d.apply
+    return run(x, weight, bias, padding, up, down, weight_scale, act, slope, gain, pixel_norm, eps)[0]
 
 
 def _check(x: Tensor, weight: Tensor, up: int, down: int, padding: int | None) -> None:
-    if (
-        x.ndim != 4
-        or weight.ndim != 4
-        or weight.shape[2] != weight.shape[3]
-        or x.shape[1] != weight.shape[1]
-    ):
+    if x.ndim != 4 or weight.ndim != 4 or weight.shape[2] != weight.shape[3] or x.shape[1] != weight.shape[1]:
         raise ValueError(
             "equalized_conv2d: x must be [N, C_in, H, W] and weight [C_out, C_in, k, k], "
             f"got {list(x.shape)} and {list(weight.shape)}"
         )
     if (up, down) not in ((1, 1), (2, 1), (1, 2)):
-        raise ValueError(
-            f"equalized_conv2d: up={up} and down={down}, each must be 1 or 2, and not both 2"
-        )
+        raise ValueError(f"equalized_conv2d: up={up} and down={down}, each must be 1 or 2, and not both 2")
     k = weight.shape[-1]
     if padding is None and k % 2 == 0:
         raise ValueError(f"equalized_conv2d: a kernel of even size {k} needs an explicit padding")
     if padding is not None and not 0 <= padding <= (k - 1 if up == 2 else k):
-        raise ValueError(
-            f"equalized_conv2d: padding is {padding}, must be 0 to {k - 1 if up == 2 else k}"
-        )
+        raise ValueError(f"equalized_conv2d: padding is {padding}, must be 0 to {k - 1 if up == 2 else k}")
 
 
 def autocast_input(x: Tensor) -> Tensor:
@@ -112,12 +97,7 @@ def autocast_input(x: Tensor) -> Tensor:
 
 def separate_leaf(weight: Tensor) -> Tensor:
     """A view of a parameter, since `engine_wants` cannot tell of a leaf whether its gradient is wanted."""
-    if (
-        weight.requires_grad
-        and weight.is_leaf
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    ):
+    if weight.requires_grad and weight.is_leaf and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return weight.view_as(weight)
     return weight
 
@@ -147,9 +127,7 @@ def _conv_gradients(dz, x, weight, geometry, wanted) -> tuple[Tensor | None, Ten
         return None, None
     if not torch.is_grad_enabled():
         return _raw_gradients(dz, x, weight, geometry, wanted)
-    dx = (
-        _InputGradient.apply(dz, separate_leaf(weight), x.detach(), geometry) if wanted[0] else None
-    )
+    dx = _InputGradient.apply(dz, separate_leaf(weight), x.detach(), geometry) if wanted[0] else None
     dw = _WeightGradient.apply(dz, x, weight.detach(), geometry) if wanted[1] else None
     return dx, dw
 
@@ -186,11 +164,7 @@ class _InputGradient(Function):
     def backward(ctx, g):
         dz, weight = ctx.saved_tensors
         d_dz = _Convolution.apply(g, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
-        dw = (
-            _WeightGradient.apply(dz, g, weight.detach(), ctx.geometry)
-            if engine_wants(ctx, 1)
-            else None
-        )
+        dw = _WeightGradient.apply(dz, g, weight.detach(), ctx.geometry) if engine_wants(ctx, 1) else None
         return d_dz, dw, None, None
 
 
@@ -207,11 +181,7 @@ class _WeightGradient(Function):
     def backward(ctx, g):
         dz, x = ctx.saved_tensors
         d_dz = _Convolution.apply(x, g, ctx.geometry) if ctx.needs_input_grad[0] else None
-        dx = (
-            _InputGradient.apply(dz, g, x.detach(), ctx.geometry)
-            if ctx.needs_input_grad[1]
-            else None
-        )
+        dx = _InputGradient.apply(dz, g, x.detach(), ctx.geometry) if ctx.needs_input_grad[1] else None
         return d_dz, dx, None, None
 
 
@@ -229,9 +199,7 @@ def _is_channels_last(x: Tensor) -> bool:
 def _raw_convolution(x, weight, padding, up, down) -> Tensor:
     prepared = prepare(weight, x.dtype, _is_channels_last(x), up, down)
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.aten.convolution(
-            x, prepared, None, *_arguments(weight.shape[-1], padding, up, down)
-        )
+        return torch.ops.aten.convolution(x, prepared, None, *_arguments(weight.shape[-1], padding, up, down))
 
 
 def _raw_gradients(dz, x, weight, geometry, wanted) -> tuple[Tensor | None, Tensor | None]:

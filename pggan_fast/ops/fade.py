@@ -10,7 +10,7 @@ from torch.autograd import Function
 from pggan_fast import reference
 from pggan_fast.ops.choice import choose
 from pggan_fast.ops.registry import below_autograd, define, differentiate
-from pggan_fast.ops.resample import Downsample2x, Upsample2x, check_image, like_layout
+from pggan_fast.ops.resample import Upsample2x, check_image, like_layout
 
 
 def fade_in(low: Tensor, high: Tensor, alpha: float | Tensor, *, impl: str = "auto") -> Tensor:
@@ -23,8 +23,7 @@ def fade_in(low: Tensor, high: Tensor, alpha: float | Tensor, *, impl: str = "au
     """
     if low.ndim != 4 or high.ndim != 4 or high.shape != _doubled(low):
         raise ValueError(
-            "fade_in: low must be [N, C, H, W] and high [N, C, 2H, 2W], "
-            f"got {list(low.shape)} and {list(high.shape)}"
+            f"fade_in: low must be [N, C, H, W] and high [N, C, 2H, 2W], got {list(low.shape)} and {list(high.shape)}"
         )
     if low.dtype != high.dtype:
         raise ValueError(f"fade_in: low is {low.dtype} and high is {high.dtype}, must be the same")
@@ -47,9 +46,7 @@ def fade_reals(
     """
     check_image("fade_reals", images)
     if images.shape[2] % 2 or images.shape[3] % 2:
-        raise ValueError(
-            f"fade_reals: images are {images.shape[2]} x {images.shape[3]}, height and width must be even"
-        )
+        raise ValueError(f"fade_reals: images are {images.shape[2]} x {images.shape[3]}, height and width must be even")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"fade_reals: images are {images.dtype}, must be uint8 or floating")
     if dtype is None:
@@ -66,9 +63,7 @@ def split_alpha(op: str, alpha: float | Tensor) -> tuple[Tensor | None, float]:
     if not isinstance(alpha, Tensor):
         return None, float(alpha)
     if alpha.ndim != 0 or alpha.dtype != torch.float32:
-        raise ValueError(
-            f"{op}: alpha must be a float or a 0-d fp32 tensor, got {list(alpha.shape)} {alpha.dtype}"
-        )
+        raise ValueError(f"{op}: alpha must be a float or a 0-d fp32 tensor, got {list(alpha.shape)} {alpha.dtype}")
     return alpha, 0.0
 
 
@@ -100,11 +95,7 @@ class FadeIn(Function):
             d_low, d_high = FadeInBackward.apply(dy, alpha, ctx.number)
         else:
             d_low, d_high = below_autograd(_fade_in_backward, dy, alpha, ctx.number)
-        d_alpha = (
-            _alpha_gradient(dy, inputs[1], Upsample2x.apply(inputs[0], 1.0, 0, 0))
-            if inputs
-            else None
-        )
+        d_alpha = _alpha_gradient(dy, inputs[1], Upsample2x.apply(inputs[0], 1.0, 0, 0)) if inputs else None
         return d_low, d_high, d_alpha, None
 
 
@@ -153,9 +144,7 @@ def _fade_in_fake(low, high, alpha, number):
 
 
 def _fade_in_fallback(low, high, alpha, number):
-    return _fade_in_fake(low, high, alpha, number).copy_(
-        reference.fade_in(low, high, _alpha(alpha, number))
-    )
+    return _fade_in_fake(low, high, alpha, number).copy_(reference.fade_in(low, high, _alpha(alpha, number)))
 
 
 def _fade_in_backward_fake(dy, alpha, number):

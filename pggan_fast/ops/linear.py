@@ -51,11 +51,7 @@ def equalized_linear(
     options = dict(act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
     if choose("equalized_linear", x, impl) == "reference":
         return reference.equalized_linear(x, weight, bias, weight_scale=weight_scale, **options)
-    run = (
-        torch.ops.pggan_fast.equalized_linear
-        if torch.compiler.is_compiling()
-        else EqualizedLinear.apply
-    )
+    run = torch.ops.pggan_fast.equalized_linear if torch.compiler.is_compiling() else EqualizedLinear.apply
     return run(x, weight, bias, weight_scale, *options.values())[0]
 
 

@@ -51,9 +51,7 @@ def minibatch_stddev(
     """
     check_image("minibatch_stddev", x)
     if grouping not in ("strided", "consecutive"):
-        raise ValueError(
-            f"minibatch_stddev: grouping is {grouping!r}, allowed: strided, consecutive"
-        )
+        raise ValueError(f"minibatch_stddev: grouping is {grouping!r}, allowed: strided, consecutive")
     if group_size < 1 or num_channels < 1 or x.shape[1] % num_channels:
         raise ValueError(
             f"minibatch_stddev: group_size is {group_size} and num_channels {num_channels}, both must be "
@@ -67,14 +65,8 @@ def minibatch_stddev(
             stacklevel=2,
         )
     if choose("minibatch_stddev", x, impl) == "reference":
-        return reference.minibatch_stddev(
-            x, group_size, num_channels, eps, grouping=grouping, correction=correction
-        )
-    run = (
-        torch.ops.pggan_fast.minibatch_stddev
-        if torch.compiler.is_compiling()
-        else MinibatchStddev.apply
-    )
+        return reference.minibatch_stddev(x, group_size, num_channels, eps, grouping=grouping, correction=correction)
+    run = torch.ops.pggan_fast.minibatch_stddev if torch.compiler.is_compiling() else MinibatchStddev.apply
     return run(x, group, num_channels, eps, grouping == "strided", correction)
 
 
@@ -161,9 +153,7 @@ def _forward_fallback(x, group, num_channels, eps, strided, correction):
 def _backward_fallback(dy, x, group, num_channels, eps, strided, correction):
     dx = torch.empty_like(x).copy_(dy[:, : x.shape[1]])
     if x.numel():
-        centred, s, divisor, elements = _statistics(
-            x, group, num_channels, eps, strided, correction
-        )
+        centred, s, divisor, elements = _statistics(x, group, num_channels, eps, strided, correction)
         t = _map_gradient(dy, x, group, num_channels, strided)
         wide = dy[:, : x.shape[1]] + _ungrouped(t * centred / (s * (divisor * elements)), strided)
         dx.copy_(wide)
@@ -173,9 +163,7 @@ def _backward_fallback(dy, x, group, num_channels, eps, strided, correction):
 def _double_backward_fallback(g, dy, x, group, num_channels, eps, strided, correction):
     d_dy, dx = torch.empty_like(dy), torch.empty_like(x)
     if x.numel():
-        centred, s, divisor, elements = _statistics(
-            x, group, num_channels, eps, strided, correction
-        )
+        centred, s, divisor, elements = _statistics(x, group, num_channels, eps, strided, correction)
         t = _map_gradient(dy, x, group, num_channels, strided) / (divisor * elements)
         g_grouped = _grouped(g, group, num_channels, strided)
         a = (g_grouped * centred).sum(dim=0, keepdim=True)

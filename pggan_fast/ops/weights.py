@@ -27,19 +27,13 @@ def kept_weights() -> Iterator[None]:
         _kept = before
 
 
-def prepare(
-    weight: Tensor, dtype: torch.dtype, channels_last: bool = False, up: int = 1, down: int = 1
-) -> Tensor:
+def prepare(weight: Tensor, dtype: torch.dtype, channels_last: bool = False, up: int = 1, down: int = 1) -> Tensor:
     """The weight [C_out, C_in, k, k] as the convolution wants it; not differentiable.
 
     up=2: [C_in, C_out, k+1, k+1] for a transposed convolution of stride 2; down=2: [C_out, C_in, k+1, k+1].
     """
     parameter = weight if weight._base is None else weight._base
-    if (
-        _kept is None
-        or type(parameter) is not torch.nn.Parameter
-        or parameter.shape != weight.shape
-    ):
+    if _kept is None or type(parameter) is not torch.nn.Parameter or parameter.shape != weight.shape:
         return _prepare(weight, dtype, channels_last, up, down)
     key = (id(parameter), dtype, channels_last, up, down)
     if key not in _kept:
@@ -91,8 +85,4 @@ def _format(weight: Tensor) -> torch.memory_format:
 
 def _no_autocast(weight: Tensor):
     device_type = weight.device.type
-    return (
-        torch.autocast(device_type, enabled=False)
-        if torch.is_autocast_enabled(device_type)
-        else nullcontext()
-    )
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
