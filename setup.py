@@ -60,9 +60,7 @@ def compile_command(source: Path, compiler: str, torch_dir: Path) -> list[str]:
     return [*command, *shlex.split(os.environ.get("CXXFLAGS", "")), "-c", str(source)]
 
 
-def link_command(
-    compiler: str, objects: list[str], torch_dir: Path, libraries: list[str]
-) -> list[str]:
+def link_command(compiler: str, objects: list[str], torch_dir: Path, libraries: list[str]) -> list[str]:
     """The command that links objects; torch's libraries are in the process before the module."""
     return [compiler, "-shared", *objects, f"-L{torch_dir / 'lib'}", *(f"-l{n}" for n in libraries)]
 

@@ -44,9 +44,7 @@ STABLE_TORCH_LIBRARY_IMPL(pggan_fast_build_test, CPU, m) { m.impl("twice", TORCH
 """
 PROBE = "#if !(%s)\n#error wrong instruction set\n#endif\n"
 AVX2_ONLY = "defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(__AVX512F__)"
-AVX512 = (
-    "defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__FMA__)"
-)
+AVX512 = "defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__FMA__)"
 
 # Weak references that gcc puts into every library.
 WEAK_FROM_GCC = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
@@ -181,9 +179,7 @@ def test_the_module_needs_nothing_but_the_stable_abi() -> None:
         ("yes", "PGGAN_FAST_CUDA='yes': allowed are auto, 0 and 1"),
     ],
 )
-def test_a_cuda_build_that_cannot_be_had_is_an_error(
-    checkout: Path, value: str, message: str
-) -> None:
+def test_a_cuda_build_that_cannot_be_had_is_an_error(checkout: Path, value: str, message: str) -> None:
     use_sources(checkout, {})
     done = python("setup.py", "-q", "build_ext", cwd=checkout, PGGAN_FAST_CUDA=value)
     assert done.returncode != 0

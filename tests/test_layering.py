@@ -109,9 +109,7 @@ def test_imports_follow_the_order() -> None:
         ("kernels/a.py", "from .. import reference", " imports pggan_fast.reference"),
     ],
 )
-def test_an_import_against_the_order_is_found(
-    tmp_path: Path, file: str, line: str, complaint: str
-) -> None:
+def test_an_import_against_the_order_is_found(tmp_path: Path, file: str, line: str, complaint: str) -> None:
     fine = {
         "pggan_fast/__init__.py": "from . import layers, networks, ops",
         "pggan_fast/reference.py": "import torch",
