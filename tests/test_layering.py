@@ -17,8 +17,8 @@ ORDER = (
     {"ops"},
     {"layers"},
     {"networks", "dropin", "interop"},
-    {"training", "metrics"},
     {"__init__"},
+    {"training", "metrics"},
     {"cli", "__main__"},
 )
 # interop returns networks; __main__ is the cli.
