@@ -48,7 +48,8 @@ def from_official(
     Args:
         variables: float arrays by official name, all of one network; a `lod` entry is ignored.
             Names tell generator from discriminator; resolution, image channels, fused scale,
-            latent size and channel counts are read off names and shapes.
+            latent size and channel counts are read off names and shapes, and so is whether there
+            are minibatch statistics.
         label_dim: number of label components (official `label_size`). A generator's first layer
             does not tell latents from labels, so leaving it out there makes the labels latents.
         use_wscale: the official option of this name. False means that the variables are used as
@@ -86,6 +87,8 @@ def from_official(
     }
     if network is Generator:
         options.setdefault("latent_dim", _latent_dim(arrays["4x4/Dense/weight"], label_dim))
+    elif arrays["4x4/Conv/weight"].shape[2] == arrays["4x4/Conv/bias"].size:
+        options.setdefault("mbstd_group_size", 1)  # no channel for the statistics
     net = network(**options)
     _copy(arrays, net, table, use_wscale)
     return net
@@ -163,9 +166,7 @@ def _check_ranks(arrays: Mapping[str, np.ndarray], table: list[Layer]) -> None:
         for kind, rank in (("weight", len(AXES[layout])), ("bias", 1)):
             array = arrays[f"{name}/{kind}"]
             if array.ndim != rank:
-                raise ValueError(
-                    f"variables: {name}/{kind} is {list(array.shape)}, must have {rank} dimensions"
-                )
+                raise ValueError(f"variables: {name}/{kind} is {list(array.shape)}, must have {rank} dimensions")
 
 
 def _check_options(network: type, options: Mapping) -> None:
