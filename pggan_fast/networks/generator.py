@@ -103,7 +103,7 @@ class Generator(nn.Module):
         """Latents to features at 4x4."""
         z = ops.pixel_norm(z) if self.normalize_latents else z
         x = ops.equalized_linear(z, self.input.weight, weight_scale=1.0)
-        x = x.view(len(z), -1, 4, 4)
+        x = x.view(len(z), len(self.input_bias), 4, 4)
         if self.blocks["4"]["conv"].weight.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
         x = ops.bias_act(x, self.input_bias, scale=self.input.weight_scale, pixel_norm=self.pixel_norm)
