@@ -1,0 +1,146 @@
+#include <string>
+#include <tuple>
+
+#include "tensors.h"
+
+namespace pggan_fast {
+namespace {
+
+Epilogue epilogue(double scale, const std::string& act, double slope, double gain, bool pixel_norm, double eps) {
+  STD_TORCH_CHECK(act == "linear" || act == "relu" || act == "lrelu", "bias_act: act is '", act,
+                  "', allowed: linear, relu, lrelu");
+  STD_TORCH_CHECK(slope >= 0 && gain >= 0, "bias_act: slope is ", slope, " and gain is ", gain,
+                  ", both must be at least 0");
+  return {scale, act == "linear" ? 1.0 : act == "relu" ? 0.0 : slope, gain, eps, pixel_norm};
+}
+
+int64_t units_of(const Shape& s) {
+  if (s.n * s.p == 0) return 0;
+  const int64_t block = bias_act_block(s);
+  const auto blocks = [&](int64_t pixels) { return (pixels + block - 1) / block; };
+  return s.layout == Layout::contiguous ? s.n * blocks(s.p) : blocks(s.n * s.p);
+}
+
+int64_t unit_elements(const Shape& s) {
+  return std::min(bias_act_block(s), s.layout == Layout::contiguous ? s.p : s.n * s.p) * s.c;
+}
+
+Tensor empty_factors(const Tensor& x, bool pixel_norm) {
+  std::vector<int64_t> sizes{0};
+  if (pixel_norm) {
+    sizes.assign(x.sizes().begin(), x.sizes().end());
+    sizes[1] = 1;
+  }
+  return torch::stable::empty(sizes, accumulation_type(x));
+}
+
+std::optional<Tensor> per_channel(const std::optional<Tensor>& values, const Tensor& x) {
+  if (!values) return values;
+  STD_TORCH_CHECK(values->dim() == 1 && values->size(0) == x.size(1), "bias_act: bias must have one value for each of ",
+                  x.size(1), " channels");
+  return with_layout(with_dtype(*values, accumulation_type(x)), Layout::contiguous);
+}
+
+std::optional<Tensor> optional_with_layout(const std::optional<Tensor>& t, Layout layout) {
+  return t ? std::optional<Tensor>(with_layout(*t, layout)) : t;
+}
+
+Tensor run_forward(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias, Layout layout, const Epilogue& e) {
+  Tensor r = empty_factors(x, e.pixel_norm);
+  const auto shift = per_channel(bias, x);
+  const BiasActForward work{dtype_of(x), shape_of(x, layout), e, data(x), data(shift), y.mutable_data_ptr(),
+                            r.mutable_data_ptr()};
+  parallel(units_of(work.shape), unit_elements(work.shape),
+           [&](int64_t begin, int64_t end) { kernels().bias_act_forward(work, begin, end); });
+  return r;
+}
+
+std::tuple<Tensor, Tensor> bias_act(Tensor x, std::optional<Tensor> bias, double scale, std::string act, double slope,
+                                    double gain, bool pixel_norm, double eps) {
+  const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, eps);
+  Tensor fresh = torch::stable::empty_like(x);
+  const Layout layout = working_layout(fresh);
+  Output y(fresh, layout);
+  Tensor r = run_forward(with_layout(x, layout), y.buffer, bias, layout, e);
+  return {y.finish(), r};
+}
+
+Tensor bias_act_inplace(Tensor x, std::optional<Tensor> bias, double scale, std::string act, double slope, double gain,
+                        bool pixel_norm, double eps) {
+  const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, eps);
+  const Layout layout = working_layout(x);
+  Tensor work = with_layout(x, layout);
+  Tensor r = run_forward(work, work, bias, layout, e);
+  if (work.get() != x.get()) torch::stable::copy_(x, work);
+  return r;
+}
+
+std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr, Tensor y, Tensor r, double scale,
+                                             std::string act, double slope, double gain, bool pixel_norm,
+                                             bool bias_wanted) {
+  const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, 0);
+  const Layout layout = working_layout(y);
+  Output dx(torch::stable::empty_like(y), layout);
+  const Tensor dy_ = with_layout(with_dtype(dy, y.scalar_type()), layout), y_ = with_layout(y, layout);
+  const auto dr_ = optional_with_layout(dr, Layout::contiguous);
+  const Tensor r_ = with_layout(r, Layout::contiguous);
+  const int64_t c = y.size(1);
+  Tensor db = torch::stable::empty({bias_wanted ? c : 0}, accumulation_type(y));
+  BiasActBackward work{dtype_of(y), shape_of(y, layout), e, data(dy_), data(dr_), data(y_), data(r_),
+                       dx.buffer.mutable_data_ptr(), nullptr};
+  const int64_t units = units_of(work.shape), elements = unit_elements(work.shape);
+  // One row of sums for each of a number of ranges that does not depend on the threads: the same result with any.
+  const int64_t ranges = bias_wanted ? std::min<int64_t>(units, 64) : units;
+  std::vector<double> sums(bias_wanted ? ranges * c : 0);
+  parallel(ranges, ranges ? elements * (units / ranges) : 0, [&](int64_t begin, int64_t end) {
+    for (int64_t range = begin; range < end; ++range) {
+      BiasActBackward part = work;
+      part.db = bias_wanted ? &sums[range * c] : nullptr;
+      kernels().bias_act_backward(part, units * range / ranges, units * (range + 1) / ranges);
+    }
+  });
+  if (bias_wanted) {
+    for (int64_t range = 1; range < ranges; ++range)
+      for (int64_t j = 0; j < c; ++j) sums[j] += sums[range * c + j];
+    sums.resize(c);
+    if (db.scalar_type() == ScalarType::Double) std::copy(sums.begin(), sums.end(), db.mutable_data_ptr<double>());
+    else std::copy(sums.begin(), sums.end(), db.mutable_data_ptr<float>());
+  }
+  return {dx.finish(), db};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(std::optional<Tensor> g,
+                                                                    std::optional<Tensor> g_bias, Tensor dy,
+                                                                    std::optional<Tensor> dr, Tensor y, Tensor r,
+                                                                    double scale, std::string act, double slope,
+                                                                    double gain, bool pixel_norm) {
+  const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, 0);
+  const Layout layout = working_layout(y);
+  Output d_dy(torch::stable::empty_like(y), layout);
+  std::optional<Output> d_y;
+  if (pixel_norm) d_y.emplace(torch::stable::empty_like(y), layout);
+  Tensor d_r = empty_factors(y, pixel_norm), d_dr = empty_factors(y, pixel_norm);
+  const Tensor dy_ = with_layout(with_dtype(dy, y.scalar_type()), layout), y_ = with_layout(y, layout);
+  const Tensor r_ = with_layout(r, Layout::contiguous);
+  const auto g_ = optional_with_layout(g, layout), dr_ = optional_with_layout(dr, Layout::contiguous);
+  const auto g_bias_ = per_channel(g_bias, y);
+  const BiasActDoubleBackward work{dtype_of(y), shape_of(y, layout), e, data(g_), data(g_bias_), data(dy_), data(dr_),
+                                   data(y_), data(r_), d_dy.buffer.mutable_data_ptr(),
+                                   d_y ? d_y->buffer.mutable_data_ptr() : nullptr, d_r.mutable_data_ptr(),
+                                   d_dr.mutable_data_ptr()};
+  parallel(units_of(work.shape), unit_elements(work.shape),
+           [&](int64_t begin, int64_t end) { kernels().bias_act_double_backward(work, begin, end); });
+  Tensor no_d_y = d_y ? d_y->finish() : empty_factors(y, false);
+  return {d_dy.finish(), no_d_y, d_r, d_dr};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pggan_fast, CPU, m) {
+  m.impl("bias_act", TORCH_BOX(&bias_act));
+  m.impl("bias_act_", TORCH_BOX(&bias_act_inplace));
+  m.impl("bias_act_backward", TORCH_BOX(&bias_act_backward));
+  m.impl("bias_act_double_backward", TORCH_BOX(&bias_act_double_backward));
+}
+
+}  // namespace pggan_fast

@@ -1,0 +1,3 @@
+#define LEVEL level_avx2
+#define KERNELS kernels_avx2
+#include "level.h"

@@ -1,0 +1,3 @@
+#define LEVEL level_baseline
+#define KERNELS kernels_baseline
+#include "level.h"

@@ -1,0 +1,106 @@
+// From torch's stable tensors to the kernels' plain pointers: dtypes, layouts, output buffers, threads.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+
+namespace pggan_fast {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Dtype dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return Dtype::f64;
+    case ScalarType::Float: return Dtype::f32;
+    case ScalarType::BFloat16: return Dtype::bf16;
+    case ScalarType::Half: return Dtype::f16;
+    default: STD_TORCH_CHECK(false, "pggan_fast: tensors must be float64, float32, bfloat16 or float16");
+  }
+}
+
+// What t's dtype is accumulated in.
+inline ScalarType accumulation_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Whether t is dense with its channels innermost.
+inline bool is_channels_last(const Tensor& t) {
+  const int64_t dim = t.dim();
+  if (dim < 3 || (t.size(1) > 1 && t.stride(1) != 1)) return false;
+  int64_t expected = t.size(1);
+  for (int64_t i = dim - 1; i >= 0; --i) {
+    if (i == 1) continue;
+    if (t.size(i) > 1 && t.stride(i) != expected) return false;
+    expected *= t.size(i);
+  }
+  return true;
+}
+
+inline bool has_layout(const Tensor& t, Layout layout) {
+  return layout == Layout::contiguous ? t.is_contiguous() : is_channels_last(t);
+}
+
+inline Shape shape_of(const Tensor& t, Layout layout) {
+  int64_t p = 1;
+  for (int64_t i = 2; i < t.dim(); ++i) p *= t.size(i);
+  return {t.size(0), t.size(1), p, layout};
+}
+
+// The layout a kernel works in for an output like `t`: channels_last if `t` is, otherwise contiguous.
+inline Layout working_layout(const Tensor& t) {
+  return !t.is_contiguous() && is_channels_last(t) ? Layout::channels_last : Layout::contiguous;
+}
+
+// t itself if it has the layout, otherwise a copy that has it.
+inline Tensor with_layout(const Tensor& t, Layout layout) {
+  if (has_layout(t, layout)) return t;
+  if (layout == Layout::contiguous) return torch::stable::contiguous(t);
+  if (t.dim() > 3)
+    return torch::stable::contiguous(t, t.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d);
+  // torch has no channels_last format for [N, C, L].
+  return torch::stable::transpose(torch::stable::contiguous(torch::stable::transpose(t, 1, 2)), 1, 2);
+}
+
+inline Tensor with_dtype(const Tensor& t, ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+}
+
+// An output, fresh and with the strides torch gives it, and the buffer that a kernel writes for it: the same unless
+// the strides are unusual.
+struct Output {
+  Tensor tensor, buffer;
+
+  Output(Tensor fresh, Layout layout) : tensor(std::move(fresh)), buffer(tensor) {
+    if (!has_layout(tensor, layout)) buffer = torch::stable::empty(tensor.sizes(), tensor.scalar_type());
+  }
+  Tensor finish() {
+    if (buffer.get() != tensor.get()) torch::stable::copy_(tensor, buffer);
+    return tensor;
+  }
+};
+
+inline const void* data(const Tensor& t) { return t.const_data_ptr(); }
+inline const void* data(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }
+
+// Runs f(begin, end) over `units` on torch's threads; work of under 32k elements stays on this thread.
+template <class F>
+void parallel(int64_t units, int64_t elements_per_unit, const F& f) {
+  const int64_t grain = std::max<int64_t>(1, 16 * 1024 / std::max<int64_t>(1, elements_per_unit));
+  if (units <= 2 * grain && units * elements_per_unit <= 32 * 1024) {
+    if (units > 0) f(0, units);
+  } else {
+    torch::stable::parallel_for(0, units, grain, f);
+  }
+}
+
+}  // namespace pggan_fast

@@ -1,0 +1,163 @@
+// Vectors of one instruction set, from the compiler's vector extension: arithmetic is written as on numbers.
+// Included by level_*.cpp only, in a namespace of the level's own.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __F16C__
+#include <immintrin.h>
+#else
+#include <torch/headeronly/util/Half.h>
+#endif
+
+namespace pggan_fast::LEVEL {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+// What a dtype is accumulated in.
+template <class T>
+struct Accumulated {
+  using type = float;
+};
+template <>
+struct Accumulated<double> {
+  using type = double;
+};
+template <class T>
+using Acc = typename Accumulated<T>::type;
+
+template <class A>
+struct Vector;
+template <>
+struct Vector<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct Vector<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+};
+template <class A>
+using Vec = typename Vector<A>::type;
+
+// Elements in a vector of A.
+template <class A>
+constexpr int kWidth = kVectorBytes / sizeof(A);
+
+constexpr int kFloats = kWidth<float>;
+typedef uint32_t Bits32 __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t Bits16 __attribute__((vector_size(kVectorBytes / 2)));
+
+template <class A>
+inline Vec<A> broadcast(A value) {
+  return value - Vec<A>{};
+}
+
+template <class V, class T>
+inline V load_bytes(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+inline Vec<float> load(const float* p) { return load_bytes<Vec<float>>(p); }
+inline Vec<double> load(const double* p) { return load_bytes<Vec<double>>(p); }
+inline void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof(v)); }
+inline void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof(v)); }
+
+inline Vec<float> load(const BFloat16* p) {
+  return (Vec<float>)(__builtin_convertvector(load_bytes<Bits16>(p), Bits32) << 16);
+}
+
+// Round to nearest, ties to even; NaN stays NaN.
+inline void store(BFloat16* p, Vec<float> v) {
+  Bits32 bits = (Bits32)v;
+  Bits32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  Bits32 is_nan = (Bits32)(v != v);
+  Bits16 out = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0), Bits16);
+  std::memcpy(p, &out, sizeof(out));
+}
+
+inline Vec<float> load(const Half* p) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  Vec<float> v;
+  for (int i = 0; i < kFloats; ++i) v[i] = torch::headeronly::detail::fp16_ieee_to_fp32_value(p[i].bits);
+  return v;
+#endif
+}
+
+inline void store(Half* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kFloats; ++i) p[i].bits = torch::headeronly::detail::fp16_ieee_from_fp32_value(v[i]);
+#endif
+}
+
+// The first `count` elements, zeros behind them.
+template <class T>
+inline Vec<Acc<T>> load(const T* p, int64_t count) {
+  if (count >= kWidth<Acc<T>>) return load(p);
+  T part[kWidth<Acc<T>>] = {};
+  std::memcpy(part, p, count * sizeof(T));
+  return load(part);
+}
+
+template <class T>
+inline void store(T* p, Vec<Acc<T>> v, int64_t count) {
+  if (count >= kWidth<Acc<T>>) return store(p, v);
+  T part[kWidth<Acc<T>>];
+  store(part, v);
+  std::memcpy(p, part, count * sizeof(T));
+}
+
+template <class A>
+inline A sum_of(const A* v, int width) {
+  if (width == 1) return v[0];
+  return sum_of(v, width / 2) + sum_of(v + width / 2, width / 2);
+}
+
+inline float sum(Vec<float> v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  float parts[kFloats];
+  store(parts, v);
+  return sum_of(parts, kFloats);
+#endif
+}
+
+inline double sum(Vec<double> v) {
+  double parts[kWidth<double>];
+  store(parts, v);
+  return sum_of(parts, kWidth<double>);
+}
+
+template <class A>
+inline Vec<A> reciprocal_sqrt(Vec<A> v) {
+  for (int i = 0; i < kWidth<A>; ++i) v[i] = A(1) / std::sqrt(v[i]);
+  return v;
+}
+
+}  // namespace pggan_fast::LEVEL
