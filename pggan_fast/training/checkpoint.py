@@ -34,8 +34,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         found = state["format"]
     except Exception as error:  # torch raises many kinds for a file that is not what it expects
         raise UserError(
-            f"checkpoint {path}: cannot be read ({type(error).__name__}); delete it to go on from"
-            " the one before"
+            f"checkpoint {path}: cannot be read ({type(error).__name__}); delete it to go on from the one before"
         ) from error
     if found != FORMAT:
         raise UserError(f"checkpoint {path}: has format {found}, this version reads {FORMAT}")

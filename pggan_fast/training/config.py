@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pggan_fast.training.errors import UserError
-from pggan_fast.training.options import option, table
+from pggan_fast.training.options import flag, option, table
 from pggan_fast.training.schedule import BATCH_SIZES, LEARNING_RATES, Schedule
 
 
@@ -32,9 +32,7 @@ class TrainConfig:
     batch_size: dict[int, int] = option(
         BATCH_SIZES, parse=table(int), help="one number, or numbers from a resolution on"
     )
-    learning_rate: dict[int, float] = option(
-        LEARNING_RATES, parse=table(float), help="Adam's, in the same form"
-    )
+    learning_rate: dict[int, float] = option(LEARNING_RATES, parse=table(float), help="Adam's, in the same form")
 
     # Networks
     labels: bool = option(False, help="train a conditional GAN on the data's classes")
@@ -49,24 +47,18 @@ class TrainConfig:
     seed: int = option(0, help="of weights, latents and data order")
 
     # Reporting
-    tick_kimg: float = option(
-        4.0, help="thousand images per status line and line of stats.jsonl", changeable=True
-    )
-    sample_kimg: float = option(
-        20.0, help="thousand images per sample grid", changeable=True
-    )
-    checkpoint_kimg: float = option(
-        50.0, help="thousand images per checkpoint", changeable=True
-    )
+    tick_kimg: float = option(4.0, help="thousand images per status line and line of stats.jsonl", changeable=True)
+    sample_kimg: float = option(20.0, help="thousand images per sample grid", changeable=True)
+    checkpoint_kimg: float = option(50.0, help="thousand images per checkpoint", changeable=True)
 
     def __post_init__(self) -> None:
         for name in ("tick_kimg", "sample_kimg", "checkpoint_kimg"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+            if images_of(getattr(self, name)) < 1:
+                raise UserError(f"{flag(name)} {getattr(self, name)}: must be 0.001 or more")
         for name in ("fmap_base", "fmap_max", "latent_dim"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+                raise UserError(f"{flag(name)} {value}: must be 1 or more")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema-decay {self.ema_decay}: must be from 0 to below 1")
         if self.resolution is not None:
@@ -78,14 +70,14 @@ class TrainConfig:
         return Schedule(
             resolution=self.resolution,
             start_resolution=self.start_resolution,
-            stable_images=images(self.stable_kimg),
-            transition_images=images(self.transition_kimg),
+            stable_images=images_of(self.stable_kimg),
+            transition_images=images_of(self.transition_kimg),
             batch_sizes=self.batch_size,
             learning_rates=self.learning_rate,
-            total_images=None if self.total_kimg is None else images(self.total_kimg),
+            total_images=None if self.total_kimg is None else images_of(self.total_kimg),
         )
 
 
-def images(kimg: float) -> int:
+def images_of(kimg: float) -> int:
     """Thousands of images as a count."""
     return round(kimg * 1000)

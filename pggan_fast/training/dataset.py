@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pggan_fast.training.errors import UserError
-from pggan_fast.training.files import write_json
+from pggan_fast.training.files import ASIDE, write_json
 
 FORMAT = "pggan-fast dataset 1"
 MANIFEST = "dataset.json"
@@ -59,11 +59,10 @@ class DatasetWriter:
         self.classes = classes
         self.labels: list[int] = []
         self.files: list[str] = []
-        self._aside = out.absolute().with_name(f".{out.name}.{os.getpid()}.tmp")
+        self._aside = out.absolute().with_name(f".{out.name}.{os.getpid()}{ASIDE}")
         self._aside.mkdir()
         self._arrays = {
-            r: _GrowingArray(self._aside / f"images_{r}.npy", (channels, r, r))
-            for r in resolutions_up_to(resolution)
+            r: _GrowingArray(self._aside / f"images_{r}.npy", (channels, r, r)) for r in resolutions_up_to(resolution)
         }
 
     def __enter__(self) -> DatasetWriter:

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+ASIDE = ".tmp"
+
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; rename it to `path` only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{os.getpid()}{ASIDE}")
     try:
         yield aside
         with open(aside, "rb+") as file:

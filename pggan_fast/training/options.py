@@ -38,17 +38,16 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def flag(field: dataclasses.Field) -> str:
-    return "--" + field.name.replace("_", "-")
+def flag(name: str) -> str:
+    """The option of the field `name`."""
+    return "--" + name.replace("_", "-")
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line, full option names only, and a guess at what was meant."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(
-            **settings, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        super().__init__(**settings, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -79,14 +78,14 @@ class Parser(argparse.ArgumentParser):
                 settings["choices"] = field.metadata["choices"]
                 if not field.metadata["choices"]:
                     settings["metavar"] = kind.__name__.upper()
-            self.add_argument(flag(field), **settings)
+            self.add_argument(flag(field.name), **settings)
 
 
 def from_options(config: type[Config], given: dict[str, Any]) -> Config:
     """`config` from the options given. Raises UserError naming a required one that is missing."""
     for field in dataclasses.fields(config):
         if _required(field) and field.name not in given:
-            raise UserError(f"{flag(field)} is missing: {field.metadata['help']}")
+            raise UserError(f"{flag(field.name)} is missing: {field.metadata['help']}")
     names = {field.name for field in dataclasses.fields(config)}
     return config(**{name: value for name, value in given.items() if name in names})
 
@@ -144,9 +143,7 @@ def _reporting(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             return parse(text)
         except ValueError:
             allowed = {"int": "a whole number", "float": "a number"}.get(parse.__name__)
-            raise argparse.ArgumentTypeError(
-                f"{text}: must be {allowed or parse.__name__}"
-            ) from None
+            raise argparse.ArgumentTypeError(f"{text}: must be {allowed or parse.__name__}") from None
 
     return parse_or_explain
 
@@ -159,9 +156,7 @@ def _plain_type(hint: Any) -> type:
 
 
 def _required(field: dataclasses.Field) -> bool:
-    return (
-        field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    )
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _default_text(field: dataclasses.Field) -> str:

@@ -28,9 +28,7 @@ class PrepareConfig:
     resolution: int | None = option(
         None, help="side of the largest level, a power of two (default: fits 90%% of the images)"
     )
-    crop: str = option(
-        "center", choices=("center", "none"), help="centre square, or squeeze the whole image"
-    )
+    crop: str = option("center", choices=("center", "none"), help="centre square, or squeeze the whole image")
     channels: int = option(3, choices=(1, 3), help="1: grayscale, 3: RGB")
 
     def __post_init__(self) -> None:
@@ -56,14 +54,10 @@ def prepare(config: PrepareConfig) -> None:
     for file in [file for file, side in sides.items() if side < resolution]:
         skipped[_name(file, config.images)] = f"smaller than {resolution} px ({sides.pop(file)} px)"
     if not sides:
-        raise UserError(
-            f"--resolution {resolution}: all images in {config.images} are smaller than that"
-        )
+        raise UserError(f"--resolution {resolution}: all images in {config.images} are smaller than that")
 
     classes, labels = _classes(list(sides), config.images)
-    writer = DatasetWriter(
-        config.out, resolution=resolution, channels=config.channels, classes=classes
-    )
+    writer = DatasetWriter(config.out, resolution=resolution, channels=config.channels, classes=classes)
     with writer:
         for file in bar_over(sides, "preparing"):
             name = _name(file, config.images)

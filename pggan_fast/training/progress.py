@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
-from typing import TypeVar
+from collections.abc import Collection, Iterator
+from typing import Any, TypeVar
 
+from torch import Tensor
 from tqdm import tqdm
+
+from pggan_fast.training.schedule import Schedule, Stage
 
 Item = TypeVar("Item")
 
@@ -28,24 +31,22 @@ def bar_over(items: Collection[Item], text: str) -> Iterator[Item]:
 class Progress:
     """Images shown, stage, losses, speed and time left. Use as a context manager.
 
-    `images_left(images)` gives the images still to be shown by resolution. Losses are read, which
-    waits for the device, only when the bar is redrawn: at most twice a second.
+    On a terminal a bar; anywhere else a line per tick. Losses are read, which waits for the
+    device, only when the bar is redrawn: at most twice a second.
     """
 
-    def __init__(
-        self, total: int, initial: int, images_left: Callable[[int], dict[int, int]]
-    ) -> None:
-        self.images = initial
+    def __init__(self, schedule: Schedule, images: int) -> None:
+        self.schedule = schedule
+        self.images = images
         self.images_per_second = 0.0
-        self._images_left = images_left
         self._seconds_per_image: dict[int, float] = {}
-        self._mark = (0, time.monotonic(), initial)  # resolution, time, images
+        self._mark = (0, time.monotonic(), images)  # resolution, time, images
         self._drawn = 0.0
         self._bar = tqdm(
-            total=total,
-            initial=initial,
+            total=schedule.total_images,
+            initial=images,
             disable=not on_terminal(),
-            bar_format="{percentage:3.0f}% |{bar:16}| {n_fmt}/{total_fmt} images {postfix}",
+            bar_format="{percentage:3.0f}% |{bar:16}| {n_fmt} of {total_fmt} images{postfix}",
         )
 
     def __enter__(self) -> Progress:
@@ -54,28 +55,47 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def note(self, line: str) -> None:
-        """A line that stays."""
-        self._bar.write(line) if on_terminal() else print(line, flush=True)
-
-    def update(self, images: int, resolution: int, status: Callable[[], str]) -> None:
-        """`images` shown so far; `status` is asked only if the bar is redrawn."""
+    def update(self, images: int, stage: Stage, scalars: dict[str, Tensor]) -> None:
+        """After every step: images shown so far and what the step reported."""
         self.images = images
-        self._measure(resolution)
+        self._measure(stage.resolution)
         now = time.monotonic()
         if on_terminal() and now - self._drawn >= REFRESH_SECONDS:
             self._drawn = now
             self._bar.n = images
-            self._bar.set_postfix_str(f"{status()}, {self.speed()}")
+            losses = {name: scalars[name].item() for name in ("d_loss", "g_loss")}
+            self._bar.set_postfix_str(f"{stage.resolution} px, alpha {stage.alpha:.2f}, {self._status(losses)}")
 
-    def speed(self) -> str:
-        """Images per second and time left, for people."""
-        return f"{self.images_per_second:.0f} img/s, {duration(self.seconds_left())} left"
+    def note_stage(self, images: int, stage: Stage) -> None:
+        """A line that stays, when other layers become live."""
+        what = "layers fade in" if stage.fading else "stable"
+        self._note(
+            f"{images:,} images: {stage.resolution} px, {what}, batch {stage.batch_size},"
+            f" learning rate {stage.learning_rate:g}"
+        )
+
+    def note_tick(self, line: dict[str, Any]) -> None:
+        """The values of a line of stats.jsonl; the bar says it all where there is one."""
+        if not on_terminal():
+            stage = f"{line['resolution']} px, alpha {line['alpha']:.2f}"
+            self._note(f"{line['images']:,} images: {stage}, {self._status(line)}")
+
+    def _note(self, text: str) -> None:
+        if on_terminal():
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def _status(self, losses: dict[str, Any]) -> str:
+        return (
+            f"D {losses['d_loss']:.3f}, G {losses['g_loss']:.3f},"
+            f" {self.images_per_second:.0f} img/s, {duration(self.seconds_left())} left"
+        )
 
     def seconds_left(self) -> float:
         """From the measured time per image; a resolution not yet seen costs 3 times the last."""
         seconds, cost = 0.0, next(iter(self._seconds_per_image.values()), 0.0)
-        for resolution, images in sorted(self._images_left(self.images).items()):
+        for resolution, images in sorted(self.schedule.images_per_resolution(self.images).items()):
             cost = self._seconds_per_image.get(resolution, cost * COST_OF_DOUBLING)
             seconds += cost * images
         return seconds

@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pggan_fast.training.checkpoint import checkpoints
 from pggan_fast.training.config import TrainConfig
 from pggan_fast.training.dataset import PreparedData, resolutions_up_to
 from pggan_fast.training.errors import UserError
-from pggan_fast.training.files import write_json, written_aside
+from pggan_fast.training.files import ASIDE, write_json, written_aside
 from pggan_fast.training.options import flag, from_json, to_json
 
 
@@ -62,7 +64,7 @@ class RunFolder:
             raise UserError(f"--resume {out}: config.json is damaged ({error})") from error
         for field in dataclasses.fields(TrainConfig):
             if field.name in changes and not field.metadata["changeable"]:
-                raise UserError(f"{flag(field)}: is fixed by {config_file(out)} and cannot change")
+                raise UserError(f"{flag(field.name)}: is fixed by {config_file(out)} and cannot change")
         config = dataclasses.replace(config, **changes)
         data = PreparedData(config.data)
         if data.facts() != kept["data"]:
@@ -72,6 +74,8 @@ class RunFolder:
             )
         run = cls(config, data)
         run._check_data()
+        for unfinished in out.rglob(f".*{ASIDE}"):  # of a process that was killed while writing
+            unfinished.unlink()
         run._write_config()
         return run
 
@@ -94,23 +98,16 @@ class RunFolder:
     def _check_data(self) -> None:
         config, data = self.config, self.data
         if config.resolution > data.resolution:
-            raise UserError(
-                f"--resolution {config.resolution}: the data in {data.path} end at"
-                f" {data.resolution} px"
-            )
+            raise UserError(f"--resolution {config.resolution}: the data in {data.path} end at {data.resolution} px")
         if config.labels and not data.classes:
-            raise UserError(
-                f"--labels: {data.path} has no classes; prepare a folder with one subfolder each"
-            )
+            raise UserError(f"--labels: {data.path} has no classes; prepare a folder with one subfolder each")
         for resolution in resolutions_up_to(config.resolution):
             if resolution >= config.start_resolution:
                 data.images(resolution)
 
     def _write_config(self) -> None:
-        from pggan_fast import __version__
-
         contents = {
-            "pggan_fast": __version__,
+            "torch": torch.__version__,
             "data": self.data.facts(),
             "settings": to_json(self.config),
         }

@@ -9,6 +9,7 @@ from torch import Tensor
 from pggan_fast.networks import Generator
 from pggan_fast.ops import kept_weights
 from pggan_fast.training.images import SMALLEST_TILE, grid, to_uint8
+from pggan_fast.training.schedule import Stage
 
 GRID_PIXELS = 1024  # as wide as this, with at least 3 and at most 12 columns
 CHUNK = 16  # images at once
@@ -52,7 +53,7 @@ class SampleGrid:
             self.labels = torch.arange(rows, device=self.z.device).repeat_interleave(self.columns)
         self.tile = side
 
-    def draw(self, G: Generator, resolution: int, alpha: float | Tensor) -> np.ndarray:
+    def draw(self, G: Generator, stage: Stage, alpha: float | Tensor) -> np.ndarray:
         """The grid as uint8 [H, W, C]; smaller resolutions are enlarged to G's own."""
-        images = generate(G, self.z, self.labels, resolution=resolution, alpha=alpha)
+        images = generate(G, self.z, self.labels, resolution=stage.resolution, alpha=alpha)
         return grid(images, self.columns, self.tile)

@@ -57,10 +57,7 @@ class Schedule:
             if value < 4 or value & (value - 1):
                 raise UserError(f"{name} {value}: must be a power of two, 4 or more")
         if self.start_resolution > self.resolution:
-            raise UserError(
-                f"start_resolution {self.start_resolution}: must not be above"
-                f" resolution {self.resolution}"
-            )
+            raise UserError(f"start_resolution {self.start_resolution}: must not be above resolution {self.resolution}")
         if min(self.stable_images, self.transition_images) < 0 or not self.phase_images:
             raise UserError(
                 f"phases of {self.stable_images} stable and {self.transition_images} transition"

@@ -14,12 +14,12 @@ from pggan_fast.training.errors import UserError
 from pggan_fast.training.files import write_json, written_aside
 
 
-def save_weights(path: Path, network: Generator | Discriminator, **facts: Any) -> None:
-    """`path` (.safetensors) and a .json of the same name with `network.options` and `facts`."""
+def save_weights(path: Path, network: Generator | Discriminator, facts: dict[str, Any]) -> None:
+    """`path` (.safetensors) and a .json of the same name with `facts`, "options" among them."""
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
     with written_aside(path) as aside:
         safetensors.torch.save_file(tensors, aside)
-    write_json(path.with_suffix(".json"), {"options": network.options, **facts})
+    write_json(path.with_suffix(".json"), facts)
 
 
 def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:

@@ -1,0 +1,97 @@
+"""Checkpoints are whole or absent, few, and free of code."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from pggan_fast.training import checkpoint, files
+from pggan_fast.training.errors import UserError
+
+
+def state(value):
+    return {"weights": {"a": torch.full((3,), float(value))}, "live": [8, True], "none": None}
+
+
+def test_round_trip_keeps_values_and_layout(tmp_path):
+    saved = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    path = checkpoint.save_checkpoint(tmp_path, 1234, {"x": saved, "n": 0.1})
+    assert path.name == "000001234.pt"
+    loaded = checkpoint.load_checkpoint(path)
+    assert torch.equal(loaded["x"], saved) and loaded["x"].stride() == saved.stride()
+    assert (loaded["n"], loaded["images"]) == (0.1, 1234)
+
+
+def test_keeps_the_last_three(tmp_path):
+    (tmp_path / "notes.pt").write_text("somebody's own file")
+    for images in (5, 10, 20, 40, 1_000_000_000):
+        checkpoint.save_checkpoint(tmp_path, images, state(images))
+    assert [int(path.stem) for path in checkpoint.checkpoints(tmp_path)] == [20, 40, 1_000_000_000]
+    assert (tmp_path / "notes.pt").exists()
+
+
+@pytest.mark.parametrize("fault", ["save", "replace"])
+def test_a_failed_save_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, fault):
+    path = checkpoint.save_checkpoint(tmp_path, 7, state(1))
+
+    def full_disk(*arguments):
+        if fault == "save":
+            arguments[1].write_bytes(b"half a file")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.torch if fault == "save" else files.os, fault, full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.save_checkpoint(tmp_path, 7, state(2))
+    assert os.listdir(tmp_path) == [path.name]
+    assert checkpoint.load_checkpoint(path)["weights"]["a"][0] == 1
+
+
+def test_the_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(files.os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(files.os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
+    checkpoint.save_checkpoint(tmp_path, 7, state(1))
+    assert calls == ["fsync", "replace", "fsync"]  # contents, name, folder
+
+
+@pytest.mark.parametrize("kept", [0, 10, 500])
+def test_a_damaged_file_is_named(tmp_path, kept):
+    path = checkpoint.save_checkpoint(tmp_path, 7, state(1))
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"000000007.pt: cannot be read") as error:
+        checkpoint.load_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+class Surprise:
+    def __reduce__(self):
+        return os.system, ("touch surprised",)
+
+
+def test_code_in_a_file_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "x": Surprise()}, tmp_path / "1.pt")
+    (tmp_path / "2.pt").write_bytes(pickle.dumps(Surprise(), protocol=2))
+    for name in ("1.pt", "2.pt"):
+        with pytest.raises(UserError, match="cannot be read"):
+            checkpoint.load_checkpoint(tmp_path / name)
+    assert not (tmp_path / "surprised").exists()
+
+
+def test_another_format_is_refused(tmp_path):
+    torch.save({"format": 99}, tmp_path / "1.pt")
+    with pytest.raises(UserError, match="has format 99"):
+        checkpoint.load_checkpoint(tmp_path / "1.pt")
+
+
+def test_random_state_goes_on_where_it_was():
+    torch.manual_seed(1)
+    torch.randn(3)
+    saved = checkpoint.random_state()
+    expected = torch.randn(5)
+    torch.manual_seed(2)
+    checkpoint.set_random_state(saved)
+    assert torch.equal(torch.randn(5), expected)
