@@ -223,22 +223,46 @@ def test_options_are_read_off_the_variables():
     assert _network(tapered, "G").latent_dim == 16
 
 
-def test_default_channels_keep_the_default_options():
-    """At 8 px the defaults' channels, 512 everywhere, are also those of smaller fmap_base."""
-    official = {
-        "4x4/Conv": (3, 3, 513, 512),
-        "4x4/Dense0": (8192, 512),
-        "4x4/Dense1": (512, 1),
-        "8x8/Conv0": (3, 3, 512, 512),
-        "8x8/Conv1_down": (3, 3, 512, 512),
-        "FromRGB_lod0": (1, 1, 1, 512),
-        "FromRGB_lod1": (1, 1, 1, 512),
+def _discriminator_of(*channels: int) -> dict[str, np.ndarray]:
+    """Variables of a grayscale discriminator whose stage s has channels[s] feature maps."""
+    shapes = {
+        "4x4/Conv": (3, 3, channels[1] + 1, channels[1]),
+        "4x4/Dense0": (16 * channels[1], channels[0]),
+        "4x4/Dense1": (channels[0], 1),
     }
-    variables = {f"{name}/weight": np.zeros(shape, "f4") for name, shape in official.items()}
-    variables |= {f"{name}/bias": np.zeros(shape[-1], "f4") for name, shape in official.items()}
-    net = from_official(variables)
-    assert (net.options["fmap_base"], net.options["fmap_max"]) == (8192, 512)
-    assert net.image_channels == 1
+    stages = range(1, len(channels))
+    for stage in stages:
+        shapes[f"FromRGB_lod{len(stages) - stage}"] = (1, 1, 1, channels[stage])
+    for stage in stages[1:]:
+        block = f"{2 ** (stage + 1)}x{2 ** (stage + 1)}"
+        shapes[f"{block}/Conv0"] = (3, 3, channels[stage], channels[stage])
+        shapes[f"{block}/Conv1_down"] = (3, 3, channels[stage], channels[stage - 1])
+    weights = {f"{name}/weight": np.zeros(shape, "f4") for name, shape in shapes.items()}
+    return weights | {f"{name}/bias": np.zeros(shape[-1], "f4") for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("channels", "given", "fmap_base", "fmap_max"),
+    [
+        ((512, 512, 512), {}, 8192, 512),  # the defaults, though 2048 would do as well
+        ((32, 16, 8), {}, 32, 32),
+        ((512, 256, 128, 64), {}, 512, 512),
+        ((20, 20, 20, 13), {}, 104, 20),  # 104 / 2**3 = 13, and less than 112 / 2**3
+        ((20, 20, 20, 13), {"fmap_base": 111}, 111, 20),
+        ((32, 22, 16), {"fmap_decay": 0.5}, 32, 32),
+        ((20, 20), {"fmap_max": 20}, 8192, 20),
+    ],
+)
+def test_channels_are_read_off_the_variables(channels, given, fmap_base, fmap_max):
+    net = from_official(_discriminator_of(*channels), **given)
+    assert (net.options["fmap_base"], net.options["fmap_max"]) == (fmap_base, fmap_max)
+    assert (net.resolution, net.image_channels) == (2 ** len(channels), 1)
+
+
+@pytest.mark.parametrize("channels", [(16, 8, 16), (32, 22, 16), (16, 16, 8, 8)])
+def test_channels_that_no_formula_gives(channels):
+    with pytest.raises(ValueError, match="pass fmap_base, fmap_decay and fmap_max"):
+        from_official(_discriminator_of(*channels))
 
 
 def test_a_discriminator_without_minibatch_statistics():
