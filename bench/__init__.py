@@ -1,0 +1,1 @@
+"""Benchmarks: `pytest bench/`. Read eager.py (the baseline), timing.py (how), targets.py (what for)."""

@@ -1,0 +1,64 @@
+"""Every suite at tiny sizes: `pytest bench/ -k smoke`. Gates run, figures mean nothing, none is kept."""
+
+from dataclasses import replace
+
+import pytest
+
+from bench import report
+from bench.bench_memory import memory_record
+from bench.bench_step import step_case
+from bench.cases import LAYOUTS, OPS, SMALL_OPS, Op, op_case
+
+SMALLEST = (4, 8, 8, 8)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", {op.name: op for op in (*OPS, *SMALL_OPS)}.values(), ids=lambda op: op.name)
+def test_smoke_op(op: Op, layout: str, timed) -> None:
+    passes = op.passes[-1]
+    result = timed(op_case(op, SMALLEST, op.dtypes[-1], layout, passes, compiled=False, copied=True), seconds=0.05)
+    assert result["speedups"]["ours"]["eager"]["median"] > 0
+
+
+def test_smoke_compile(timed) -> None:
+    case = op_case(OPS[0], SMALLEST, "fp32", "nchw", "forward", compiled=True, copied=False)
+    assert set(timed(case, seconds=0.05)["seconds"]) == {"eager", "ours", "compile"}
+
+
+def test_smoke_step(timed) -> None:
+    result = timed(step_case(resolution=8, batch=4, channels=8), seconds=0.05)
+    assert set(result["speedups"]) == {"ours_fp32", "ours_bf16"}
+
+
+@pytest.mark.parametrize("network", ["G", "D"])
+def test_smoke_memory(network: str) -> None:
+    assert memory_record(network, resolution=8, batch=4, fmap_max=8)["kept_bytes"]["ours"] > 0
+
+
+@pytest.mark.parametrize("factor", [1.1, float("nan")])
+def test_smoke_gate_refuses_a_wrong_result(factor: float) -> None:
+    wrong = replace(OPS[0], ours=lambda x, bias: OPS[0].eager(x, bias) * factor)
+    case = op_case(wrong, SMALLEST, "bf16", "nchw", "forward", compiled=False, copied=False)
+    with pytest.raises(AssertionError, match="bias_act_pixel_norm, ours, output"):
+        case.check()
+
+
+def test_smoke_report_counts_the_worst_case() -> None:
+    cases = [("16x512x16x16", 4.0), ("8x512x32x32", 3.4)]
+    records = [
+        {
+            "suite": "bias_act_pixel_norm",
+            "shape": shape,
+            "dtype": "fp32",
+            "layout": "channels_last",
+            "pass": "forward",
+            "seconds": {},
+            "speedups": {"ours": {"eager": {"median": speedup}, "copy": {"median": 1.0}, "compile": {"median": 1.0}}},
+        }
+        for shape, speedup in cases
+    ]
+    rows = [line for line in report.targets_table(records).splitlines() if "3.5 times eager" in line]
+    assert rows == [
+        "| bias_act with pixel norm, fp32 forward, channels_last: 3.5 times eager | 3.50 | 3.40 | 1 of 2 | no |",
+        "| training step, bf16: 3.5 times eager NCHW fp32 | 3.50 | not measured |  |  |",
+    ]

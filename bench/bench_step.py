@@ -1,0 +1,90 @@
+"""One whole training step: D with gradient penalty and drift, moving average, G, Adam."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import eager
+from bench.cases import LAYOUTS
+from bench.pairs import baseline, networks
+from bench.timing import Case
+from pggan_fast.training import TrainStep
+
+BATCH = {32: 32, 64: 8}
+"""By resolution: below the paper's 64 and 32, so that a round of all variants takes seconds on two cores."""
+
+CHANNELS = 128
+SECONDS = 40.0
+
+
+@pytest.mark.parametrize("resolution", BATCH)
+def test_step(resolution: int, timed, record) -> None:
+    record(timed(step_case(resolution, BATCH[resolution], CHANNELS), seconds=SECONDS))
+
+
+def step_case(resolution: int, batch: int, channels: int) -> Case:
+    """Five variants from the same weights, on the same images, with the same latents."""
+    variants = {
+        "eager_nchw_fp32": eager_step(resolution, channels, "nchw", None),
+        "eager_channels_last_fp32": eager_step(resolution, channels, "channels_last", None),
+        "ours_fp32": TrainStep(*networks(resolution, fmap_max=channels), precision="fp32"),
+        "eager_channels_last_bf16": eager_step(resolution, channels, "channels_last", torch.bfloat16),
+        "ours_bf16": TrainStep(*networks(resolution, fmap_max=channels), precision="bf16"),
+    }
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(batch, 3, resolution, resolution, generator=generator) * 2 - 1
+    reals = {
+        name: images.contiguous(memory_format=LAYOUTS["nchw" if "nchw" in name else "channels_last"])
+        for name in variants
+    }
+
+    def check() -> None:
+        facts = {name: first_steps(step, reals[name]) for name, step in variants.items()}
+        expected = facts["eager_nchw_fp32"]
+        for what, fp32_tolerance in TOLERANCE.items():
+            errors = {
+                name: ((found[what] - expected[what]).norm() / expected[what].norm()).item()
+                for name, found in facts.items()
+            }
+            bf16_tolerance = max(BF16_FLOOR, 2 * errors["eager_channels_last_bf16"])
+            for name, error in errors.items():
+                allowed = fp32_tolerance if name.endswith("fp32") else bf16_tolerance
+                assert error <= allowed, f"{name}: {what} off by {error:.1e} of their norm, allowed {allowed:.0e}"
+
+    labels = {
+        "suite": "step",
+        "shape": f"{batch}x3x{resolution}x{resolution}",
+        "dtype": "by variant",
+        "layout": "by variant",
+        "pass": "training step",
+    }
+    calls = {name: lambda _, name=name: variants[name](reals[name]) for name in variants}
+    return Case(labels, calls, check)
+
+
+TOLERANCE = {"losses": 1e-3, "D's gradients": 1e-3, "G's gradients": 1e-2}
+BF16_FLOOR = 0.05
+"""Norm of the difference over norm, against the baseline in fp32. Everything but the first D loss and D's first
+gradients comes after Adam steps, the first of which is the gradients' signs and so makes much of rounding.
+bf16 may err twice as much as the baseline does in bf16."""
+
+
+def eager_step(resolution: int, channels: int, layout: str, autocast: torch.dtype | None) -> eager.TrainStep:
+    ours = networks(resolution, fmap_max=channels)
+    return eager.TrainStep(*baseline(*ours, LAYOUTS[layout], fmap_max=channels), autocast)
+
+
+def first_steps(step: TrainStep | eager.TrainStep, real: Tensor) -> dict[str, Tensor]:
+    """The losses of two steps on one seed, and the gradients of the first.
+
+    Adam with beta1 = 0 keeps the last gradient as its first moment.
+    """
+    torch.manual_seed(1)
+    facts = {}
+    losses = [step(real)]
+    for name, network, optimizer in (("G", step.G, step.optimizer_G), ("D", step.D, step.optimizer_D)):
+        trained = [p for _, p in sorted(network.named_parameters()) if p in optimizer.state]
+        facts[f"{name}'s gradients"] = torch.cat([optimizer.state[p]["exp_avg"].flatten() for p in trained])
+    losses.append(step(real))
+    facts["losses"] = torch.stack([each[name].float() for each in losses for name in ("d_loss", "g_loss")])
+    return facts

@@ -1,0 +1,139 @@
+"""How things are timed: all variants of one case in one process, interleaved, over warm memory.
+
+A round calls every variant once, each round starting with another one, each variant on another set of
+inputs than the one before it used; what pytest-benchmark times and records is the round. Ratios are
+taken within a round and their median reported, so a slow spell of the machine hits both sides.
+"""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROUNDS_AT_LEAST = 7
+ROUNDS_AT_MOST = 60
+WARM_UP = 0.05
+SHORTEST_SAMPLE = 1e-3
+"""Seconds: a variant faster than this is called several times per sample."""
+
+Variant = Callable[[int], object]
+"""A call of one provider on the i-th set of inputs."""
+
+
+@dataclass
+class Case:
+    """One thing to time: `variants` by provider name; `check` raises unless all agree.
+
+    `labels` say what it is (suite, shape, dtype, layout, pass); `input_sets` is how many sets of inputs
+    the variants rotate through; `moved_bytes` is what the work must at least read and write, by the
+    byte formula of its suite, or None where memory is not the limit.
+    """
+
+    labels: dict[str, str]
+    variants: dict[str, Variant]
+    check: Callable[[], None]
+    input_sets: int = 1
+    moved_bytes: int | None = None
+
+
+class Round:
+    """Calls every variant of a case once per call and keeps the seconds of each."""
+
+    def __init__(self, case: Case):
+        self.case = case
+        self.samples: dict[str, list[float]] = {name: [] for name in case.variants}
+        self.repeats = 1
+        self.count = 0
+
+    def warm_up(self) -> float:
+        """Run for WARM_UP seconds, at least twice, and set the calls per sample. Seconds per round."""
+        begin = time.perf_counter()
+        while self.count < 2 or time.perf_counter() - begin < WARM_UP:
+            self()
+        fastest = min(samples[-1] for samples in self.samples.values())
+        self.repeats = max(1, math.ceil(SHORTEST_SAMPLE / fastest))
+        per_round = sum(samples[-1] for samples in self.samples.values()) * self.repeats
+        for samples in self.samples.values():
+            samples.clear()
+        self.count = 0
+        return per_round
+
+    def __call__(self) -> None:
+        names = list(self.case.variants)
+        start = self.count % len(names)
+        for turn, name in enumerate(names[start:] + names[:start]):
+            variant, inputs = self.case.variants[name], (self.count + turn) % self.case.input_sets
+            begin = time.perf_counter()
+            for _ in range(self.repeats):
+                variant(inputs)
+            self.samples[name].append((time.perf_counter() - begin) / self.repeats)
+        self.count += 1
+
+
+def measure(benchmark, case: Case, seconds: float) -> dict:
+    """Gate the case, time it for about `seconds` under pytest-benchmark, return its record (JSON)."""
+    case.check()
+    gc.collect()
+    rounds = Round(case)
+    per_round = rounds.warm_up()
+    wanted = int(seconds / per_round)
+    benchmark.pedantic(rounds, rounds=min(max(wanted, ROUNDS_AT_LEAST), ROUNDS_AT_MOST))
+    record = {
+        **case.labels,
+        "rounds": rounds.count,
+        "repeats": rounds.repeats,
+        "moved_bytes": case.moved_bytes,
+        "seconds": {name: spread(samples) for name, samples in rounds.samples.items()},
+        "speedups": speedups(rounds.samples),
+    }
+    benchmark.extra_info.update(record)
+    return record
+
+
+def spread(samples: Sequence[float]) -> dict[str, float]:
+    """Median, 20th and 80th percentile, to four digits."""
+    ordered = sorted(samples)
+    last = len(ordered) - 1
+    values = statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)]
+    return dict(zip(("median", "p20", "p80"), (float(f"{v:.4g}") for v in values), strict=True))
+
+
+def speedups(samples: dict[str, list[float]]) -> dict[str, dict[str, dict[str, float]]]:
+    """How many times as long another provider took as ours, round by round: [ours][other]."""
+    return {
+        ours: {
+            other: spread([a / b for a, b in zip(samples[other], samples[ours], strict=True)])
+            for other in samples
+            if other != ours
+        }
+        for ours in samples
+        if ours.startswith("ours")
+    }
+
+
+TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 5e-2)}
+"""Allowed error against the baseline in fp32, by dtype: (RMS over RMS, maximum over maximum).
+
+fp32: sums of up to 4,608 products in another order. bf16: eager rounds to 8 bits after every operation,
+so the baseline's own error is a few times 2**-9.
+"""
+
+
+def assert_close(name: str, actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """No figure for a wrong result: raise AssertionError unless `actual` is `expected` up to TOLERANCE."""
+    assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, not {expected.shape}"
+    difference, expected = (actual.float() - expected.float()).abs(), expected.float()
+    rms = rms_of(difference) / max(rms_of(expected), 1e-30)
+    largest = difference.max().item() / max(expected.abs().max().item(), 1e-30)
+    allowed_rms, allowed_largest = TOLERANCE[dtype]
+    assert rms <= allowed_rms, f"{name}: RMS error {rms:.1e} above {allowed_rms:.0e}"
+    assert largest <= allowed_largest, f"{name}: error {largest:.1e} above {allowed_largest:.0e}"
+
+
+def rms_of(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
