@@ -21,7 +21,13 @@ Written by `python -m bench.report` from what `make bench` measured. The baselin
 idiomatic PyTorch, which pggan_fast does not touch. All variants of a case run interleaved in one process,
 every round starting with another one and every variant on other inputs than the one before it; malloc's
 thresholds are raised for all alike, so that memory is warm; a speed-up is the median of the rounds' ratios.
-Before a case is timed, outputs and gradients (of the training step: the losses of two steps) must agree.
+Before a case is timed, outputs and gradients must agree (of the training step: two steps' losses, the first's
+gradients).
+
+Shapes are those of the large side: conv2d_up makes it, conv2d_down starts from it, with as many channels on the
+small side. "forward" records no graph, "forward+backward" takes the gradients of every input, weights and biases
+included. In the training step, as published ports have it, the baseline's D keeps requiring gradients while G is
+trained, and its Adam is torch's default.
 """
 
 
