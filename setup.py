@@ -25,7 +25,7 @@ IS_X86_64 = platform.machine() in ("x86_64", "AMD64")
 # csrc/*/NAME_<level>.cpp is compiled for that level only; which level runs is chosen at run time.
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
-X86_LEVELS = {"avx2": AVX2, "avx512": AVX2 + AVX512}
+X86_LEVELS = {"": [], "avx2": AVX2, "avx512": AVX2 + AVX512}
 
 CUDA = os.environ.get("PGGAN_FAST_CUDA", "auto")
 if CUDA not in ("auto", "0", "1"):
@@ -36,14 +36,21 @@ class NotBuilt(Exception):
     """Why a native module is left out, in one line."""
 
 
-def x86_level(source: Path) -> str | None:
+def x86_level(source: Path) -> str:
+    """The instruction set a source is for, by its name; "" is the architecture's baseline."""
     level = source.stem.rpartition("_")[2]
-    return level if level in X86_LEVELS else None
+    return level if level in X86_LEVELS else ""
 
 
 def find_sources(folder: str) -> list[Path]:
-    found = [p for p in sorted(Path("csrc", folder).glob("*")) if p.suffix in (".cpp", ".cu")]
-    return [p for p in found if IS_X86_64 or x86_level(p) is None]
+    """The sources of csrc/<folder> in the order of linking: the smallest instruction set first.
+
+    The linker keeps the first of several definitions of one inline function, and what the sources
+    share, such as a std::vector's methods, must run on machines of the baseline.
+    """
+    found = [p for p in Path("csrc", folder).glob("*") if p.suffix in (".cpp", ".cu")]
+    found = [p for p in found if IS_X86_64 or not x86_level(p)]
+    return sorted(found, key=lambda p: (x86_level(p), p.name))
 
 
 def compile_command(source: Path, compiler: str, torch_dir: Path) -> list[str]:
@@ -56,7 +63,7 @@ def compile_command(source: Path, compiler: str, torch_dir: Path) -> list[str]:
     # These let sqrt and comparisons vectorise; no result changes, only errno and trap flags.
     command += ["-fno-math-errno", "-fno-trapping-math"]
     command += ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-    command += X86_LEVELS.get(x86_level(source), []) if IS_X86_64 else ["-DPGGAN_FAST_NO_X86"]
+    command += X86_LEVELS[x86_level(source)] if IS_X86_64 else ["-DPGGAN_FAST_NO_X86"]
     return [*command, *shlex.split(os.environ.get("CXXFLAGS", "")), "-c", str(source)]
 
 

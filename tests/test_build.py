@@ -22,13 +22,22 @@ IS_X86_64 = platform.machine() in ("x86_64", "AMD64")
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 
-# One operator on the stable ABI, and its refusal to be compiled for more than the baseline.
-OPERATOR = """
+# Every source defines this function, and the linker keeps one of them.
+SHARED = """
+__attribute__((noinline)) inline int compiled_for() {
+#if defined(__AVX512F__)
+  return 512;
+#elif defined(__AVX2__)
+  return 2;
+#else
+  return 0;
+#endif
+}
+"""
+# Two operators on the stable ABI.
+OPERATORS = """
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#ifdef __AVX2__
-#error compiled for AVX2
-#endif
 using torch::stable::Tensor;
 Tensor twice(const Tensor& x) {
   Tensor y = torch::stable::empty_like(x);
@@ -39,11 +48,20 @@ Tensor twice(const Tensor& x) {
   });
   return y;
 }
-STABLE_TORCH_LIBRARY(pggan_fast_build_test, m) { m.def("twice(Tensor x) -> Tensor"); }
-STABLE_TORCH_LIBRARY_IMPL(pggan_fast_build_test, CPU, m) { m.impl("twice", TORCH_BOX(&twice)); }
+int64_t shared(const Tensor&) { return compiled_for(); }
+STABLE_TORCH_LIBRARY(pggan_fast_build_test, m) {
+  m.def("twice(Tensor x) -> Tensor");
+  m.def("shared(Tensor x) -> int");
+}
+STABLE_TORCH_LIBRARY_IMPL(pggan_fast_build_test, CPU, m) {
+  m.impl("twice", TORCH_BOX(&twice));
+  m.impl("shared", TORCH_BOX(&shared));
+}
 """
-PROBE = "#if !(%s)\n#error wrong instruction set\n#endif\n"
-AVX2_ONLY = "defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(__AVX512F__)"
+# The start of a source that refuses to be compiled for another instruction set than this one.
+ONLY_IF = "#if !(%s)\n#error wrong instruction set\n#endif\n"
+BASELINE = "!defined(__AVX2__)"
+AVX2 = "defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(__AVX512F__)"
 AVX512 = "defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__FMA__)"
 
 # Weak references that gcc puts into every library.
@@ -130,21 +148,25 @@ def test_a_source_that_does_not_compile_leaves_pure_python(checkout: Path) -> No
 
 
 @needs_compiler
-def test_a_compiler_gives_a_module_that_loads(checkout: Path) -> None:
-    """Sources get the instruction set of their name, here checked by the preprocessor."""
-    probes = {"probe_avx2.cpp": PROBE % AVX2_ONLY, "probe_avx512.cpp": PROBE % AVX512}
-    if not IS_X86_64:
-        probes = {name: "#error only for x86-64\n" for name in probes}
-        probes["probe.cpp"] = PROBE % "defined(PGGAN_FAST_NO_X86)"
-    use_sources(checkout, {"operator.cpp": OPERATOR, **probes})
+def test_a_compiler_gives_a_module_that_loads_and_runs_anywhere(checkout: Path) -> None:
+    """A source gets the instruction set of its name; what sources share must run on every machine."""
+    sources = {"operators.cpp": ONLY_IF % BASELINE + SHARED + OPERATORS}
+    if IS_X86_64:
+        sources["a_avx512.cpp"] = ONLY_IF % AVX512 + SHARED + "int a() { return compiled_for(); }\n"
+        sources["b_avx2.cpp"] = ONLY_IF % AVX2 + SHARED + "int b() { return compiled_for(); }\n"
+    else:
+        sources["a_avx2.cpp"] = "#error only for x86-64\n"
+        sources["b.cpp"] = ONLY_IF % "defined(PGGAN_FAST_NO_X86)"
+    use_sources(checkout, sources)
     target = install(checkout)
     assert [p.name for p in target.rglob("*.so")] == ["_C.abi3.so"]
-    call = "torch.ops.pggan_fast_build_test.twice(torch.tensor([1.5, -2.0])).tolist()"
-    setup = "from pggan_fast import _native"
-    origin, available, reason, doubled = evaluate(target, setup, f"[*{REPORT}, {call}]")
+    setup = "from pggan_fast import _native\nours, x = torch.ops.pggan_fast_build_test, torch.tensor([1.5, -2.0])"
+    calls = "ours.twice(x).tolist(), ours.shared(x)"
+    origin, available, reason, doubled, shared = evaluate(target, setup, f"[*{REPORT}, {calls}]")
     assert Path(origin).is_relative_to(target)
     assert available and reason == ""
     assert doubled == [3.0, -4.0]
+    assert shared == 0
 
 
 @needs_compiler
