@@ -2,21 +2,10 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
-#include "kernels.h"
-#include "vec.h"
+#include "worker.h"
 
 namespace pggan_fast::LEVEL {
-
-// Working memory of one thread, kept from call to call: a fresh buffer would cost page faults.
-template <class A>
-inline A* scratch(int which, int64_t count) {
-  static thread_local std::vector<A> buffers[4];
-  auto& buffer = buffers[which];
-  if (int64_t(buffer.size()) < count) buffer.resize(count);
-  return buffer.data();
-}
 
 template <class A>
 struct Activation {
@@ -26,8 +15,6 @@ struct Activation {
   Vec<A> operator()(Vec<A> u) const { return (*this)(u, u); }
   Vec<A> operator()(Vec<A> u, Vec<A> sign) const { return u * (sign > Vec<A>{} ? positive : negative); }
 };
-
-inline int64_t rounded_up(int64_t count, int64_t width) { return (count + width - 1) / width * width; }
 
 // A per-channel vector (zeros if null) with room for a whole vector behind its end.
 template <class A>
@@ -320,16 +307,6 @@ void double_backward_contiguous(const BiasActDoubleBackward& a, const Block& blo
 }
 
 // ---- the table's entries
-
-template <class F>
-inline void with_type(Dtype dtype, F f) {
-  switch (dtype) {
-    case Dtype::f64: return f(double{});
-    case Dtype::f32: return f(float{});
-    case Dtype::bf16: return f(BFloat16{});
-    case Dtype::f16: return f(Half{});
-  }
-}
 
 inline void bias_act_forward(const BiasActForward& a, int64_t begin, int64_t end) {
   with_type(a.dtype, [&](auto type) {

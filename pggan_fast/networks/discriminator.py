@@ -1,5 +1,6 @@
 """The discriminator of "Progressive Growing of GANs" (Karras et al., ICLR 2018)."""
 
+import torch
 from torch import Tensor, nn
 
 from pggan_fast import ops
@@ -95,7 +96,9 @@ class Discriminator(nn.Module):
             x = self.head["stddev"](x)
         x = self.head["conv"](x)
         x = self.head["dense"](x.flatten(1))
-        x = self.head["output"](x)
+        # Losses and penalties are taken of these few numbers: half precision would be most of their error.
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.head["output"](x.to(torch.promote_types(x.dtype, torch.float32)))
         return x[:, 0], x[:, 1:] if self.label_dim else None
 
     def live_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:

@@ -14,7 +14,7 @@ from pggan_fast.ops.bias_act import (
 )
 from pggan_fast.ops.choice import choose
 from pggan_fast.ops.registry import below_autograd, define, differentiate, engine_wants
-from pggan_fast.ops.weights import prepare, restore
+from pggan_fast.ops.weights import is_channels_last, prepare, restore
 
 
 def equalized_conv2d(
@@ -192,19 +192,15 @@ def _arguments(k: int, padding: int, up: int, down: int) -> tuple:
     return [stride, stride], [padding, padding], [1, 1], up == 2, [0, 0], 1
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
 def _raw_convolution(x, weight, padding, up, down) -> Tensor:
-    prepared = prepare(weight, x.dtype, _is_channels_last(x), up, down)
+    prepared = prepare(weight, x.dtype, is_channels_last(x), up, down)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.aten.convolution(x, prepared, None, *_arguments(weight.shape[-1], padding, up, down))
 
 
 def _raw_gradients(dz, x, weight, geometry, wanted) -> tuple[Tensor | None, Tensor | None]:
     padding, up, down = geometry
-    prepared = prepare(weight, x.dtype, _is_channels_last(x), up, down)
+    prepared = prepare(weight, x.dtype, is_channels_last(x), up, down)
     with torch._C._AutoDispatchBelowAutograd():
         dx, dw, _ = torch.ops.aten.convolution_backward(
             dz,

@@ -7,6 +7,7 @@ from torch.autograd import Function
 from pggan_fast import reference
 from pggan_fast.ops.choice import choose
 from pggan_fast.ops.registry import below_autograd, define, differentiate
+from pggan_fast.ops.weights import is_channels_last
 
 
 def upsample2x(x: Tensor, *, impl: str = "auto") -> Tensor:
@@ -67,8 +68,7 @@ class Downsample2x(Function):
 
 def like_layout(x: Tensor, shape: list) -> Tensor:
     """An empty tensor of another [N, C, H, W] shape in x's dtype and layout."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    memory_format = torch.channels_last if last else torch.contiguous_format
+    memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 

@@ -1,0 +1,57 @@
+// What the kernels of one instruction set share beside vectors: dispatch on the dtype, loops, a thread's memory.
+// Included by level_*.cpp only. No template of the standard library that needs code of its own may be used here:
+// each level would emit it for itself under one name, and the linker keeps any one of them.
+#pragma once
+
+#include <cstdlib>
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace pggan_fast::LEVEL {
+
+template <class F>
+inline void with_type(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::f64: return f(double{});
+    case Dtype::f32: return f(float{});
+    case Dtype::bf16: return f(BFloat16{});
+    case Dtype::f16: return f(Half{});
+  }
+}
+
+inline int64_t rounded_up(int64_t count, int64_t width) { return (count + width - 1) / width * width; }
+
+// Calls f(i, n) for vectors of A at i = 0, W, 2 W...: n is W, known to the compiler, for all but a shorter last one.
+template <class A, class F>
+inline void for_vectors(int64_t count, F f) {
+  int64_t i = 0;
+  for (; i + kWidth<A> <= count; i += kWidth<A>) f(i, kWidth<A>);
+  if (i < count) f(i, count - i);
+}
+
+// Working memory of one thread, kept from call to call: a fresh buffer would cost page faults.
+template <class A>
+struct Buffer {
+  A* values = nullptr;
+  int64_t size = 0;
+  ~Buffer() { std::free(values); }
+  A* grow(int64_t count) {
+    if (count > size) {
+      std::free(values);
+      size = rounded_up(count, 64);
+      values = static_cast<A*>(std::aligned_alloc(64, size * sizeof(A)));
+      // No kernel can go on, nor may an exception leave a thread of torch's.
+      if (!values) std::abort();
+    }
+    return values;
+  }
+};
+
+template <class A>
+inline A* scratch(int which, int64_t count) {
+  static thread_local Buffer<A> buffers[4];
+  return buffers[which].grow(count);
+}
+
+}  // namespace pggan_fast::LEVEL
