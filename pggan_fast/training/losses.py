@@ -4,15 +4,24 @@ An objective yields the discriminator's loss in terms, so that the step can diff
 and free its graph before the next is built.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# images, labels -> scores [N], class logits [N, label_dim] or None
-Critic = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+Scored = tuple[Tensor, Tensor | None]  # scores [N], class logits [N, label_dim] or None
 Stats = dict[str, Tensor]
+
+
+class Critic(Protocol):
+    """The discriminator as an objective sees it: alpha and precision are settled."""
+
+    def __call__(self, images: Tensor, labels: Tensor | None) -> Scored: ...
+
+    def pair(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Scored, Scored]:
+        """Both batches scored, as two calls would."""
 
 
 class WganGp:
@@ -38,8 +47,7 @@ class WganGp:
     ) -> Iterator[Tensor]:
         """Yields two terms whose sum is D's loss; `mixing` [N, 1, 1, 1] is uniform in 0..1."""
         yield self._penalty(critic, real, fake, labels, mixing, stats)
-        real_scores, real_logits = critic(real, labels)
-        fake_scores, fake_logits = critic(fake, labels)
+        (real_scores, real_logits), (fake_scores, fake_logits) = critic.pair(real, fake, labels)
         stats["real_score"], stats["fake_score"] = real_scores.detach().mean(), fake_scores.detach().mean()
         loss = fake_scores.mean() - real_scores.mean() + self.drift_weight * real_scores.square().mean()
         yield loss + self._label_loss(real_logits, labels) + self._label_loss(fake_logits, labels)

@@ -1,16 +1,53 @@
 """One training step: D, the average of G, then G. For the trainer, and for loops of one's own."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from pggan_fast.networks import Discriminator, Generator
 from pggan_fast.ops import kept_weights
-from pggan_fast.training.losses import OBJECTIVES, Stats
+from pggan_fast.reference import stddev_group
+from pggan_fast.training.losses import OBJECTIVES, Scored, Stats
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class _Critic:
+    """`losses.Critic` of a discriminator."""
+
+    def __init__(self, D: Discriminator, alpha: float | Tensor, autocast: Callable[[], torch.autocast]):
+        self.D, self.alpha, self.autocast = D, alpha, autocast
+
+    def __call__(self, images: Tensor, labels: Tensor | None) -> Scored:
+        with self.autocast():
+            return self.D(images, labels, alpha=self.alpha)
+
+    def pair(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Scored, Scored]:
+        """One call on both batches, ordered so that each stddev group holds what it would hold in two calls.
+
+        Group m of M has samples m, m + M, ...: of twice the batch, with runs of M reals and M fakes in turn,
+        group m has those reals and group M + m those fakes.
+        """
+        n, group_size = len(real), self.D.options["mbstd_group_size"]
+        group = stddev_group(n, group_size)
+        if stddev_group(2 * n, group_size) != group:
+            return self(real, labels), self(fake, labels)
+
+        def interleave(real: Tensor, fake: Tensor) -> Tensor:
+            runs = (t.unflatten(0, (group, n // group)) for t in (real, fake))
+            both = torch.stack(tuple(runs), dim=1).flatten(0, 2)
+            return both.contiguous(memory_format=torch.channels_last) if both.ndim == 4 else both
+
+        def separate(both: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+            if both is None:
+                return None, None
+            runs = both.unflatten(0, (group, 2, n // group))
+            return runs[:, 0].flatten(0, 1), runs[:, 1].flatten(0, 1)
+
+        scores, logits = self(interleave(real, fake), None if labels is None else interleave(labels, labels))
+        return tuple(zip(separate(scores), separate(logits), strict=True))
 
 
 class TrainStep:
@@ -68,10 +105,7 @@ class TrainStep:
             with self._autocast():
                 return self.G(z, labels, resolution=resolution, alpha=alpha)
 
-        def critic(images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            with self._autocast():
-                return self.D(images, labels, alpha=alpha)
-
+        critic = _Critic(self.D, alpha, self._autocast)
         with kept_weights() as forget:
             with torch.no_grad():
                 fake = generate().to(real.dtype)
