@@ -16,6 +16,12 @@ NETWORKS = pytest.mark.parametrize("network", [Generator, Discriminator])
 RESOLUTIONS = pytest.mark.parametrize("resolution", [4, 8, 16])
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    """Tensors are tiny: a second thread gains nothing, and on a busy machine it is waited for."""
+    torch.set_num_threads(1)
+
+
 def _small(network: type, **options):
     torch.manual_seed(0)
     return network(**SMALL | options)
@@ -157,10 +163,8 @@ def test_alpha_is_the_weight_of_the_new_path(network, resolution):
     net = _small(network)
     new = _run(net, resolution=resolution, alpha=1.0)
     torch.testing.assert_close(_run(net, resolution=resolution, alpha=torch.tensor(1.0)), new)
-    torch.testing.assert_close(
-        _run(net, resolution=resolution, alpha=0.3),
-        _run(net, resolution=resolution, alpha=torch.tensor(0.3)),
-    )
+    number, tensor = (_run(net, resolution=resolution, alpha=a) for a in (0.3, torch.tensor(0.3)))
+    torch.testing.assert_close(number, tensor)
     half = resolution // 2
     old = _run(net, resolution=resolution, alpha=0.0)
     if network is Generator:
@@ -330,42 +334,6 @@ def test_kept_weights_change_nothing(network):
         with kept_weights():
             assert torch.equal(_run(net, alpha=0.5), expected)
             assert torch.equal(_run(net, alpha=0.5), expected)
-
-
-# Errors
-
-
-@NETWORKS
-@pytest.mark.parametrize("resolution", [0, 2, 48, 2048, 16.0])
-def test_resolution_must_be_a_power_of_two(network, resolution):
-    with pytest.raises(ValueError, match=f"resolution is {resolution}, .*power of two") as caught:
-        network(resolution)
-    assert "\n" not in str(caught.value)
-
-
-CALLS = [
-    ({}, (torch.zeros(2, 15),), {}, r"z has shape \[2, 15\], must be \[N, 16\]"),
-    ({}, (torch.zeros(16),), {}, r"z has shape \[16\]"),
-    ({}, (torch.zeros(2, 16),), {"resolution": 32}, "resolution is 32, .* 4 to 16"),
-    ({}, (torch.zeros(2, 16),), {"resolution": 12}, "resolution is 12"),
-    ({}, (torch.zeros(2, 16), torch.zeros(2, dtype=torch.long)), {}, "label_dim=0"),
-    ({"label_dim": 5}, (torch.zeros(2, 16),), {}, "labels are missing.*label_dim=5"),
-    ({"label_dim": 5}, (torch.zeros(2, 16), torch.zeros(2, 4)), {}, r"labels have shape \[2, 4\]"),
-    ({"label_dim": 5}, (torch.zeros(2, 16), torch.zeros(3, 5)), {}, r"labels have shape \[3, 5\]"),
-    ({}, (torch.zeros(2, 3, 32, 32),), {}, "resolution is 32, .* 4 to 16"),
-    ({}, (torch.zeros(2, 3, 2, 2),), {}, "resolution is 2,"),
-    ({}, (torch.zeros(2, 3, 8, 16),), {}, r"\[2, 3, 8, 16\], must be \[N, 3, r, r\]"),
-    ({}, (torch.zeros(2, 1, 16, 16),), {}, r"\[2, 1, 16, 16\], must be \[N, 3, r, r\]"),
-    ({}, (torch.zeros(3, 16, 16),), {}, r"\[3, 16, 16\], must be \[N, 3, r, r\]"),
-]
-
-
-@pytest.mark.parametrize(("options", "args", "kwargs", "message"), CALLS)
-def test_wrong_arguments_get_one_line(options, args, kwargs, message):
-    net = _small(Discriminator if "r, r" in message or args[0].ndim == 4 else Generator, **options)
-    with pytest.raises(ValueError, match=message) as caught:
-        net(*args, **kwargs)
-    assert "\n" not in str(caught.value)
 
 
 # Compilation and saving

@@ -1,0 +1,41 @@
+"""What the networks refuse: one line that names the argument, its value and what is allowed."""
+
+import pytest
+import torch
+
+from pggan_fast import Discriminator, Generator
+
+SMALL = {"resolution": 16, "fmap_base": 64, "fmap_max": 16}
+
+
+@pytest.mark.parametrize("network", [Generator, Discriminator])
+@pytest.mark.parametrize("resolution", [0, 2, 48, 2048, 16.0])
+def test_resolution_must_be_a_power_of_two(network, resolution):
+    with pytest.raises(ValueError, match=f"resolution is {resolution}, .*power of two") as caught:
+        network(resolution)
+    assert "\n" not in str(caught.value)
+
+
+CALLS = [
+    (Generator, {}, (torch.zeros(2, 15),), {}, r"z has shape \[2, 15\], must be \[N, 16\]"),
+    (Generator, {}, (torch.zeros(16),), {}, r"z has shape \[16\]"),
+    (Generator, {}, (torch.zeros(2, 16),), {"resolution": 32}, "resolution is 32, .* 4 to 16"),
+    (Generator, {}, (torch.zeros(2, 16),), {"resolution": 12}, "resolution is 12"),
+    (Generator, {}, (torch.zeros(2, 16), torch.zeros(2, dtype=torch.long)), {}, "label_dim=0"),
+    (Generator, {"label_dim": 5}, (torch.zeros(2, 16),), {}, "labels are missing.*label_dim=5"),
+    (Generator, {"label_dim": 5}, (torch.zeros(2, 16), torch.zeros(2, 4)), {}, r"labels have shape \[2, 4\]"),
+    (Generator, {"label_dim": 5}, (torch.zeros(2, 16), torch.zeros(3, 5)), {}, r"labels have shape \[3, 5\]"),
+    (Discriminator, {}, (torch.zeros(2, 3, 32, 32),), {}, "resolution is 32, .* 4 to 16"),
+    (Discriminator, {}, (torch.zeros(2, 3, 2, 2),), {}, "resolution is 2,"),
+    (Discriminator, {}, (torch.zeros(2, 3, 8, 16),), {}, r"\[2, 3, 8, 16\], must be \[N, 3, r, r\]"),
+    (Discriminator, {}, (torch.zeros(2, 1, 16, 16),), {}, r"\[2, 1, 16, 16\], must be \[N, 3, r, r\]"),
+    (Discriminator, {}, (torch.zeros(3, 16, 16),), {}, r"\[3, 16, 16\], must be \[N, 3, r, r\]"),
+]
+
+
+@pytest.mark.parametrize(("network", "options", "args", "kwargs", "message"), CALLS)
+def test_wrong_arguments_get_one_line(network, options, args, kwargs, message):
+    net = network(**SMALL | options)
+    with pytest.raises(ValueError, match=message) as caught:
+        net(*args, **kwargs)
+    assert "\n" not in str(caught.value)
