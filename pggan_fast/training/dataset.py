@@ -42,6 +42,12 @@ def pyramid(image: np.ndarray) -> dict[int, np.ndarray]:
     return levels
 
 
+def check_free(out: Path) -> None:
+    """Raises UserError unless `out` is absent or an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: is there already and not empty; choose another folder")
+
+
 class DatasetWriter:
     """Writes a prepared folder beside its final place and moves it there in `commit`.
 
@@ -50,8 +56,7 @@ class DatasetWriter:
     """
 
     def __init__(self, out: Path, *, resolution: int, channels: int, classes: list[str]) -> None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"--out {out}: is there already and not empty; choose another folder")
+        check_free(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         self.out = out
         self.resolution = resolution

