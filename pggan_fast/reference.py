@@ -101,14 +101,15 @@ def equalized_linear(
 
 def upsample2x(x: Tensor) -> Tensor:
     """Nearest neighbour, [N, C, H, W] -> [N, C, 2H, 2W]."""
-    return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def downsample2x(x: Tensor) -> Tensor:
     """2x2 mean, [N, C, H, W] -> [N, C, H // 2, W // 2]; an odd last row or column is dropped."""
-    n, c, h, w = x.shape
-    blocks = x[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2)
-    return blocks.to(accumulation_dtype(x.dtype)).mean(dim=(3, 5)).to(x.dtype)
+    h, w = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
+    wide = x.to(accumulation_dtype(x.dtype))
+    total = sum(wide[:, :, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1))
+    return (total / 4).to(x.dtype)
 
 
 def fade_in(low: Tensor, high: Tensor, alpha: float | Tensor) -> Tensor:
@@ -157,5 +158,7 @@ def minibatch_stddev(
     dim = 0 if grouping == "strided" else 1
     variance = (y - y.mean(dim=dim, keepdim=True)).square().sum(dim=dim, keepdim=True) / max(g - correction, 1)
     s = torch.sqrt(variance + eps).mean(dim=(3, 4, 5), keepdim=True)
-    s = s.expand(*y.shape[:3], 1, h, w).reshape(n, f, h, w)
-    return torch.cat([x, s.to(x.dtype)], dim=1)
+    s = s.expand(*y.shape[:3], 1, h, w).reshape(n, f, h, w).to(x.dtype)
+    if x.is_contiguous(memory_format=torch.channels_last):
+        s = s.contiguous(memory_format=torch.channels_last)
+    return torch.cat([x, s], dim=1)

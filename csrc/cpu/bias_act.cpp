@@ -25,13 +25,16 @@ int64_t unit_elements(const Shape& s) {
   return std::min(bias_act_block(s), s.layout == Layout::contiguous ? s.p : s.n * s.p) * s.c;
 }
 
+Tensor empty_vector(int64_t size, ScalarType dtype) {
+  const int64_t stride = 1;
+  return empty_strided(&size, &stride, 1, dtype);
+}
+
 Tensor empty_factors(const Tensor& x, bool pixel_norm) {
-  std::vector<int64_t> sizes{0};
-  if (pixel_norm) {
-    sizes.assign(x.sizes().begin(), x.sizes().end());
-    sizes[1] = 1;
-  }
-  return torch::stable::empty(sizes, accumulation_type(x));
+  if (!pixel_norm) return empty_vector(0, accumulation_type(x));
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes[1] = 1;
+  return empty_with_layout(sizes, accumulation_type(x), Layout::contiguous);
 }
 
 std::optional<Tensor> per_channel(const std::optional<Tensor>& values, const Tensor& x) {
@@ -39,6 +42,12 @@ std::optional<Tensor> per_channel(const std::optional<Tensor>& values, const Ten
   STD_TORCH_CHECK(values->dim() == 1 && values->size(0) == x.size(1), "bias_act: bias must have one value for each of ",
                   x.size(1), " channels");
   return with_layout(with_dtype(*values, accumulation_type(x)), Layout::contiguous);
+}
+
+// r as the kernels read it; none without pixel norm.
+std::optional<Tensor> factors(const std::optional<Tensor>& r, bool pixel_norm) {
+  STD_TORCH_CHECK(!pixel_norm || r, "bias_act: pixel norm's gradient needs r");
+  return pixel_norm ? std::optional<Tensor>(with_layout(*r, Layout::contiguous)) : std::nullopt;
 }
 
 std::optional<Tensor> optional_with_layout(const std::optional<Tensor>& t, Layout layout) {
@@ -58,7 +67,7 @@ Tensor run_forward(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias
 std::tuple<Tensor, Tensor> bias_act(Tensor x, std::optional<Tensor> bias, double scale, std::string act, double slope,
                                     double gain, bool pixel_norm, double eps) {
   const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, eps);
-  Tensor fresh = torch::stable::empty_like(x);
+  Tensor fresh = fresh_like(x);
   const Layout layout = working_layout(fresh);
   Output y(fresh, layout);
   Tensor r = run_forward(with_layout(x, layout), y.buffer, bias, layout, e);
@@ -75,17 +84,17 @@ Tensor bias_act_inplace(Tensor x, std::optional<Tensor> bias, double scale, std:
   return r;
 }
 
-std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr, Tensor y, Tensor r, double scale,
-                                             std::string act, double slope, double gain, bool pixel_norm,
+std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr, Tensor y, std::optional<Tensor> r,
+                                             double scale, std::string act, double slope, double gain, bool pixel_norm,
                                              bool bias_wanted) {
   const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, 0);
   const Layout layout = working_layout(y);
-  Output dx(torch::stable::empty_like(y), layout);
+  Output dx(fresh_like(y), layout);
   const Tensor dy_ = with_layout(with_dtype(dy, y.scalar_type()), layout), y_ = with_layout(y, layout);
   const auto dr_ = optional_with_layout(dr, Layout::contiguous);
-  const Tensor r_ = with_layout(r, Layout::contiguous);
+  const auto r_ = factors(r, pixel_norm);
   const int64_t c = y.size(1);
-  Tensor db = torch::stable::empty({bias_wanted ? c : 0}, accumulation_type(y));
+  Tensor db = empty_vector(bias_wanted ? c : 0, accumulation_type(y));
   BiasActBackward work{dtype_of(y), shape_of(y, layout), e, data(dy_), data(dr_), data(y_), data(r_),
                        dx.buffer.mutable_data_ptr(), nullptr};
   const int64_t units = units_of(work.shape), elements = unit_elements(work.shape);
@@ -111,17 +120,17 @@ std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(std::optional<Tensor> g,
                                                                     std::optional<Tensor> g_bias, Tensor dy,
-                                                                    std::optional<Tensor> dr, Tensor y, Tensor r,
-                                                                    double scale, std::string act, double slope,
+                                                                    std::optional<Tensor> dr, Tensor y,
+                                                                    std::optional<Tensor> r, double scale, std::string act, double slope,
                                                                     double gain, bool pixel_norm) {
   const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, 0);
   const Layout layout = working_layout(y);
-  Output d_dy(torch::stable::empty_like(y), layout);
+  Output d_dy(fresh_like(y), layout);
   std::optional<Output> d_y;
-  if (pixel_norm) d_y.emplace(torch::stable::empty_like(y), layout);
+  if (pixel_norm) d_y.emplace(fresh_like(y), layout);
   Tensor d_r = empty_factors(y, pixel_norm), d_dr = empty_factors(y, pixel_norm);
   const Tensor dy_ = with_layout(with_dtype(dy, y.scalar_type()), layout), y_ = with_layout(y, layout);
-  const Tensor r_ = with_layout(r, Layout::contiguous);
+  const auto r_ = factors(r, pixel_norm);
   const auto g_ = optional_with_layout(g, layout), dr_ = optional_with_layout(dr, Layout::contiguous);
   const auto g_bias_ = per_channel(g_bias, y);
   const BiasActDoubleBackward work{dtype_of(y), shape_of(y, layout), e, data(g_), data(g_bias_), data(dy_), data(dr_),

@@ -93,7 +93,7 @@ void backward_channels_last(const BiasActBackward& a, const Block& block) {
   const T* dy = static_cast<const T*>(a.dy) + block.first * c;
   const T* y = static_cast<const T*>(a.y) + block.first * c;
   T* dx = static_cast<T*>(a.dx) + block.first * c;
-  const A* r = static_cast<const A*>(a.r) + block.first;
+  const A* r = a.r ? static_cast<const A*>(a.r) + block.first : nullptr;
   const A* dr = a.dr ? static_cast<const A*>(a.dr) + block.first : nullptr;
   // Sums of few rows in A, then into double: the error does not grow with the tensor.
   constexpr int64_t kRows = 64;
@@ -215,7 +215,7 @@ void backward_contiguous(const BiasActBackward& a, const Block& block) {
   const T* y = static_cast<const T*>(a.y) + origin;
   T* dx = static_cast<T*>(a.dx) + origin;
   A *pull = nullptr, *saved_dy = nullptr, *saved_y = nullptr;
-  const A* r = static_cast<const A*>(a.r) + pixel;
+  const A* r = norm ? static_cast<const A*>(a.r) + pixel : nullptr;
   if (norm) {
     pull = scratch<A>(1, stride);
     saved_dy = scratch<A>(2, c * stride);

@@ -53,11 +53,13 @@ def bias_act(
     Raises ValueError for an unknown act, a slope or gain below 0 (backward reads the
     activation's sign off the output), or a bias that does not have C values.
     """
-    check_epilogue("bias_act", x.shape[1] if x.ndim > 1 else 0, bias, act, slope, gain)
+    options = (scale, act, slope, gain, pixel_norm, eps)
+    check_epilogue("bias_act", x.shape[1] if x.ndim > 1 else 0, bias, options)
     if choose("bias_act", x, impl) == "reference":
         return reference.bias_act(x, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
-    run = torch.ops.pggan_fast.bias_act if torch.compiler.is_compiling() else BiasAct.apply
-    return run(x, bias, scale, act, slope, gain, pixel_norm, eps)[0]
+    if torch.compiler.is_compiling():
+        return torch.ops.pggan_fast.bias_act(x, bias, *options)[0]
+    return BiasAct.apply(x, bias, options)[0]
 
 
 def pixel_norm(x: Tensor, eps: float = 1e-8, *, impl: str = "auto") -> Tensor:
@@ -68,8 +70,9 @@ def pixel_norm(x: Tensor, eps: float = 1e-8, *, impl: str = "auto") -> Tensor:
     return bias_act(x, act="linear", pixel_norm=True, eps=eps, impl=impl)
 
 
-def check_epilogue(op: str, channels: int, bias: Tensor | None, act: str, slope: float, gain: float) -> None:
+def check_epilogue(op: str, channels: int, bias: Tensor | None, options: tuple) -> None:
     """Refuses what `bias_act` cannot compute, for every op that ends in it."""
+    _, act, slope, gain, _, _ = options
     if act not in ("linear", "relu", "lrelu"):
         raise ValueError(f"{op}: act is {act!r}, allowed: linear, relu, lrelu")
     if slope < 0 or gain < 0:
@@ -80,24 +83,19 @@ def check_epilogue(op: str, channels: int, bias: Tensor | None, act: str, slope:
         raise ValueError(f"{op}: bias has shape {list(bias.shape)}, must be [{channels}]")
 
 
-def keeps_output(act: str, pixel_norm: bool) -> bool:
-    """Whether backward reads y: an affine map's gradient does not."""
-    return pixel_norm or act != "linear"
-
-
 class BiasAct(Function):
-    """(x, bias, *options, eps) -> (y, r); r is an empty tensor without pixel norm."""
+    """(x, bias, (scale, act, slope, gain, pixel_norm, eps)) -> (y, r); r is an empty tensor without pixel norm."""
 
     @staticmethod
-    def forward(ctx, x, bias, *options):
+    def forward(ctx, x, bias, options):
         y, r = below_autograd(_forward, x, bias, *options)
         remember_epilogue(ctx, y, r, bias, options)
         return y, r
 
     @staticmethod
     def backward(ctx, dy, dr):
-        dx, db = epilogue_backward(ctx, dy, dr, ctx.saved_tensors, ctx.needs_input_grad[1])
-        return dx, db, None, None, None, None, None, None
+        dx, db = epilogue_backward(ctx, dy, dr, *ctx.saved_tensors, ctx.needs_input_grad[1])
+        return dx, db, None
 
 
 def remember_epilogue(ctx, y: Tensor, r: Tensor, bias: Tensor | None, options: tuple, *also: Tensor) -> None:
@@ -105,30 +103,36 @@ def remember_epilogue(ctx, y: Tensor, r: Tensor, bias: Tensor | None, options: t
     _, act, _, _, pixel_norm, _ = options
     ctx.epilogue = options[:-1]
     ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(*also, *((y, r) if pixel_norm or act != "linear" else (None, None)))
     ctx.set_materialize_grads(False)
-    if not pixel_norm:
-        ctx.mark_non_differentiable(r)
+    if pixel_norm:
+        ctx.save_for_backward(*also, y, r)
+        return
+    ctx.save_for_backward(*also, y if act != "linear" else None, None)
+    ctx.mark_non_differentiable(r)
 
 
-def epilogue_backward(ctx, dy, dr, saved: tuple, bias_wanted: bool) -> tuple[Tensor, Tensor | None]:
-    """Gradients of (x, bias), themselves differentiable; `saved` ends in what `remember_epilogue` saved.
+def epilogue_backward(ctx, dy, dr, y, r, bias_wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """Gradients of (x, bias), themselves differentiable; y and r as `remember_epilogue` saved them.
 
     At least one of dy and dr is a tensor: autograd calls no backward otherwise.
     """
-    *_, y, r = saved
     if y is None:
         # The kernel reads no value of y for an affine map, only its layout.
-        y, r = dy.detach(), dy.new_empty(0, dtype=accumulation_dtype(dy.dtype))
+        y = dy.detach()
     elif dy is None:
         dy = torch.zeros_like(y)
     arguments = (dy, dr, y, r, *ctx.epilogue, bias_wanted)
-    dx, db = BiasActBackward.apply(*arguments) if torch.is_grad_enabled() else below_autograd(_backward, *arguments)
-    return dx, db.to(ctx.bias_dtype) if bias_wanted else None
+    if torch.is_grad_enabled():
+        dx, db = BiasActBackward.apply(*arguments)
+    else:
+        dx, db = below_autograd(_backward, *arguments)
+    if not bias_wanted:
+        return dx, None
+    return dx, db if db.dtype == ctx.bias_dtype else db.to(ctx.bias_dtype)
 
 
 class BiasActBackward(Function):
-    """(dy, dr, y, r, *options, bias_wanted) -> (dx, db); db is an empty tensor unless wanted."""
+    """(dy, dr, y, r, *epilogue, bias_wanted) -> (dx, db); r is None without pixel norm, db empty unless wanted."""
 
     @staticmethod
     def forward(ctx, dy, dr, y, r, *options):
@@ -246,16 +250,16 @@ bias_act_inplace = define(
     fake=_inplace_fake,
 )
 _backward = define(
-    f"bias_act_backward(Tensor dy, Tensor? dr, Tensor y, Tensor r, {EPILOGUE_SCHEMA}, "
+    f"bias_act_backward(Tensor dy, Tensor? dr, Tensor y, Tensor? r, {EPILOGUE_SCHEMA}, "
     "bool bias_wanted=False) -> (Tensor dx, Tensor db)",
     fallback=_backward_fallback,
     fake=_backward_fake,
 )
 _double_backward = define(
-    "bias_act_double_backward(Tensor? g, Tensor? g_bias, Tensor dy, Tensor? dr, Tensor y, Tensor r, "
+    "bias_act_double_backward(Tensor? g, Tensor? g_bias, Tensor dy, Tensor? dr, Tensor y, Tensor? r, "
     f"{EPILOGUE_SCHEMA}) -> (Tensor d_dy, Tensor d_y, Tensor d_r, Tensor d_dr)",
     fallback=_double_backward_fallback,
     fake=_double_backward_fake,
 )
-differentiate(_forward, BiasAct)
-differentiate(_backward, BiasActBackward)
+differentiate(_forward, lambda x, bias, *options: BiasAct.apply(x, bias, options))
+differentiate(_backward, BiasActBackward.apply)

@@ -49,8 +49,9 @@ def equalized_conv2d(
     and what `bias_act` refuses.
     """
     _check(x, weight, up, down, padding)
-    check_epilogue("equalized_conv2d", weight.shape[0], bias, act, slope, gain)
     weight_scale = reference.default_weight_scale(weight) if weight_scale is None else weight_scale
+    options = (weight_scale, act, slope, gain, pixel_norm, eps)
+    check_epilogue("equalized_conv2d", weight.shape[0], bias, options)
     padding = weight.shape[-1] // 2 if padding is None else padding
     x, weight = autocast_input(x), separate_leaf(weight)
     if choose("equalized_conv2d", x, impl) == "reference":
@@ -68,8 +69,9 @@ def equalized_conv2d(
             pixel_norm=pixel_norm,
             eps=eps,
         )
-    run = torch.ops.pggan_fast.equalized_conv2d if torch.compiler.is_compiling() else EqualizedConv2d.apply
-    return run(x, weight, bias, padding, up, down, weight_scale, act, slope, gain, pixel_norm, eps)[0]
+    if torch.compiler.is_compiling():
+        return torch.ops.pggan_fast.equalized_conv2d(x, weight, bias, padding, up, down, *options)[0]
+    return EqualizedConv2d.apply(x, weight, bias, (padding, up, down), options)[0]
 
 
 def _check(x: Tensor, weight: Tensor, up: int, down: int, padding: int | None) -> None:
@@ -103,22 +105,22 @@ def separate_leaf(weight: Tensor) -> Tensor:
 
 
 class EqualizedConv2d(Function):
-    """(x, weight, bias, padding, up, down, *epilogue, eps) -> (y, r)."""
+    """(x, weight, bias, (padding, up, down), epilogue's options) -> (y, r)."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, padding, up, down, *options):
-        y, r = below_autograd(_forward, x, weight, bias, padding, up, down, *options)
-        ctx.geometry = (padding, up, down)
+    def forward(ctx, x, weight, bias, geometry, options):
+        y, r = below_autograd(_forward, x, weight, bias, *geometry, *options)
+        ctx.geometry = geometry
         remember_epilogue(ctx, y, r, bias, options, x, weight)
         return y, r
 
     @staticmethod
     def backward(ctx, dy, dr):
-        x, weight, *_ = saved = ctx.saved_tensors
-        dz, db = epilogue_backward(ctx, dy, dr, saved, ctx.needs_input_grad[2])
+        x, weight, y, r = ctx.saved_tensors
+        dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
         wanted = (ctx.needs_input_grad[0], engine_wants(ctx, 1))
         dx, dw = _conv_gradients(dz, x, weight, ctx.geometry, wanted)
-        return dx, dw, db, *(None,) * 9
+        return dx, dw, db, None, None
 
 
 def _conv_gradients(dz, x, weight, geometry, wanted) -> tuple[Tensor | None, Tensor | None]:
@@ -225,4 +227,9 @@ _forward = define(
     fallback=_forward_kernel,
     fake=_forward_kernel,
 )
-differentiate(_forward, EqualizedConv2d)
+differentiate(
+    _forward,
+    lambda x, weight, bias, padding, up, down, *options: EqualizedConv2d.apply(
+        x, weight, bias, (padding, up, down), options
+    ),
+)

@@ -131,8 +131,10 @@ class FadeReals(Function):
         dx = FadeReals.apply(dy, alpha, ctx.number, ctx.dtype) if ctx.needs_input_grad[0] else None
         if not images:
             return dx, None, None, None
-        x = FadeReals.apply(images[0], None, 1.0, dy.dtype)
-        return dx, _alpha_gradient(dy, x, FadeReals.apply(x, None, 0.0, dy.dtype)), None, None
+        # In the accumulation dtype, since the sum's terms cancel.
+        wide = reference.accumulation_dtype(dy.dtype)
+        x = FadeReals.apply(images[0], None, 1.0, wide)
+        return dx, _alpha_gradient(dy, x, FadeReals.apply(x, None, 0.0, wide)), None, None
 
 
 def _alpha(alpha: Tensor | None, number: float) -> Tensor | float:
@@ -182,6 +184,6 @@ _fade_reals = define(
     fallback=_fade_reals_fallback,
     fake=_fade_reals_fake,
 )
-differentiate(_fade_in, FadeIn)
-differentiate(_fade_in_backward, FadeInBackward)
-differentiate(_fade_reals, FadeReals)
+differentiate(_fade_in, FadeIn.apply)
+differentiate(_fade_in_backward, FadeInBackward.apply)
+differentiate(_fade_reals, FadeReals.apply)

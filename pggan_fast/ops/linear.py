@@ -45,32 +45,43 @@ def equalized_linear(
             "equalized_linear: x must be [N, C_in] and weight [C_out, C_in], "
             f"got {list(x.shape)} and {list(weight.shape)}"
         )
-    check_epilogue("equalized_linear", weight.shape[0], bias, act, slope, gain)
     weight_scale = reference.default_weight_scale(weight) if weight_scale is None else weight_scale
+    options = (weight_scale, act, slope, gain, pixel_norm, eps)
+    check_epilogue("equalized_linear", weight.shape[0], bias, options)
     x, weight = autocast_input(x), separate_leaf(weight)
-    options = dict(act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
     if choose("equalized_linear", x, impl) == "reference":
-        return reference.equalized_linear(x, weight, bias, weight_scale=weight_scale, **options)
-    run = torch.ops.pggan_fast.equalized_linear if torch.compiler.is_compiling() else EqualizedLinear.apply
-    return run(x, weight, bias, weight_scale, *options.values())[0]
+        return reference.equalized_linear(
+            x,
+            weight,
+            bias,
+            weight_scale=weight_scale,
+            act=act,
+            slope=slope,
+            gain=gain,
+            pixel_norm=pixel_norm,
+            eps=eps,
+        )
+    if torch.compiler.is_compiling():
+        return torch.ops.pggan_fast.equalized_linear(x, weight, bias, *options)[0]
+    return EqualizedLinear.apply(x, weight, bias, options)[0]
 
 
 class EqualizedLinear(Function):
-    """(x, weight, bias, *epilogue, eps) -> (y, r)."""
+    """(x, weight, bias, epilogue's options) -> (y, r)."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, *options):
+    def forward(ctx, x, weight, bias, options):
         y, r = below_autograd(_forward, x, weight, bias, *options)
         remember_epilogue(ctx, y, r, bias, options, x, weight)
         return y, r
 
     @staticmethod
     def backward(ctx, dy, dr):
-        x, weight, *_ = saved = ctx.saved_tensors
-        dz, db = epilogue_backward(ctx, dy, dr, saved, ctx.needs_input_grad[2])
+        x, weight, y, r = ctx.saved_tensors
+        dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
         dx = dz @ weight.to(dz.dtype) if ctx.needs_input_grad[0] else None
         dw = (dz.T @ x).to(weight.dtype) if engine_wants(ctx, 1) else None
-        return dx, dw, db, *(None,) * 6
+        return dx, dw, db, None
 
 
 def _forward_kernel(x, weight, bias, *options):
@@ -85,4 +96,4 @@ _forward = define(
     fallback=_forward_kernel,
     fake=_forward_kernel,
 )
-differentiate(_forward, EqualizedLinear)
+differentiate(_forward, lambda x, weight, bias, *options: EqualizedLinear.apply(x, weight, bias, options))

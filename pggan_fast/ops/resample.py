@@ -102,5 +102,5 @@ _downsample = define(
     fallback=_downsample_fallback,
     fake=_downsample_fake,
 )
-differentiate(_upsample, Upsample2x)
-differentiate(_downsample, Downsample2x)
+differentiate(_upsample, Upsample2x.apply)
+differentiate(_downsample, Downsample2x.apply)

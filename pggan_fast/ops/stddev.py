@@ -191,5 +191,5 @@ _double_backward = define(
     fallback=_double_backward_fallback,
     fake=lambda g, dy, x, *options: (torch.empty_like(dy), torch.empty_like(x)),
 )
-differentiate(_forward, MinibatchStddev)
-differentiate(_backward, MinibatchStddevBackward)
+differentiate(_forward, MinibatchStddev.apply)
+differentiate(_backward, MinibatchStddevBackward.apply)

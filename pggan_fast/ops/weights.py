@@ -85,7 +85,8 @@ def _fold_fake(weight, scale, transposed, dtype, channels_last):
 
 
 def _fold_fallback(weight, scale, transposed, dtype, channels_last):
-    folded = sum(F.pad(weight, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)) * scale
+    source = weight.to(torch.promote_types(weight.dtype, torch.promote_types(dtype, torch.float32)))
+    folded = sum(F.pad(source, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)) * scale
     # A transposed convolution runs the kernel backwards.
     folded = folded.flip(2, 3).transpose(0, 1) if transposed else folded
     return _fold_fake(weight, scale, transposed, dtype, channels_last).copy_(folded)
