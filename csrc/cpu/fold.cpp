@@ -40,7 +40,7 @@ Bank<T> reversed(const Bank<T>& t, int64_t k) {
 template <class From, class To>
 void sum_shifts(const Bank<From>& from, int64_t k_from, const Bank<To>& to, int64_t k_to, int64_t first, int64_t a,
                 int64_t b, double scale) {
-  using A = std::conditional_t<std::is_same_v<From, const double>, double, float>;
+  using A = std::conditional_t<std::is_same_v<From, const double> || std::is_same_v<To, double>, double, float>;
   parallel(a, b * (k_to * k_to + k_from * k_from), [&](int64_t begin, int64_t end) {
     std::vector<A> total(b);
     for (int64_t i = begin; i < end; ++i)

@@ -78,8 +78,10 @@ def _upsample_fake(x, scale, extra_h, extra_w):
 
 
 def _upsample_fallback(x, scale, extra_h, extra_w):
-    y = torch.nn.functional.pad(reference.upsample2x(x) * scale, (0, extra_w, 0, extra_h))
-    return _upsample_fake(x, scale, extra_h, extra_w).copy_(y)
+    y = _upsample_fake(x, scale, extra_h, extra_w)
+    if x.numel() == 0:  # the gradient of a row's 2x2 mean, which has no pixels
+        return y.zero_()
+    return y.copy_(torch.nn.functional.pad(reference.upsample2x(x) * scale, (0, extra_w, 0, extra_h)))
 
 
 def _downsample_fake(x, scale):

@@ -1,0 +1,98 @@
+"""The ways to compute an op that the matrix tests compare: a new one joins by a line in IMPLEMENTATIONS."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from pggan_fast import ops, reference
+from pggan_fast.ops.choice import passed_over
+from pggan_fast.ops.fade import split_alpha
+
+
+class Implementation(NamedTuple):
+    missing: Callable[[], str | None]  # why it cannot run here, or None
+    function: Callable[[str], Callable]  # the op of this name, with the public function's arguments
+    active: Callable[[], AbstractContextManager] = nullcontext  # entered around every call, backward included
+
+
+def _public(impl: str) -> Implementation:
+    return Implementation(lambda: passed_over(impl, "cpu"), lambda op: partial(getattr(ops, op), impl=impl))
+
+
+@contextmanager
+def fallback_kernels() -> Iterator[None]:
+    """Inside, every op runs on the CPU what it runs on devices without kernels of their own: plain PyTorch."""
+    library = torch.library.Library("pggan_fast", "IMPL")
+    try:
+        for name in op_names():
+            # No kernel is registered for this device, so this is the one that any device gets.
+            kernel = torch.library.get_kernel(f"pggan_fast::{name}", "PrivateUse1")
+            library.impl(name, kernel.call_boxed, "CPU", with_keyset=True, allow_override=True)
+        yield
+    finally:
+        library._destroy()
+
+
+def op_names() -> list[str]:
+    """Every op of the torch.ops.pggan_fast namespace."""
+    prefix = "pggan_fast::"
+    return sorted({s.name.removeprefix(prefix) for s in torch._C._jit_get_all_schemas() if s.name.startswith(prefix)})
+
+
+def _torch_op(op: str) -> Callable:
+    """torch.ops.pggan_fast's op, with the public function's arguments."""
+    torch_op = getattr(torch.ops.pggan_fast, "bias_act" if op == "pixel_norm" else op)
+
+    def call(*args, **kwargs):
+        given = inspect.signature(getattr(ops, op)).bind(*args, **kwargs)
+        given.apply_defaults()
+        result = torch_op(*_ARGUMENTS[op](**{k: v for k, v in given.arguments.items() if k != "impl"}))
+        return result[0] if isinstance(result, tuple) else result
+
+    return call
+
+
+def _conv_arguments(x, weight, bias, weight_scale, padding, up, down, **epilogue) -> tuple:
+    weight_scale = reference.default_weight_scale(weight) if weight_scale is None else weight_scale
+    padding = weight.shape[-1] // 2 if padding is None else padding
+    return (x, weight, bias, padding, up, down, weight_scale, *epilogue.values())
+
+
+def _linear_arguments(x, weight, bias, weight_scale, **epilogue) -> tuple:
+    weight_scale = reference.default_weight_scale(weight) if weight_scale is None else weight_scale
+    return (x, weight, bias, weight_scale, *epilogue.values())
+
+
+def _reals_arguments(images, alpha, dtype) -> tuple:
+    default = torch.float32 if images.dtype == torch.uint8 else images.dtype
+    return (images, *split_alpha("", alpha), default if dtype is None else dtype)
+
+
+def _stddev_arguments(x, group_size, num_channels, eps, grouping, correction) -> tuple:
+    group = reference.stddev_group(x.shape[0], group_size)
+    return (x, group, num_channels, eps, grouping == "strided", correction)
+
+
+# From the arguments of the public function to those of the op.
+_ARGUMENTS = {
+    "bias_act": lambda **given: given.values(),
+    "pixel_norm": lambda x, eps: (x, None, 1.0, "linear", 0.2, 1.0, True, eps),
+    "equalized_conv2d": _conv_arguments,
+    "equalized_linear": _linear_arguments,
+    "upsample2x": lambda x: (x,),
+    "downsample2x": lambda x: (x,),
+    "fade_in": lambda low, high, alpha: (low, high, *split_alpha("", alpha)),
+    "fade_reals": _reals_arguments,
+    "minibatch_stddev": _stddev_arguments,
+}
+
+IMPLEMENTATIONS = {
+    "reference": _public("reference"),
+    "native": _public("native"),
+    "torch_ops": Implementation(lambda: None, _torch_op),
+    "fallback": Implementation(lambda: None, _torch_op, fallback_kernels),
+}

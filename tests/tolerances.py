@@ -1,0 +1,75 @@
+"""The tolerances of the op tests, each with its reason.
+
+Results in half precision and fp32 are not compared with a number of digits but with what plain PyTorch
+(`pggan_fast.reference`) reaches in the same dtype, both against the reference in fp64 on the same inputs: the root
+mean square of the error and its largest may each be at most TWICE plain PyTorch's, plus a floor. A floor counts in
+units of the dtype's eps (2**-52, 2**-23, 2**-7, 2**-10) and relates to the root mean square, or the largest
+magnitude, of the exact result.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TWICE = 2.0
+
+
+class Floor(NamedTuple):
+    eps: float
+    reason: str
+
+
+_SUMS = "sums over channels or pixels are taken in another order"
+_KEPT = "backward reads y as it was rounded, before terms that cancel; plain PyTorch keeps fp32"
+FLOORS: dict[tuple[str, torch.dtype], Floor] = {
+    ("output", torch.float64): Floor(64, f"{_SUMS}, and the exact result has such errors itself"),
+    ("first", torch.float64): Floor(128, "as for the output, twice"),
+    ("second", torch.float64): Floor(256, "as for the output, four times"),
+    ("output", torch.float32): Floor(4, _SUMS),
+    ("first", torch.float32): Floor(32, f"{_SUMS}: a bias's over a whole batch and image"),
+    ("second", torch.float32): Floor(32, f"{_SUMS}: a bias's over a whole batch and image"),
+}
+for _dtype in (torch.bfloat16, torch.float16):
+    FLOORS["output", _dtype] = Floor(0.5, "a folded weight is rounded, which plain PyTorch does not have")
+    FLOORS["first", _dtype] = Floor(2, _KEPT)
+    FLOORS["second", _dtype] = Floor(8, f"{_KEPT}; the first gradient is rounded too")
+
+
+def coarsest(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype with the largest eps."""
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def rms(x: Tensor) -> float:
+    return x.double().square().mean().sqrt().item() if x.numel() else 0.0
+
+
+def largest(x: Tensor) -> float:
+    return x.double().abs().max().item() if x.numel() else 0.0
+
+
+def assert_accurate(
+    what: str,
+    actual: Tensor,
+    plain: Tensor,
+    exact: Tensor,
+    *,
+    order: str,
+    dtype: torch.dtype,
+    condition: float = 1.0,
+) -> None:
+    """actual, from the implementation under test, is as near to exact (fp64) as plain is, up to the table above.
+
+    order: "output", or "first" or "second" for gradients. dtype: the coarsest on the way.
+    condition: multiplies the floor where rounding an input moves the result by that much more.
+    """
+    assert actual.shape == plain.shape and actual.dtype == plain.dtype, what
+    assert actual.isfinite().all(), f"{what}: {int((~actual.isfinite()).sum())} of {actual.numel()} are not finite"
+    floor = FLOORS[order, dtype].eps * torch.finfo(dtype).eps * condition
+    for measure in (rms, largest):
+        error, plain_error = measure(actual.double() - exact), measure(plain.double() - exact)
+        allowed = TWICE * plain_error + floor * measure(exact)
+        assert error <= allowed, (
+            f"{what}: {measure.__name__} error {error:.3g}, plain PyTorch's {plain_error:.3g}, allowed {allowed:.3g}"
+        )
