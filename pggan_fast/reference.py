@@ -159,6 +159,7 @@ def minibatch_stddev(
     variance = (y - y.mean(dim=dim, keepdim=True)).square().sum(dim=dim, keepdim=True) / max(g - correction, 1)
     s = torch.sqrt(variance + eps).mean(dim=(3, 4, 5), keepdim=True)
     s = s.expand(*y.shape[:3], 1, h, w).reshape(n, f, h, w).to(x.dtype)
-    if x.is_contiguous(memory_format=torch.channels_last):
-        s = s.contiguous(memory_format=torch.channels_last)
-    return torch.cat([x, s], dim=1)
+    y = torch.cat([x, s], dim=1)
+    # A single map is in both layouts at once, and cat takes it for contiguous.
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return y.contiguous(memory_format=torch.channels_last) if last else y
