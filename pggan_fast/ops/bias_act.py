@@ -54,7 +54,7 @@ def bias_act(
     activation's sign off the output), or a bias that does not have C values.
     """
     options = (scale, act, slope, gain, pixel_norm, eps)
-    check_epilogue("bias_act", x.shape[1] if x.ndim > 1 else 0, bias, options)
+    check_epilogue("bias_act", x.shape[1:2], bias, options)
     if choose("bias_act", x, impl) == "reference":
         return reference.bias_act(x, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
     if torch.compiler.is_compiling():
@@ -70,17 +70,17 @@ def pixel_norm(x: Tensor, eps: float = 1e-8, *, impl: str = "auto") -> Tensor:
     return bias_act(x, act="linear", pixel_norm=True, eps=eps, impl=impl)
 
 
-def check_epilogue(op: str, channels: int, bias: Tensor | None, options: tuple) -> None:
-    """Refuses what `bias_act` cannot compute, for every op that ends in it."""
+def check_epilogue(op: str, channels: torch.Size, bias: Tensor | None, options: tuple) -> None:
+    """Refuses what `bias_act` cannot compute, for every op that ends in it. `channels` is [C]."""
     _, act, slope, gain, _, _ = options
     if act not in ("linear", "relu", "lrelu"):
         raise ValueError(f"{op}: act is {act!r}, allowed: linear, relu, lrelu")
     if slope < 0 or gain < 0:
         raise ValueError(f"{op}: slope is {slope} and gain is {gain}, both must be at least 0")
-    if channels == 0:
+    if not channels or not channels[0]:
         raise ValueError(f"{op}: x must be [N, C, ...] with at least one channel")
-    if bias is not None and bias.shape != (channels,):
-        raise ValueError(f"{op}: bias has shape {list(bias.shape)}, must be [{channels}]")
+    if bias is not None and bias.shape != channels:
+        raise ValueError(f"{op}: bias has shape {list(bias.shape)}, must be {list(channels)}")
 
 
 class BiasAct(Function):

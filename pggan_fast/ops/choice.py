@@ -60,10 +60,10 @@ def choose(op: str, x: torch.Tensor, impl: str) -> str:
     """The implementation that `op` takes for x: the first of native, triton, reference that can run."""
     if impl == "auto":
         impl = _selected
+    if impl == "auto" and x.is_cpu and _native.cpu_available:
+        return "native"
     device_type = x.device.type
     if impl == "auto":
-        if device_type == "cpu" and _native.cpu_available:
-            return "native"
         return next(i for i in ("native", "triton", "reference") if passed_over(i, device_type) is None)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"{op}: impl is {impl!r}, allowed: {', '.join(IMPLEMENTATIONS)}")

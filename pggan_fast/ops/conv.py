@@ -51,7 +51,7 @@ def equalized_conv2d(
     _check(x, weight, up, down, padding)
     weight_scale = reference.default_weight_scale(weight) if weight_scale is None else weight_scale
     options = (weight_scale, act, slope, gain, pixel_norm, eps)
-    check_epilogue("equalized_conv2d", weight.shape[0], bias, options)
+    check_epilogue("equalized_conv2d", weight.shape[:1], bias, options)
     padding = weight.shape[-1] // 2 if padding is None else padding
     x, weight = autocast_input(x), separate_leaf(weight)
     if choose("equalized_conv2d", x, impl) == "reference":

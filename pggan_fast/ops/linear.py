@@ -47,7 +47,7 @@ def equalized_linear(
         )
     weight_scale = reference.default_weight_scale(weight) if weight_scale is None else weight_scale
     options = (weight_scale, act, slope, gain, pixel_norm, eps)
-    check_epilogue("equalized_linear", weight.shape[0], bias, options)
+    check_epilogue("equalized_linear", weight.shape[:1], bias, options)
     x, weight = autocast_input(x), separate_leaf(weight)
     if choose("equalized_linear", x, impl) == "reference":
         return reference.equalized_linear(

@@ -10,6 +10,7 @@ import torch
 from torch._C import FunctionSchema
 
 _library = torch.library.Library("pggan_fast", "DEF")
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
 def define(schema: str, *, fallback: Callable, fake: Callable) -> torch._ops.OpOverload:
@@ -51,8 +52,8 @@ def _all_positional(schema: FunctionSchema, function: Callable) -> Callable:
 
 def below_autograd(op: torch._ops.OpOverload, *args):
     """Calls an op from inside an autograd.Function that is its autograd formula."""
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
+    with _BelowAutograd():
+        return op._op(*args)
 
 
 def engine_wants(ctx: torch.autograd.function.FunctionCtx, index: int) -> bool:
