@@ -35,6 +35,10 @@ for _dtype in (torch.bfloat16, torch.float16):
     FLOORS["first", _dtype] = Floor(2, _KEPT)
     FLOORS["second", _dtype] = Floor(8, f"{_KEPT}; the first gradient is rounded too")
 
+# torch.autograd.gradcheck in fp64. A central difference of step 1e-6 errs by eps / step = 2e-10 for values of order 1
+# and by step**2 times the third derivative, which minibatch_stddev and pixel norm make large near zero deviation.
+GRADCHECK = {"eps": 1e-6, "atol": 1e-7, "rtol": 1e-5}
+
 
 def coarsest(*dtypes: torch.dtype) -> torch.dtype:
     """The dtype with the largest eps."""

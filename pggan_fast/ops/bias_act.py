@@ -18,11 +18,10 @@ Only y and r are kept for backward, and y is what the next layer keeps anyway.
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from pggan_fast import reference
 from pggan_fast.ops.choice import choose
-from pggan_fast.ops.registry import below_autograd, define, differentiate
+from pggan_fast.ops.registry import below_autograd, define, differentiate, last_order
 from pggan_fast.reference import accumulation_dtype, effective_slope
 
 EPILOGUE_SCHEMA = "float scale=1.0, str act='lrelu', float slope=0.2, float gain=1.0, bool pixel_norm=False"
@@ -94,6 +93,8 @@ class BiasAct(Function):
 
     @staticmethod
     def backward(ctx, dy, dr):
+        if dy is None and dr is None:
+            return None, None, None
         dx, db = epilogue_backward(ctx, dy, dr, *ctx.saved_tensors, ctx.needs_input_grad[1])
         return dx, db, None
 
@@ -114,7 +115,7 @@ def remember_epilogue(ctx, y: Tensor, r: Tensor, bias: Tensor | None, options: t
 def epilogue_backward(ctx, dy, dr, y, r, bias_wanted: bool) -> tuple[Tensor, Tensor | None]:
     """Gradients of (x, bias), themselves differentiable; y and r as `remember_epilogue` saved them.
 
-    At least one of dy and dr is a tensor: autograd calls no backward otherwise.
+    At least one of dy and dr must be a tensor.
     """
     if y is None:
         # The kernel reads no value of y for an affine map, only its layout.
@@ -145,7 +146,7 @@ class BiasActBackward(Function):
         return dx, db
 
     @staticmethod
-    @once_differentiable
+    @last_order
     def backward(ctx, g, g_bias):
         dr, pixel_norm = ctx.saved_tensors[1], ctx.epilogue[-1]
         d_dy, d_y, d_r, d_dr = below_autograd(_double_backward, g, g_bias, *ctx.saved_tensors, *ctx.epilogue)

@@ -116,6 +116,8 @@ class EqualizedConv2d(Function):
 
     @staticmethod
     def backward(ctx, dy, dr):
+        if dy is None and dr is None:
+            return None, None, None, None, None
         x, weight, y, r = ctx.saved_tensors
         dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
         wanted = (ctx.needs_input_grad[0], engine_wants(ctx, 1))

@@ -77,6 +77,8 @@ class EqualizedLinear(Function):
 
     @staticmethod
     def backward(ctx, dy, dr):
+        if dy is None and dr is None:
+            return None, None, None, None
         x, weight, y, r = ctx.saved_tensors
         dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
         dx = dz @ weight.to(dz.dtype) if ctx.needs_input_grad[0] else None

@@ -4,6 +4,7 @@ Schemas live here, in Python, so that an install without any compiled module has
 The compiled modules add kernels for their device to the same schemas.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -54,6 +55,36 @@ def below_autograd(op: torch._ops.OpOverload, *args):
     """Calls an op from inside an autograd.Function that is its autograd formula."""
     with _BelowAutograd():
         return op._op(*args)
+
+
+def last_order(backward: Callable) -> Callable:
+    """For a backward that has none of its own: a derivative of what it returns is refused, not taken for zero.
+
+    torch's `once_differentiable` lets it pass where the incoming gradients are constants.
+    """
+
+    @functools.wraps(backward)
+    def refusing(ctx, *gradients):
+        with torch.no_grad():
+            outputs = backward(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return outputs
+        sources = (*gradients, *ctx.saved_tensors)
+        return tuple(None if o is None else _Refusal.apply(o, *sources) for o in outputs)
+
+    return refusing
+
+
+class _Refusal(torch.autograd.Function):
+    """(output, *what it was computed from) -> output, whose derivative raises."""
+
+    @staticmethod
+    def forward(ctx, output, *sources):
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError("pggan_fast: this op has derivatives of first and second order, not of third")
 
 
 def engine_wants(ctx: torch.autograd.function.FunctionCtx, index: int) -> bool:

@@ -16,11 +16,10 @@ import warnings
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from pggan_fast import reference
 from pggan_fast.ops.choice import choose
-from pggan_fast.ops.registry import below_autograd, define, differentiate
+from pggan_fast.ops.registry import below_autograd, define, differentiate, last_order
 from pggan_fast.ops.resample import check_image, like_layout
 
 _OPTIONS = "SymInt group, SymInt num_channels, float eps, bool strided, int correction"
@@ -99,7 +98,7 @@ class MinibatchStddevBackward(Function):
         return below_autograd(_backward, dy, x, *options)
 
     @staticmethod
-    @once_differentiable
+    @last_order
     def backward(ctx, g):
         d_dy, dx = below_autograd(_double_backward, g, *ctx.saved_tensors, *ctx.options)
         return d_dy, dx, None, None, None, None, None

@@ -1,0 +1,132 @@
+"""Arguments for every op of torch.ops.pggan_fast, the gradients' own ops included, as the dispatcher takes them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tests.ops.samples import laid_out
+
+# scale, act, slope, gain, pixel_norm
+NORM = (0.7, "lrelu", 0.2, 1.3, True)
+PLAIN = (0.7, "lrelu", 0.2, 1.3, False)
+LINEAR = (0.7, "linear", 0.2, 1.3, False)
+EPS = 1e-8
+
+IMAGE, FACTORS = (2, 5, 3, 4), (2, 1, 3, 4)
+
+
+class Make:
+    """Draws the tensors of a call in one dtype and layout."""
+
+    def __init__(self, dtype: torch.dtype, layout: str = "contiguous", requires_grad: bool = False):
+        self.dtype, self.layout, self.requires_grad = dtype, layout, requires_grad
+        self.random = torch.Generator().manual_seed(5)
+
+    def __call__(self, *shape: int) -> Tensor:
+        return self._finish(laid_out(self._draw(shape).to(self.dtype), self.layout))
+
+    def wide(self, *shape: int) -> Tensor:
+        """In the accumulation dtype, as biases' gradients and r are: positive, contiguous."""
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        return self._finish(self._draw(shape).abs().to(dtype) + 0.1)
+
+    def alpha(self) -> Tensor:
+        """0-d and fp32; a gradient check in fp64 cannot have its gradient."""
+        alpha = torch.tensor(0.3)
+        return alpha if self.dtype == torch.float64 else self._finish(alpha)
+
+    def _draw(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=self.random)
+
+    def _finish(self, t: Tensor) -> Tensor:
+        return t.requires_grad_(self.requires_grad)
+
+
+class Call(NamedTuple):
+    op: str
+    label: str
+    arguments: Callable[[Make], tuple]
+    differentiable: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.label}"
+
+    @property
+    def overload(self) -> torch._ops.OpOverload:
+        return getattr(torch.ops.pggan_fast, self.op).default
+
+
+CALLS = [
+    Call("bias_act", "norm", lambda t: (t(*IMAGE), t(5), *NORM, EPS)),
+    Call("bias_act", "plain", lambda t: (t(*IMAGE), t(5), *PLAIN, EPS)),
+    Call("bias_act", "no_bias", lambda t: (t(*IMAGE),)),
+    Call("bias_act", "linear", lambda t: (t(*IMAGE), t(5), *LINEAR)),
+    Call("bias_act", "dense", lambda t: (t(3, 7), t(7), *NORM)),
+    Call("bias_act_", "norm", lambda t: (t(*IMAGE), t(5), *NORM, EPS), False),
+    Call("bias_act_", "plain", lambda t: (t(*IMAGE),), False),
+    Call(
+        "bias_act_backward", "norm", lambda t: (t(*IMAGE), t.wide(*FACTORS), t(*IMAGE), t.wide(*FACTORS), *NORM, True)
+    ),
+    Call("bias_act_backward", "no_dr", lambda t: (t(*IMAGE), None, t(*IMAGE), t.wide(*FACTORS), *NORM, False)),
+    Call("bias_act_backward", "plain", lambda t: (t(*IMAGE), None, t(*IMAGE), None, *PLAIN, True)),
+    Call(
+        "bias_act_double_backward",
+        "norm",
+        lambda t: (
+            *(t(*IMAGE), t.wide(5), t(*IMAGE), t.wide(*FACTORS), t(*IMAGE), t.wide(*FACTORS)),
+            *NORM,
+        ),
+        False,
+    ),
+    Call(
+        "bias_act_double_backward",
+        "bias_only",
+        lambda t: (None, t.wide(5), t(*IMAGE), None, t(*IMAGE), t.wide(*FACTORS), *NORM),
+        False,
+    ),
+    Call(
+        "bias_act_double_backward",
+        "plain",
+        lambda t: (t(*IMAGE), None, t(*IMAGE), None, t(*IMAGE), None, *PLAIN),
+        False,
+    ),
+    Call("equalized_conv2d", "norm", lambda t: (t(2, 3, 5, 4), t(4, 3, 3, 3), t(4), 1, 1, 1, *NORM, EPS)),
+    Call("equalized_conv2d", "up", lambda t: (t(2, 3, 3, 4), t(4, 3, 3, 3), t(4), 1, 2, 1, *NORM)),
+    Call("equalized_conv2d", "down", lambda t: (t(2, 3, 5, 6), t(4, 3, 3, 3), t(4), 1, 1, 2, *PLAIN)),
+    Call("equalized_conv2d", "no_bias", lambda t: (t(2, 3, 3, 4), t(4, 3, 1, 1), None, 0, 1, 1, *LINEAR)),
+    Call("equalized_linear", "norm", lambda t: (t(3, 5), t(4, 5), t(4), *NORM)),
+    Call("equalized_linear", "no_bias", lambda t: (t(3, 5), t(4, 5), None, *PLAIN)),
+    Call("fold_weight", "up", lambda t: (t(4, 3, 3, 3), 1.0, True, t.dtype, True), False),
+    Call("fold_weight", "down", lambda t: (t(4, 3, 3, 3), 0.25, False, t.dtype, False), False),
+    Call("unfold_weight", "up", lambda t: (t(3, 4, 4, 4), 1.0, True, t.dtype, True), False),
+    Call("unfold_weight", "down", lambda t: (t(4, 3, 4, 4), 0.25, False, t.dtype, False), False),
+    Call("upsample2x", "even", lambda t: (t(2, 3, 3, 4),)),
+    Call("upsample2x", "extra", lambda t: (t(2, 3, 3, 4), 0.25, 1, 1)),
+    Call("downsample2x", "even", lambda t: (t(2, 3, 4, 6),)),
+    Call("downsample2x", "odd", lambda t: (t(2, 3, 5, 7), 1.0)),
+    Call("fade_in", "tensor", lambda t: (t(2, 3, 3, 4), t(2, 3, 6, 8), t.alpha())),
+    Call("fade_in", "number", lambda t: (t(2, 3, 3, 4), t(2, 3, 6, 8), None, 0.3)),
+    Call("fade_in_backward", "tensor", lambda t: (t(2, 3, 6, 8), t.alpha())),
+    Call("fade_in_backward", "number", lambda t: (t(2, 3, 6, 8), None, 0.3)),
+    Call("fade_reals", "tensor", lambda t: (t(2, 3, 4, 6), t.alpha(), 0.0, t.dtype)),
+    Call("fade_reals", "number", lambda t: (t(2, 3, 4, 6), None, 0.3, t.dtype)),
+    Call("fade_reals", "uint8", lambda t: (torch.arange(144, dtype=torch.uint8).view(2, 3, 4, 6), None, 0.3, t.dtype)),
+    Call("minibatch_stddev", "strided", lambda t: (t(4, 6, 2, 3), 2, 2, EPS, True, 0)),
+    Call("minibatch_stddev", "consecutive", lambda t: (t(6, 4, 2, 3), 3, 1, EPS, False, 1)),
+    Call("minibatch_stddev_backward", "strided", lambda t: (t(4, 8, 2, 3), t(4, 6, 2, 3), 4, 2, EPS, True, 0)),
+    Call("minibatch_stddev_backward", "consecutive", lambda t: (t(6, 5, 2, 3), t(6, 4, 2, 3), 3, 1, EPS, False, 1)),
+    Call(
+        "minibatch_stddev_double_backward",
+        "strided",
+        lambda t: (t(4, 6, 2, 3), t(4, 8, 2, 3), t(4, 6, 2, 3), 4, 2, EPS, True, 0),
+        False,
+    ),
+    Call(
+        "minibatch_stddev_double_backward",
+        "consecutive",
+        lambda t: (t(6, 4, 2, 3), t(6, 5, 2, 3), t(6, 4, 2, 3), 3, 1, EPS, False, 1),
+        False,
+    ),
+]
