@@ -41,7 +41,7 @@ struct BiasActBackward {
   const void* dy;
   const void* dr;  // A[N, P] or null
   const void* y;
-  const void* r;  // A[N, P], read with pixel norm
+  const void* r;  // A[N, P], null without pixel norm
   void* dx;
   double* db;  // one row of C sums for this range of work, or null
 };
@@ -62,11 +62,61 @@ struct BiasActDoubleBackward {
   void* d_dr;  // A[N, P]
 };
 
-// Each kernel does the units [begin, end) of its work; a unit is a block of `bias_act_block` pixels.
+// h x w low-resolution pixels in each of `planes`, c values in each pixel (contiguous: N C planes of one value,
+// channels_last: N planes of C), and 2h x 2w high-resolution ones, with an extra row or column where sizes are odd.
+struct Grid {
+  int64_t planes, h, w, c, extra_h, extra_w;
+};
+
+// low and high are read, low_out and high_out written, each where the op has it; `dtype` but for `bytes`.
+struct Resample {
+  Dtype dtype;
+  Grid grid;
+  double factor;  // of the sums or copies, or alpha
+  bool bytes;     // fade_reals: high is uint8
+  const void* low;
+  const void* high;
+  void* low_out;
+  void* high_out;
+};
+
+// groups x group samples of `rows` rows of `run` values. A tensor with maps has maps x spread more behind each row.
+// contiguous: one row of C P values, spread P; channels_last: P rows of C values, spread 1.
+struct Samples {
+  int64_t groups, group, maps, rows, run, spread;
+  bool strided;
+};
+
+// x, g and dx are [N, C, P], dy and y have the maps behind. Null where the op has no such tensor.
+struct Stddev {
+  Dtype dtype;
+  Samples samples;
+  double eps, divisor;
+  const void* x;
+  const void* dy;
+  const void* g;
+  void* y;
+  void* dx;
+  double* sums;           // written: one for each unit and map; by read_maps one for each sample and map
+  const double* factors;  // read: one for each group and map
+};
+
+// Each kernel does the units [begin, end) of its work. A unit of bias_act is a block of `bias_act_block` pixels, of
+// resampling some rows, of stddev a block of positions, and of its maps one map of one sample.
 struct Kernels {
   void (*bias_act_forward)(const BiasActForward&, int64_t begin, int64_t end);
   void (*bias_act_backward)(const BiasActBackward&, int64_t begin, int64_t end);
   void (*bias_act_double_backward)(const BiasActDoubleBackward&, int64_t begin, int64_t end);
+  void (*upsample)(const Resample&, int64_t begin, int64_t end);
+  void (*downsample)(const Resample&, int64_t begin, int64_t end);
+  void (*fade_in)(const Resample&, int64_t begin, int64_t end);
+  void (*fade_in_backward)(const Resample&, int64_t begin, int64_t end);
+  void (*fade_reals)(const Resample&, int64_t begin, int64_t end);
+  void (*stddev_forward)(const Stddev&, int64_t begin, int64_t end);
+  void (*stddev_backward)(const Stddev&, int64_t begin, int64_t end);
+  void (*stddev_double_backward)(const Stddev&, int64_t begin, int64_t end);
+  void (*stddev_read_maps)(const Stddev&, int64_t begin, int64_t end);
+  void (*stddev_write_maps)(const Stddev&, int64_t begin, int64_t end);
 };
 
 // A unit of bias_act's work is a block of pixels of one sample (contiguous) or of all samples (channels_last).
@@ -75,6 +125,23 @@ static inline int64_t bias_act_block(const Shape& s) {
   const int64_t elements = s.layout == Layout::contiguous ? 64 * 1024 : 16 * 1024;
   const int64_t pixels = elements / s.c / 64 * 64;
   return pixels < 64 ? 64 : pixels > 4096 ? 4096 : pixels;
+}
+
+// A unit of resampling is this many low rows, of any planes, with two high rows each.
+static inline int64_t resample_rows(const Grid& g) {
+  const int64_t row = g.w * g.c;
+  // An extra row parts the planes.
+  return row > 1024 || g.extra_h ? 1 : 1024 / row;
+}
+
+// Positions in a unit of stddev's work: times the samples of a group, the values fit in the first or second level
+// cache between the passes over them.
+constexpr int64_t kStddevBlock = 2048;
+
+// A unit is this many whole rows, or one of `stddev_chunks` chunks of one map's part of a row.
+static inline int64_t stddev_rows(const Samples& s) { return s.run < kStddevBlock ? kStddevBlock / s.run : 1; }
+static inline int64_t stddev_chunks(const Samples& s) {
+  return (s.run / s.maps + kStddevBlock - 1) / kStddevBlock;
 }
 
 extern const Kernels kernels_baseline;

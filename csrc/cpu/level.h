@@ -1,6 +1,8 @@
 // All kernels of one instruction set. The includer defines LEVEL, a namespace, and KERNELS, the name of the table.
 #include "bias_act_kernels.h"
 #include "kernels.h"
+#include "resample_kernels.h"
+#include "stddev_kernels.h"
 
 namespace pggan_fast {
 
@@ -8,6 +10,16 @@ const Kernels KERNELS = {
     LEVEL::bias_act_forward,
     LEVEL::bias_act_backward,
     LEVEL::bias_act_double_backward,
+    LEVEL::upsample,
+    LEVEL::downsample,
+    LEVEL::fade_in,
+    LEVEL::fade_in_backward,
+    LEVEL::fade_reals,
+    LEVEL::stddev_forward,
+    LEVEL::stddev_backward,
+    LEVEL::stddev_double_backward,
+    LEVEL::stddev_read_maps,
+    LEVEL::stddev_write_maps,
 };
 
 }  // namespace pggan_fast

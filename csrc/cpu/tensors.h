@@ -1,6 +1,7 @@
 // From torch's stable tensors to the kernels' plain pointers: dtypes, layouts, output buffers, threads.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -75,13 +76,51 @@ inline Tensor with_dtype(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
 }
 
+// torch::stable::empty looks its operator up by name at each call; this shim does not, which a small op notices.
+inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dim, ScalarType dtype) {
+  const int32_t code = dtype == ScalarType::Double     ? aoti_torch_dtype_float64()
+                       : dtype == ScalarType::Float    ? aoti_torch_dtype_float32()
+                       : dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
+                                                       : aoti_torch_dtype_float16();
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes, strides, code, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// A fresh tensor that has the layout.
+inline Tensor empty_with_layout(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype, Layout layout) {
+  const int64_t dim = sizes.size();
+  int64_t strides[8], next = 1;
+  STD_TORCH_CHECK(dim <= 8, "pggan_fast: tensors have at most 8 dimensions");
+  const bool channels_last = layout == Layout::channels_last && dim > 2;
+  if (channels_last) {
+    strides[1] = 1;
+    next = sizes[1];
+  }
+  for (int64_t i = dim - 1; i >= 0; --i) {
+    if (channels_last && i == 1) continue;
+    strides[i] = next;
+    // As torch counts an empty tensor's strides: 0 or 1 by layout.
+    next *= channels_last ? sizes[i] : std::max<int64_t>(sizes[i], 1);
+  }
+  return empty_strided(sizes.data(), strides, dim, dtype);
+}
+
+// torch.empty_like, quickly where t is dense.
+inline Tensor fresh_like(const Tensor& t) {
+  if (t.is_contiguous() || is_channels_last(t))
+    return empty_strided(t.sizes().data(), t.strides().data(), t.dim(), t.scalar_type());
+  return torch::stable::empty_like(t);
+}
+
 // An output, fresh and with the strides torch gives it, and the buffer that a kernel writes for it: the same unless
 // the strides are unusual.
 struct Output {
   Tensor tensor, buffer;
 
   Output(Tensor fresh, Layout layout) : tensor(std::move(fresh)), buffer(tensor) {
-    if (!has_layout(tensor, layout)) buffer = torch::stable::empty(tensor.sizes(), tensor.scalar_type());
+    if (!has_layout(tensor, layout)) buffer = empty_with_layout(tensor.sizes(), tensor.scalar_type(), layout);
   }
   Tensor finish() {
     if (buffer.get() != tensor.get()) torch::stable::copy_(tensor, buffer);

@@ -1,0 +1,389 @@
+// upsample2x, downsample2x, fade_in, fade_reals and gradients: each goes once over two high rows and the low row under
+// them, in registers.
+#pragma once
+
+#include <utility>
+
+#include "worker.h"
+
+namespace pggan_fast::LEVEL {
+
+// ---- from and to tensors
+
+// As many bytes, and as many ints, as a vector of A has elements.
+template <class A>
+struct Bytes;
+template <>
+struct Bytes<float> {
+  typedef uint8_t type __attribute__((vector_size(kVectorBytes / 4)));
+  typedef int32_t ints __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct Bytes<double> {
+  typedef uint8_t type __attribute__((vector_size(kVectorBytes / 8)));
+  typedef int32_t ints __attribute__((vector_size(kVectorBytes / 2)));
+};
+
+// 0..255 of a uint8 image become -1..1.
+template <class A>
+inline Vec<A> load_image(const uint8_t* p) {
+  const auto ints = __builtin_convertvector(load_bytes<typename Bytes<A>::type>(p), typename Bytes<A>::ints);
+  return __builtin_convertvector(ints, Vec<A>) * broadcast<A>(A(2) / A(255)) - broadcast<A>(A(1));
+}
+
+template <class A, class T>
+inline Vec<A> load_image(const T* p) {
+  return load(p);
+}
+
+template <class T>
+inline const T* as(const void* p) {
+  return static_cast<const T*>(p);
+}
+template <class T>
+inline T* as(void* p) {
+  return static_cast<T*>(p);
+}
+
+// ---- shuffles
+
+template <class A>
+struct Lane;
+template <>
+struct Lane<float> {
+  typedef int32_t type __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct Lane<double> {
+  typedef int64_t type __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class A, int... I>
+inline Vec<A> pick(Vec<A> a, Vec<A> b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, typename Lane<A>::type{I...});
+#endif
+}
+
+template <class A>
+using Lanes = std::make_integer_sequence<int, kWidth<A>>;
+
+// v[first], v[first], v[first + 1], v[first + 1]...
+template <class A, int first, int... I>
+inline Vec<A> twice(Vec<A> v, std::integer_sequence<int, I...>) {
+  return pick<A, (first + I / 2)...>(v, v);
+}
+
+// Elements first, first + 2... of a and b in a row.
+template <class A, int first, int... I>
+inline Vec<A> every_other(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
+  return pick<A, (first + 2 * I)...>(a, b);
+}
+
+// ---- between the resolutions
+//
+// An op works on one vector of low values at a time and the four of high values over them. planar: contiguous images,
+// where the left and right column of a pixel alternate in two vectors of each row. Otherwise the columns have vectors
+// of their own, some channels of one pixel.
+
+struct Place {
+  int64_t low, top[2], bottom[2];  // offsets
+};
+
+template <class A>
+struct Pair {
+  Vec<A> part[2];
+};
+
+template <class A, bool planar>
+inline Pair<A> spread(Vec<A> v) {
+  if constexpr (planar) return {twice<A, 0>(v, Lanes<A>{}), twice<A, kWidth<A> / 2>(v, Lanes<A>{})};
+  else return {v, v};
+}
+
+template <class A, bool planar>
+inline Vec<A> gather(Vec<A> a, Vec<A> b) {
+  if constexpr (planar) return every_other<A, 0>(a, b, Lanes<A>{}) + every_other<A, 1>(a, b, Lanes<A>{});
+  else return a + b;
+}
+
+template <class T>
+struct Upsample {
+  using A = Acc<T>;
+  using High = T;
+  const T* x;
+  T* y;
+  Vec<A> scale;
+  explicit Upsample(const Resample& a) : x(as<T>(a.low)), y(as<T>(a.high_out)), scale(broadcast<A>(A(a.factor))) {}
+
+  template <bool planar>
+  void at(const Place& p) const {
+    const Pair<A> v = spread<A, planar>(scale * load(x + p.low));
+    for (int k = 0; k < 2; ++k) {
+      store(y + p.top[k], v.part[k]);
+      store(y + p.bottom[k], v.part[k]);
+    }
+  }
+};
+
+template <class T>
+struct Downsample {
+  using A = Acc<T>;
+  using High = T;
+  const T* x;
+  T* y;
+  Vec<A> scale;
+  explicit Downsample(const Resample& a) : x(as<T>(a.high)), y(as<T>(a.low_out)), scale(broadcast<A>(A(a.factor))) {}
+
+  template <bool planar>
+  void at(const Place& p) const {
+    Pair<A> v;
+    for (int k = 0; k < 2; ++k) v.part[k] = load(x + p.top[k]) + load(x + p.bottom[k]);
+    store(y + p.low, scale * gather<A, planar>(v.part[0], v.part[1]));
+  }
+};
+
+template <class T>
+struct FadeIn {
+  using A = Acc<T>;
+  using High = T;
+  const T *low, *high;
+  T* y;
+  Vec<A> alpha;
+  explicit FadeIn(const Resample& a)
+      : low(as<T>(a.low)), high(as<T>(a.high)), y(as<T>(a.high_out)), alpha(broadcast<A>(A(a.factor))) {}
+
+  template <bool planar>
+  void at(const Place& p) const {
+    const Pair<A> old = spread<A, planar>(load(low + p.low));
+    for (int k = 0; k < 2; ++k)
+      for (const int64_t i : {p.top[k], p.bottom[k]})
+        store(y + i, old.part[k] + (load(high + i) - old.part[k]) * alpha);
+  }
+};
+
+template <class T>
+struct FadeInBackward {
+  using A = Acc<T>;
+  using High = T;
+  const T* dy;
+  T *d_low, *d_high;
+  Vec<A> alpha, rest;
+  explicit FadeInBackward(const Resample& a)
+      : dy(as<T>(a.high)),
+        d_low(as<T>(a.low_out)),
+        d_high(as<T>(a.high_out)),
+        alpha(broadcast<A>(A(a.factor))),
+        rest(broadcast<A>(A(1) - A(a.factor))) {}
+
+  template <bool planar>
+  void at(const Place& p) const {
+    Pair<A> sums;
+    for (int k = 0; k < 2; ++k) {
+      const Vec<A> top = load(dy + p.top[k]), bottom = load(dy + p.bottom[k]);
+      store(d_high + p.top[k], alpha * top);
+      store(d_high + p.bottom[k], alpha * bottom);
+      sums.part[k] = top + bottom;
+    }
+    store(d_low + p.low, rest * gather<A, planar>(sums.part[0], sums.part[1]));
+  }
+};
+
+// Image: T, or uint8_t.
+template <class T, class Image>
+struct FadeReals {
+  using A = Acc<T>;
+  using High = Image;
+  const Image* x;
+  T* y;
+  Vec<A> alpha;
+  explicit FadeReals(const Resample& a)
+      : x(as<Image>(a.high)), y(as<T>(a.high_out)), alpha(broadcast<A>(A(a.factor))) {}
+
+  template <bool planar>
+  void at(const Place& p) const {
+    Pair<A> top, bottom, sums;
+    for (int k = 0; k < 2; ++k) {
+      top.part[k] = load_image<A>(x + p.top[k]);
+      bottom.part[k] = load_image<A>(x + p.bottom[k]);
+      sums.part[k] = top.part[k] + bottom.part[k];
+    }
+    const Vec<A> mean = broadcast<A>(A(0.25)) * gather<A, planar>(sums.part[0], sums.part[1]);
+    const Pair<A> old = spread<A, planar>(mean);
+    for (int k = 0; k < 2; ++k) {
+      store(y + p.top[k], old.part[k] + (top.part[k] - old.part[k]) * alpha);
+      store(y + p.bottom[k], old.part[k] + (bottom.part[k] - old.part[k]) * alpha);
+    }
+  }
+};
+
+// ---- rows
+
+// Offset of the first of the two high rows of low row `row`, counted through all planes.
+inline int64_t high_offset(const Grid& g, int64_t row) {
+  return (row / g.h * (2 * g.h + g.extra_h) + row % g.h * 2) * (2 * g.w + g.extra_w) * g.c;
+}
+
+// Whether rows are made of whole vectors: the last one may overlap the one before, as no op works in place.
+template <class A>
+inline bool fits(const Grid& g) {
+  return (g.c == 1 ? g.w : g.c) >= kWidth<A>;
+}
+
+template <class Op>
+void run_rows(const Resample& a, int64_t row, int64_t rows) {
+  constexpr int W = kWidth<typename Op::A>;
+  const Grid g = a.grid;
+  const int64_t below = (2 * g.w + g.extra_w) * g.c;
+  const Op op(a);
+  for (; rows > 0; --rows, ++row) {
+    const int64_t low = row * g.w * g.c, high = high_offset(g, row);
+    if (g.c == 1) {
+      for (int64_t i = 0; i < g.w; i += W) {
+        const int64_t k = i + W <= g.w ? i : g.w - W, left = high + 2 * k, right = left + W;
+        op.template at<true>({low + k, {left, right}, {left + below, right + below}});
+      }
+    } else {
+      for (int64_t pixel = 0; pixel < g.w; ++pixel)
+        for (int64_t j = 0; j < g.c; j += W) {
+          const int64_t k = pixel * g.c + (j + W <= g.c ? j : g.c - W), left = high + pixel * g.c + k;
+          op.template at<false>({low + k, {left, left + g.c}, {left + below, left + g.c + below}});
+        }
+    }
+  }
+}
+
+// Contiguous images of half a vector's width: a low vector is two rows, a high one a whole row.
+template <class Op>
+void run_half_rows(const Resample& a, int64_t row, int64_t rows) {
+  constexpr int W = kWidth<typename Op::A>;
+  const Op op(a);
+  for (int64_t i = 0; i < rows; i += 2) {
+    const int64_t k = row + (i + 2 <= rows ? i : rows - 2), low = k * W / 2, high = k * W * 2;
+    op.template at<true>({low, {high, high + 2 * W}, {high + W, high + 3 * W}});
+  }
+}
+
+// ---- narrow rows, packed into one row of one plane
+
+// Copies in pieces of 16 bytes, `room` being what may be read and written from there on.
+inline void copy_short(void* to, const void* from, int64_t bytes, int64_t room) {
+  if ((bytes + 15) / 16 * 16 > room) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  for (int64_t i = 0; i < bytes; i += 16) std::memcpy(static_cast<char*>(to) + i, static_cast<const char*>(from) + i, 16);
+}
+
+// The rows' pixels as one row: contiguous rows in a row, or all left pixels as channels of one, all right as another's.
+inline Grid packed_grid(const Grid& g, int64_t rows) {
+  // The room behind is for what copy_short writes too much.
+  const int64_t count = rounded_up(rows * g.w * g.c + 16, 64);
+  return g.c == 1 ? Grid{1, 1, count, 1, 0, 0} : Grid{1, 1, 1, count, 0, 0};
+}
+
+// f(offset in the tensor's rows, in the packed row, count of values) for neighbours in memory, in the tensor's order.
+template <class F>
+inline void for_packed(const Grid& g, int64_t rows, F f) {
+  const int64_t high_row = (2 * g.w + g.extra_w) * g.c, count = rounded_up(rows * g.w * g.c + 16, 64);
+  for (int64_t row = 0; row < 2 * rows; ++row) {
+    const int64_t tensor = row * high_row, packed = row % 2 * 2 * count + row / 2 * (g.c == 1 ? 2 : 1) * g.w * g.c;
+    if (g.c == 1) f(tensor, packed, 2 * g.w);
+    else
+      for (int64_t pixel = 0; pixel < g.w; ++pixel) {
+        f(tensor + 2 * pixel * g.c, packed + pixel * g.c, g.c);
+        f(tensor + (2 * pixel + 1) * g.c, packed + count + pixel * g.c, g.c);
+      }
+  }
+}
+
+template <class Op, class T>
+void run_packed(const Resample& a, int64_t row, int64_t rows) {
+  using High = typename Op::High;
+  const Grid& g = a.grid;
+  Resample packed = a;
+  packed.grid = packed_grid(g, rows);
+  const int64_t count = packed.grid.w * packed.grid.c, low = row * g.w * g.c, high = high_offset(g, row);
+  const int64_t low_values = rows * g.w * g.c, high_values = 2 * rows * (2 * g.w + g.extra_w) * g.c;
+  if (a.low) {
+    packed.low = std::memcpy(scratch<T>(0, count), as<T>(a.low) + low, low_values * sizeof(T));
+  }
+  if (a.high) {
+    High* buffer = scratch<High>(1, 4 * count);
+    const High* tensor = as<High>(a.high) + high;
+    packed.high = buffer;
+    for_packed(g, rows, [&](int64_t from, int64_t to, int64_t n) {
+      copy_short(buffer + to, tensor + from, n * sizeof(High), (high_values - from) * sizeof(High));
+    });
+  }
+  if (a.low_out) packed.low_out = scratch<T>(2, count);
+  if (a.high_out) packed.high_out = scratch<T>(3, 4 * count);
+  run_rows<Op>(packed, 0, 1);
+  if (a.low_out) std::memcpy(as<T>(a.low_out) + low, packed.low_out, low_values * sizeof(T));
+  if (a.high_out) {
+    const T* buffer = as<T>(packed.high_out);
+    T* tensor = as<T>(a.high_out) + high;
+    for_packed(g, rows, [&](int64_t to, int64_t from, int64_t n) {
+      copy_short(tensor + to, buffer + from, n * sizeof(T), (high_values - to) * sizeof(T));
+    });
+  }
+}
+
+// ---- the table's entries
+
+template <class Op, class T>
+void run_units(const Resample& a, int64_t begin, int64_t end) {
+  const Grid& g = a.grid;
+  const int64_t unit_rows = resample_rows(g), all = g.planes * g.h;
+  const bool is_half = g.c == 1 && 2 * g.w == kWidth<Acc<T>> && !g.extra_h && !g.extra_w;
+  for (int64_t row = begin * unit_rows; row < end * unit_rows && row < all; row += unit_rows) {
+    const int64_t rows = row + unit_rows < all ? unit_rows : all - row;
+    if (fits<Acc<T>>(g)) run_rows<Op>(a, row, rows);
+    else if (is_half && rows > 1) run_half_rows<Op>(a, row, rows);
+    else run_packed<Op, T>(a, row, rows);
+  }
+}
+
+// Zeros in the extra column of two high rows, and in the extra row behind a plane's last.
+template <class T>
+void clear_extra(const Resample& a, int64_t begin, int64_t end) {
+  const Grid& g = a.grid;
+  const int64_t unit_rows = resample_rows(g), all = g.planes * g.h, high_row = (2 * g.w + g.extra_w) * g.c;
+  for (int64_t row = begin * unit_rows; row < end * unit_rows && row < all; ++row) {
+    T* y = as<T>(a.high_out) + high_offset(g, row);
+    for (int64_t k = 0; k < 2 * g.extra_w; ++k) std::memset(y + k * high_row + 2 * g.w * g.c, 0, g.c * sizeof(T));
+    if (g.extra_h && row % g.h == g.h - 1) std::memset(y + 2 * high_row, 0, high_row * sizeof(T));
+  }
+}
+
+inline void upsample(const Resample& a, int64_t begin, int64_t end) {
+  with_type(a.dtype, [&](auto type) {
+    using T = decltype(type);
+    run_units<Upsample<T>, T>(a, begin, end);
+    if (a.grid.extra_h || a.grid.extra_w) clear_extra<T>(a, begin, end);
+  });
+}
+
+inline void downsample(const Resample& a, int64_t begin, int64_t end) {
+  with_type(a.dtype, [&](auto type) { run_units<Downsample<decltype(type)>, decltype(type)>(a, begin, end); });
+}
+
+inline void fade_in(const Resample& a, int64_t begin, int64_t end) {
+  with_type(a.dtype, [&](auto type) { run_units<FadeIn<decltype(type)>, decltype(type)>(a, begin, end); });
+}
+
+inline void fade_in_backward(const Resample& a, int64_t begin, int64_t end) {
+  with_type(a.dtype, [&](auto type) { run_units<FadeInBackward<decltype(type)>, decltype(type)>(a, begin, end); });
+}
+
+inline void fade_reals(const Resample& a, int64_t begin, int64_t end) {
+  with_type(a.dtype, [&](auto type) {
+    using T = decltype(type);
+    if (a.bytes) run_units<FadeReals<T, uint8_t>, T>(a, begin, end);
+    else run_units<FadeReals<T, T>, T>(a, begin, end);
+  });
+}
+
+}  // namespace pggan_fast::LEVEL

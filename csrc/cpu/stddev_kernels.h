@@ -1,0 +1,271 @@
+// minibatch_stddev and its gradients; the formulas stand in pggan_fast/ops/stddev.py. A sample's values are compared
+// position by position with those of its group, so a block of positions is worked on at a time, and copied while it
+// is in cache.
+#pragma once
+
+#include "worker.h"
+
+namespace pggan_fast::LEVEL {
+
+template <class A>
+inline Vec<A> square_root(Vec<A> v) {
+  for (int i = 0; i < kWidth<A>; ++i) v[i] = std::sqrt(v[i]);
+  return v;
+}
+
+// v with zeros from element n on.
+template <class A>
+inline Vec<A> first_of(Vec<A> v, int64_t n) {
+  if (n < kWidth<A>) {
+    A parts[kWidth<A>] = {};
+    std::memcpy(parts, &v, n * sizeof(A));
+    v = load(parts);
+  }
+  return v;
+}
+
+// A unit of work: `rows` rows of all samples of one group, `columns` values of each.
+struct Positions {
+  int64_t group, row, rows, column, columns;
+};
+
+inline Positions positions_of(const Samples& s, int64_t unit) {
+  const int64_t run = s.run / s.maps, chunks = stddev_chunks(s), rows = stddev_rows(s);
+  if (chunks > 1) {
+    const int64_t chunk = unit % chunks, map = unit / chunks % s.maps, row = unit / chunks / s.maps;
+    const int64_t first = chunk * kStddevBlock, left = run - first;
+    return {row / s.rows, row % s.rows, 1, map * run + first, left < kStddevBlock ? left : kStddevBlock};
+  }
+  const int64_t blocks = (s.rows + rows - 1) / rows, row = unit % blocks * rows;
+  return {unit / blocks, row, row + rows < s.rows ? rows : s.rows - row, 0, s.run};
+}
+
+// f(row, first value, number of values, map) for pieces of the unit that belong to one map.
+template <class F>
+inline void for_pieces(const Samples& s, const Positions& at, F f) {
+  const int64_t run = s.run / s.maps;
+  for (int64_t row = at.row; row < at.row + at.rows; ++row)
+    for (int64_t column = at.column; column < at.column + at.columns;) {
+      const int64_t map = column / run, end = (map + 1) * run, unit_end = at.column + at.columns;
+      const int64_t count = (end < unit_end ? end : unit_end) - column;
+      f(row, column, count, map);
+      column += count;
+    }
+}
+
+// Where a value is in a tensor like x, and in one with the maps behind each row.
+inline int64_t place(const Samples& s, int64_t sample, int64_t row, int64_t column) {
+  return (sample * s.rows + row) * s.run + column;
+}
+inline int64_t wide_row(const Samples& s) { return s.run + s.maps * s.spread; }
+inline int64_t wide_place(const Samples& s, int64_t sample, int64_t row, int64_t column) {
+  return (sample * s.rows + row) * wide_row(s) + column;
+}
+// The distance between neighbours in a group, in samples, and its first sample.
+inline int64_t step(const Samples& s) { return s.strided ? s.groups : 1; }
+inline int64_t first_sample(const Samples& s, int64_t group) { return s.strided ? group : group * s.group; }
+
+// f(place in a tensor like x, place in one with maps, number of values) for neighbours in memory in the unit.
+template <class F>
+inline void for_rows(const Samples& s, const Positions& at, F f) {
+  for (int64_t g = 0; g < s.group; ++g) {
+    const int64_t sample = first_sample(s, at.group) + g * step(s);
+    for (int64_t row = at.row; row < at.row + at.rows; ++row)
+      f(place(s, sample, row, at.column), wide_place(s, sample, row, at.column), at.columns);
+  }
+}
+
+// Copies the unit's values of a tensor like x to one with maps.
+template <class T>
+inline void widen(const Samples& s, const Positions& at, const void* narrow, void* wide) {
+  for_rows(s, at, [&](int64_t from, int64_t to, int64_t count) {
+    std::memcpy(static_cast<T*>(wide) + to, static_cast<const T*>(narrow) + from, count * sizeof(T));
+  });
+}
+
+// One group's values at W positions: mean and sum of squared distances from it.
+template <class A>
+struct Moments {
+  Vec<A> mean, squares;
+};
+
+template <class T>
+inline Moments<Acc<T>> moments(const T* x, int64_t step, int64_t group, Vec<Acc<T>> size, int64_t n) {
+  using A = Acc<T>;
+  Vec<A> mean{}, squares{};
+  for (int64_t g = 0; g < group; ++g) mean += load(x + g * step, n);
+  mean /= size;
+  for (int64_t g = 0; g < group; ++g) {
+    const Vec<A> d = load(x + g * step, n) - mean;
+    squares += d * d;
+  }
+  return {mean, squares};
+}
+
+template <class T>
+void stddev_forward_unit(const Stddev& a, int64_t unit) {
+  using A = Acc<T>;
+  const Samples& s = a.samples;
+  const Positions at = positions_of(s, unit);
+  widen<T>(s, at, a.x, a.y);
+  if (s.group == 1) return;
+  const int64_t sample = first_sample(s, at.group), apart = step(s) * s.rows * s.run;
+  const Vec<A> size = broadcast<A>(A(s.group)), eps = broadcast<A>(A(a.eps));
+  const Vec<A> scale = broadcast<A>(A(1) / A(a.divisor));
+  const auto sum_of_deviations = [&](int64_t row, int64_t column, int64_t count) {
+    const T* x = static_cast<const T*>(a.x) + place(s, sample, row, column);
+    // A unit is small enough for its sum to be taken in A.
+    Vec<A> total{};
+    for_vectors<A>(count, [&](int64_t i, int64_t n) {
+      const Moments<A> m = moments(x + i, apart, s.group, size, n);
+      total += first_of<A>(square_root<A>(m.squares * scale + eps), n);
+    });
+    return double(sum(total));
+  };
+  double* sums = a.sums + unit * s.maps;
+  for (int64_t map = 0; map < s.maps; ++map) sums[map] = 0;
+  // With one map the values of all rows are one piece.
+  if (s.maps == 1) sums[0] = sum_of_deviations(at.row, at.column, at.rows * at.columns);
+  else
+    for_pieces(s, at, [&](int64_t row, int64_t column, int64_t count, int64_t map) {
+      sums[map] += sum_of_deviations(row, column, count);
+    });
+}
+
+template <class T>
+void stddev_backward_unit(const Stddev& a, int64_t unit) {
+  using A = Acc<T>;
+  const Samples& s = a.samples;
+  const Positions at = positions_of(s, unit);
+  if (s.group == 1) {
+    for_rows(s, at, [&](int64_t to, int64_t from, int64_t count) {
+      std::memcpy(static_cast<T*>(a.dx) + to, static_cast<const T*>(a.dy) + from, count * sizeof(T));
+    });
+    return;
+  }
+  const int64_t sample = first_sample(s, at.group), apart = step(s) * s.rows * s.run;
+  const int64_t wide_apart = step(s) * s.rows * wide_row(s);
+  const Vec<A> size = broadcast<A>(A(s.group)), eps = broadcast<A>(A(a.eps));
+  const Vec<A> scale = broadcast<A>(A(1) / A(a.divisor));
+  for_pieces(s, at, [&](int64_t row, int64_t column, int64_t count, int64_t map) {
+    const T* x = static_cast<const T*>(a.x) + place(s, sample, row, column);
+    const T* dy = static_cast<const T*>(a.dy) + wide_place(s, sample, row, column);
+    T* dx = static_cast<T*>(a.dx) + place(s, sample, row, column);
+    const Vec<A> gradient = broadcast<A>(A(a.factors[at.group * s.maps + map]));
+    for_vectors<A>(count, [&](int64_t i, int64_t n) {
+      const Moments<A> m = moments(x + i, apart, s.group, size, n);
+      const Vec<A> factor = gradient / square_root<A>(m.squares * scale + eps);
+      for (int64_t g = 0; g < s.group; ++g) {
+        const Vec<A> d = load(x + g * apart + i, n) - m.mean;
+        store(dx + g * apart + i, load(dy + g * wide_apart + i, n) + factor * d, n);
+      }
+    });
+  });
+}
+
+template <class T>
+void stddev_double_backward_unit(const Stddev& a, int64_t unit) {
+  using A = Acc<T>;
+  const Samples& s = a.samples;
+  const Positions at = positions_of(s, unit);
+  const int64_t sample = first_sample(s, at.group), apart = step(s) * s.rows * s.run;
+  const Vec<A> size = broadcast<A>(A(s.group)), eps = broadcast<A>(A(a.eps));
+  const Vec<A> scale = broadcast<A>(A(1) / A(a.divisor)), one = broadcast<A>(A(1));
+  double* sums = a.sums + unit * s.maps;
+  for (int64_t map = 0; map < s.maps; ++map) sums[map] = 0;
+  for_pieces(s, at, [&](int64_t row, int64_t column, int64_t count, int64_t map) {
+    const int64_t origin = place(s, sample, row, column);
+    const T* x = static_cast<const T*>(a.x) + origin;
+    const T* gradient = static_cast<const T*>(a.g) + origin;
+    T* dx = static_cast<T*>(a.dx) + origin;
+    const Vec<A> t = broadcast<A>(A(a.factors[at.group * s.maps + map]));
+    Vec<A> total{};
+    for_vectors<A>(count, [&](int64_t i, int64_t n) {
+      const Moments<A> m = moments(x + i, apart, s.group, size, n);
+      const Vec<A> inverse = one / square_root<A>(m.squares * scale + eps);
+      Vec<A> product{}, mean{};
+      for (int64_t g = 0; g < s.group; ++g) {
+        const Vec<A> v = load(gradient + g * apart + i, n);
+        product += v * (load(x + g * apart + i, n) - m.mean);
+        mean += v;
+      }
+      mean /= size;
+      total += first_of<A>(product * inverse, n);
+      const Vec<A> pull = product * inverse * inverse * scale, factor = t * inverse;
+      for (int64_t g = 0; g < s.group; ++g) {
+        const Vec<A> d = load(x + g * apart + i, n) - m.mean;
+        store(dx + g * apart + i, factor * (load(gradient + g * apart + i, n) - mean - d * pull), n);
+      }
+    });
+    sums[map] += double(sum(total));
+  });
+  widen<T>(s, at, a.g, a.y);
+}
+
+// ---- the maps: a unit is one map of one sample
+
+template <class T>
+void stddev_read_map(const Stddev& a, int64_t unit) {
+  using A = Acc<T>;
+  const Samples& s = a.samples;
+  const int64_t map = unit % s.maps;
+  double total = 0;
+  for (int64_t row = 0; row < s.rows; ++row) {
+    const T* dy = static_cast<const T*>(a.dy) + wide_place(s, unit / s.maps, row, s.run + map * s.spread);
+    for (int64_t first = 0; first < s.spread; first += kStddevBlock) {
+      const int64_t left = s.spread - first;
+      Vec<A> part{};
+      for_vectors<A>(left < kStddevBlock ? left : kStddevBlock,
+                     [&](int64_t i, int64_t n) { part += load(dy + first + i, n); });
+      total += double(sum(part));
+    }
+  }
+  a.sums[unit] = total;
+}
+
+template <class T>
+void stddev_write_map(const Stddev& a, int64_t unit) {
+  using A = Acc<T>;
+  const Samples& s = a.samples;
+  const int64_t sample = unit / s.maps, map = unit % s.maps;
+  const int64_t group = s.strided ? sample % s.groups : sample / s.group;
+  const Vec<A> value = broadcast<A>(A(a.factors[group * s.maps + map]));
+  T stored[kWidth<A>];
+  store(stored, value);
+  for (int64_t row = 0; row < s.rows; ++row) {
+    T* y = static_cast<T*>(a.y) + wide_place(s, sample, row, s.run + map * s.spread);
+    if (s.spread == 1) *y = stored[0];
+    else for_vectors<A>(s.spread, [&](int64_t i, int64_t n) { std::memcpy(y + i, stored, n * sizeof(T)); });
+  }
+}
+
+// ---- the table's entries
+
+template <class F>
+inline void for_units(const Stddev& a, int64_t begin, int64_t end, F f) {
+  with_type(a.dtype, [&](auto type) {
+    for (int64_t unit = begin; unit < end; ++unit) f(type, unit);
+  });
+}
+
+inline void stddev_forward(const Stddev& a, int64_t begin, int64_t end) {
+  for_units(a, begin, end, [&](auto type, int64_t unit) { stddev_forward_unit<decltype(type)>(a, unit); });
+}
+
+inline void stddev_backward(const Stddev& a, int64_t begin, int64_t end) {
+  for_units(a, begin, end, [&](auto type, int64_t unit) { stddev_backward_unit<decltype(type)>(a, unit); });
+}
+
+inline void stddev_double_backward(const Stddev& a, int64_t begin, int64_t end) {
+  for_units(a, begin, end, [&](auto type, int64_t unit) { stddev_double_backward_unit<decltype(type)>(a, unit); });
+}
+
+inline void stddev_read_maps(const Stddev& a, int64_t begin, int64_t end) {
+  for_units(a, begin, end, [&](auto type, int64_t unit) { stddev_read_map<decltype(type)>(a, unit); });
+}
+
+inline void stddev_write_maps(const Stddev& a, int64_t begin, int64_t end) {
+  for_units(a, begin, end, [&](auto type, int64_t unit) { stddev_write_map<decltype(type)>(a, unit); });
+}
+
+}  // namespace pggan_fast::LEVEL
