@@ -14,6 +14,7 @@ from pggan_fast.training import RunFolder, TrainConfig, UserError, train
 from pggan_fast.training.generate import GenerateConfig, generate_images
 from pggan_fast.training.options import Parser, from_options
 from pggan_fast.training.prepare import PrepareConfig, prepare
+from pggan_fast.training.threads import spin_briefly
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
@@ -21,8 +22,11 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code: 0, 2 for a user's mistake, 130 when Ctrl-C stopped it."""
+    whole_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     verb = arguments[0] if arguments else "--help"
+    if whole_process and verb in ("train", "demo"):
+        spin_briefly()
     try:
         if verb in ("-h", "--help"):
             print(_overview())
@@ -32,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return VERBS[verb](arguments[1:]) or 0
         else:
             raise UserError(f"unknown verb {verb}; must be one of: {', '.join(VERBS)}")
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: no permission, disk full, ...
         print(f"pggan-fast: error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:

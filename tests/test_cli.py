@@ -165,6 +165,12 @@ def test_weights_that_do_not_fit(work, tmp_path, capsys):
     assert "does not fit generator.json" in fails(capsys, *arguments)
 
 
+def test_a_fault_of_the_system_is_one_line_too(work, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    message = fails(capsys, "generate", "--run", work / "run", "--out", tmp_path / "file" / "below")
+    assert "file" in message
+
+
 def test_resume_without_a_path_takes_out(work, capsys):
     assert main(["train", "--out", str(work / "run"), "--resume"]) == 0
     assert "finished after 128 images" in capsys.readouterr().out
