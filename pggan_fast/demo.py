@@ -42,12 +42,20 @@ def demo(config: DemoConfig) -> bool:
     run = RunFolder.open(out, {"data": data}) if out.exists() else RunFolder.create(settings(data, out))
     if not train(run):
         return False
+    command = f"{program()} -m pggan_fast"
     print(f"""
 sample grid: {max(run.samples.glob("*.png"))}
-more images: pggan-fast generate --run {out} --out {out}/generated
-your own:    pggan-fast prepare --images FOLDER --out DATA
-             pggan-fast train --data DATA --out RUN""")
+more digits: {command} generate --run {out} --out {out}/generated
+your own:    {command} prepare --images FOLDER --out DATA --resolution 64
+             {command} train --data DATA --out RUN --stable-kimg 40 --transition-kimg 40 --fmap-max 128
+             (about a day on two cores; without the last three options the paper's schedule)""")
     return True
+
+
+def program() -> str:
+    """This Python, as one would type it here."""
+    executable, here = Path(sys.executable), Path.cwd()
+    return str(executable.relative_to(here) if executable.is_relative_to(here) else executable)
 
 
 def settings(data: Path, out: Path) -> TrainConfig:

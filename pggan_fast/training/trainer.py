@@ -21,7 +21,7 @@ from pggan_fast.training.dataset import PreparedData
 from pggan_fast.training.device import find_device
 from pggan_fast.training.images import save_png
 from pggan_fast.training.memory import keep_freed_memory
-from pggan_fast.training.progress import Progress
+from pggan_fast.training.progress import Progress, duration
 from pggan_fast.training.run import RunFolder
 from pggan_fast.training.samples import SampleGrid
 from pggan_fast.training.schedule import Schedule
@@ -99,7 +99,7 @@ def train(run: RunFolder) -> bool:
     facts = generator_facts(run, step, schedule, images)
     save_weights(run.final / "generator.safetensors", step.G_ema, facts)
     save_weights(run.final / "discriminator.safetensors", step.D, {"options": step.D.options})
-    print(f"finished after {images:,} images: {run.final} (weights), {run.samples} (sample grids)")
+    print(f"finished after {images:,} images in {duration(stats.seconds())}, weights in {run.final}")
     return True
 
 
