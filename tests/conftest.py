@@ -1,6 +1,9 @@
 """Fixtures that any test may use."""
 
+import ctypes
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,12 +23,29 @@ def implementation(request) -> Iterator[Implementation]:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Fresh tensors hold NaN (integers: the largest value), so that an element that no kernel wrote shows."""
+    """Fresh CPU tensors hold NaN or, in places, other junk, so that an element that no kernel wrote shows.
+
+    torch.empty and its like are filled by torch's deterministic mode. Kernels in C++ can get memory past those: torch's
+    allocator has a switch of its own, which writes 0x7fedbeef everywhere (NaN in fp32, 1e308 in fp64).
+    """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory
+    junk = _allocator_switch()
+    junk.value = True
     yield
+    junk.value = False
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _allocator_switch() -> ctypes.c_bool:
+    """The flag in torch's CPU allocator; a torch that does not export it leaves torch.empty's filling alone."""
+    name = {"linux": "libc10.so", "darwin": "libc10.dylib"}.get(sys.platform, "c10.dll")
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
+    try:
+        return ctypes.c_bool.in_dll(library, "FLAGS_caffe2_cpu_allocator_do_junk_fill")
+    except ValueError:
+        return ctypes.c_bool()
 
 
 @pytest.fixture
