@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -37,6 +37,7 @@ def fallback_kernels() -> Iterator[None]:
         library._destroy()
 
 
+@cache
 def op_names() -> list[str]:
     """Every op of the torch.ops.pggan_fast namespace."""
     prefix = "pggan_fast::"

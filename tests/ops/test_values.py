@@ -73,23 +73,23 @@ def expected(sample: Sample, dtype: torch.dtype) -> tuple[dict, dict, dict]:
     return directions, plain, exact
 
 
-@pytest.mark.parametrize(("layout", "dtype"), CASES, ids=lambda v: str(v).removeprefix("torch."))
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
-def test_values_and_gradients(implementation, sample, layout, dtype):
-    directions, plain, exact = expected(sample, dtype)
+def test_values_and_gradients(implementation, sample):
     function = implementation.function(sample.op)
-    found = derivatives(lambda *t: function(*t, **sample.options), sample.tensors(dtype), layout, dict(directions))
-    assert found.keys() == plain.keys()
-    for name, actual in found.items():
-        assert_accurate(
-            name,
-            actual,
-            plain[name],
-            exact[name],
-            order={"y": "output", "d": "first", "dd": "second"}[name.partition("_")[0]],
-            dtype=coarsest(dtype, plain["y"].dtype, plain[name].dtype),
-            condition=sample.condition,
-        )
+    for layout, dtype in CASES:
+        directions, plain, exact = expected(sample, dtype)
+        found = derivatives(lambda *t: function(*t, **sample.options), sample.tensors(dtype), layout, dict(directions))
+        assert found.keys() == plain.keys()
+        for name, actual in found.items():
+            assert_accurate(
+                f"{layout} {dtype} {name}",
+                actual,
+                plain[name],
+                exact[name],
+                order={"y": "output", "d": "first", "dd": "second"}[name.partition("_")[0]],
+                dtype=coarsest(dtype, plain["y"].dtype, plain[name].dtype),
+                condition=sample.condition,
+            )
 
 
 def _has_one_layout(sample: Sample) -> bool:
@@ -98,17 +98,16 @@ def _has_one_layout(sample: Sample) -> bool:
     return len(shape) == 4 and shape[0] > 0 and min(shape[1:]) > 1
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("sample", [s for s in SAMPLES if _has_one_layout(s)], ids=str)
-def test_layout_is_kept(implementation, sample, layout):
+def test_layout_is_kept(implementation, sample):
     """By the result and by the gradients: a layout lost on the way is a copy at the next convolution."""
-    memory_format = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}[layout]
-    tensors = [laid_out(t, layout) for t in sample.tensors(torch.float32).values()]
-    inputs = [t.requires_grad_() for t in tensors if t.is_floating_point()]
-    y = implementation.function(sample.op)(*tensors, **sample.options)
-    assert y.is_contiguous(memory_format=memory_format)
-    # Autograd lays out the gradients of plain PyTorch as it likes.
-    if y.requires_grad and implementation is not IMPLEMENTATIONS["reference"]:
-        gradients = torch.autograd.grad(y, inputs, laid_out(torch.ones_like(y), layout))
-        for t, gradient in zip(inputs, gradients, strict=True):
-            assert t.ndim < 4 or gradient.is_contiguous(memory_format=memory_format)
+    for layout, memory_format in (("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)):
+        tensors = [laid_out(t, layout) for t in sample.tensors(torch.float32).values()]
+        inputs = [t.requires_grad_() for t in tensors if t.is_floating_point()]
+        y = implementation.function(sample.op)(*tensors, **sample.options)
+        assert y.is_contiguous(memory_format=memory_format), layout
+        # Autograd lays out the gradients of plain PyTorch as it likes.
+        if y.requires_grad and implementation is not IMPLEMENTATIONS["reference"]:
+            gradients = torch.autograd.grad(y, inputs, laid_out(torch.ones_like(y), layout))
+            for t, gradient in zip(inputs, gradients, strict=True):
+                assert t.ndim < 4 or gradient.is_contiguous(memory_format=memory_format), layout
