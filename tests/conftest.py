@@ -14,9 +14,19 @@ from tests.ops.implementations import IMPLEMENTATIONS, Implementation
 @pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request) -> Iterator[Implementation]:
     """Each way to compute an op in turn; one that cannot run here is skipped with its reason."""
-    implementation = IMPLEMENTATIONS[request.param]
+    yield from _active(request.param)
+
+
+@pytest.fixture(params=[name for name in IMPLEMENTATIONS if name != "reference"])
+def fused(request) -> Iterator[Implementation]:
+    """Each that has derivatives of its own, for tests on what those keep and compute."""
+    yield from _active(request.param)
+
+
+def _active(name: str) -> Iterator[Implementation]:
+    implementation = IMPLEMENTATIONS[name]
     if (reason := implementation.missing()) is not None:
-        pytest.skip(f"{request.param}: {reason}")
+        pytest.skip(f"{name}: {reason}")
     with implementation.active():
         yield implementation
 

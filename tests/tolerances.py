@@ -43,6 +43,20 @@ GRADCHECK = {"eps": 1e-6, "atol": 1e-7, "rtol": 1e-5}
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 
 
+class Autocast(NamedTuple):
+    factor: float
+    floor: float
+    reason: str
+
+
+AUTOCAST = Autocast(
+    2.0,
+    2.0**-7,
+    "twice eager's error under the same autocast, and an eps of bf16: y is bf16 and kept so for backward, while eager's "
+    "bias, in fp32, makes fp32 of all that follows",
+)
+
+
 def coarsest(*dtypes: torch.dtype) -> torch.dtype:
     """The dtype with the largest eps."""
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)

@@ -87,8 +87,10 @@ class EqualizedLinear(Function):
 
 
 def _forward_kernel(x, weight, bias, *options):
+    y = x.new_empty(x.shape[0], weight.shape[0])
     with torch._C._AutoDispatchBelowAutograd():
-        y = torch.mm(x, prepare(weight, x.dtype).T)
+        # The form with `out` computes in x's dtype under autocast too: what backward keeps is x.
+        torch.mm(x, prepare(weight, x.dtype).T, out=y)
     return y, bias_act_inplace(y, bias, *options)
 
 
