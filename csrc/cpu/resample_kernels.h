@@ -10,25 +10,31 @@ namespace pggan_fast::LEVEL {
 
 // ---- from and to tensors
 
-// As many bytes, and as many ints, as a vector of A has elements.
 template <class A>
-struct Bytes;
+inline Vec<A> load_numbers(const uint8_t* p) {
+  Vec<A> v;
+  for (int i = 0; i < kWidth<A>; ++i) v[i] = A(p[i]);
+  return v;
+}
+
+#if defined(__AVX512F__)
 template <>
-struct Bytes<float> {
-  typedef uint8_t type __attribute__((vector_size(kVectorBytes / 4)));
-  typedef int32_t ints __attribute__((vector_size(kVectorBytes)));
-};
+inline Vec<float> load_numbers<float>(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (Vec<float>)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+}
+#elif defined(__AVX2__)
 template <>
-struct Bytes<double> {
-  typedef uint8_t type __attribute__((vector_size(kVectorBytes / 8)));
-  typedef int32_t ints __attribute__((vector_size(kVectorBytes / 2)));
-};
+inline Vec<float> load_numbers<float>(const uint8_t* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return (Vec<float>)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+}
+#endif
 
 // 0..255 of a uint8 image become -1..1.
 template <class A>
 inline Vec<A> load_image(const uint8_t* p) {
-  const auto ints = __builtin_convertvector(load_bytes<typename Bytes<A>::type>(p), typename Bytes<A>::ints);
-  return __builtin_convertvector(ints, Vec<A>) * broadcast<A>(A(2) / A(255)) - broadcast<A>(A(1));
+  return load_numbers<A>(p) * broadcast<A>(A(2) / A(255)) - broadcast<A>(A(1));
 }
 
 template <class A, class T>
@@ -266,36 +272,44 @@ void run_half_rows(const Resample& a, int64_t row, int64_t rows) {
   }
 }
 
-// ---- narrow rows, packed into one row of one plane
+// ---- narrow rows, packed into one wide row
 
-// Copies in pieces of 16 bytes, `room` being what may be read and written from there on.
-inline void copy_short(void* to, const void* from, int64_t bytes, int64_t room) {
-  if ((bytes + 15) / 16 * 16 > room) {
-    std::memcpy(to, from, bytes);
+// Copies between items that alternate in a tensor and two places where every other one follows its like, in pieces of
+// 16 bytes: what is written too much behind an item comes before the next one. Nothing is touched from `end` on.
+template <bool out>
+inline void copy_pairs(char* tensor, int64_t stride, char* a, char* b, int64_t bytes, int64_t pairs, const char* end) {
+  const auto copy = [](char* t, char* packed, int64_t n) { std::memcpy(out ? t : packed, out ? packed : t, n); };
+  const int64_t pieces = (bytes + 15) / 16;
+  for (; pairs > 0 && tensor + stride + 16 * pieces <= end; --pairs, tensor += 2 * stride, a += bytes, b += bytes) {
+    copy(tensor, a, 16);
+    for (int64_t i = 1; i < pieces; ++i) copy(tensor + 16 * i, a + 16 * i, 16);
+    copy(tensor + stride, b, 16);
+    for (int64_t i = 1; i < pieces; ++i) copy(tensor + stride + 16 * i, b + 16 * i, 16);
+  }
+  for (; pairs > 0; --pairs, tensor += 2 * stride, a += bytes, b += bytes) {
+    copy(tensor, a, bytes);
+    copy(tensor + stride, b, bytes);
+  }
+}
+
+// Values in one of the packed row's parts, with room for what copy_pairs writes too much.
+inline int64_t packed_count(const Grid& g, int64_t rows) { return rounded_up(rows * g.w * g.c + 16, 64); }
+
+// Contiguous rows follow one another in a row of one plane, the upper ones in the upper high row. channels_last pixels
+// become the channels of one pixel, the left ones of the left high pixel.
+template <bool out, class T>
+inline void copy_high(const Grid& g, int64_t rows, T* tensor, T* packed) {
+  const int64_t high_row = (2 * g.w + g.extra_w) * g.c, count = packed_count(g, rows);
+  const auto bytes = [](T* p) { return reinterpret_cast<char*>(p); };
+  const char* end = bytes(tensor + 2 * rows * high_row);
+  constexpr int64_t size = sizeof(T);
+  if (g.c == 1) {
+    copy_pairs<out>(bytes(tensor), high_row * size, bytes(packed), bytes(packed + 2 * count), 2 * g.w * size, rows, end);
     return;
   }
-  for (int64_t i = 0; i < bytes; i += 16) std::memcpy(static_cast<char*>(to) + i, static_cast<const char*>(from) + i, 16);
-}
-
-// The rows' pixels as one row: contiguous rows in a row, or all left pixels as channels of one, all right as another's.
-inline Grid packed_grid(const Grid& g, int64_t rows) {
-  // The room behind is for what copy_short writes too much.
-  const int64_t count = rounded_up(rows * g.w * g.c + 16, 64);
-  return g.c == 1 ? Grid{1, 1, count, 1, 0, 0} : Grid{1, 1, 1, count, 0, 0};
-}
-
-// f(offset in the tensor's rows, in the packed row, count of values) for neighbours in memory, in the tensor's order.
-template <class F>
-inline void for_packed(const Grid& g, int64_t rows, F f) {
-  const int64_t high_row = (2 * g.w + g.extra_w) * g.c, count = rounded_up(rows * g.w * g.c + 16, 64);
   for (int64_t row = 0; row < 2 * rows; ++row) {
-    const int64_t tensor = row * high_row, packed = row % 2 * 2 * count + row / 2 * (g.c == 1 ? 2 : 1) * g.w * g.c;
-    if (g.c == 1) f(tensor, packed, 2 * g.w);
-    else
-      for (int64_t pixel = 0; pixel < g.w; ++pixel) {
-        f(tensor + 2 * pixel * g.c, packed + pixel * g.c, g.c);
-        f(tensor + (2 * pixel + 1) * g.c, packed + count + pixel * g.c, g.c);
-      }
+    T* left = packed + row % 2 * 2 * count + row / 2 * g.w * g.c;
+    copy_pairs<out>(bytes(tensor + row * high_row), g.c * size, bytes(left), bytes(left + count), g.c * size, g.w, end);
   }
 }
 
@@ -303,32 +317,22 @@ template <class Op, class T>
 void run_packed(const Resample& a, int64_t row, int64_t rows) {
   using High = typename Op::High;
   const Grid& g = a.grid;
+  const int64_t count = packed_count(g, rows), low = row * g.w * g.c, low_bytes = rows * g.w * g.c * sizeof(T);
+  const int64_t high = high_offset(g, row);
   Resample packed = a;
-  packed.grid = packed_grid(g, rows);
-  const int64_t count = packed.grid.w * packed.grid.c, low = row * g.w * g.c, high = high_offset(g, row);
-  const int64_t low_values = rows * g.w * g.c, high_values = 2 * rows * (2 * g.w + g.extra_w) * g.c;
-  if (a.low) {
-    packed.low = std::memcpy(scratch<T>(0, count), as<T>(a.low) + low, low_values * sizeof(T));
-  }
+  packed.grid = g.c == 1 ? Grid{1, 1, count, 1, 0, 0} : Grid{1, 1, 1, count, 0, 0};
+  if (a.low) packed.low = std::memcpy(scratch<T>(0, count), as<T>(a.low) + low, low_bytes);
   if (a.high) {
     High* buffer = scratch<High>(1, 4 * count);
-    const High* tensor = as<High>(a.high) + high;
+    // Only read: the copy goes into the buffer.
+    copy_high<false>(g, rows, const_cast<High*>(as<High>(a.high)) + high, buffer);
     packed.high = buffer;
-    for_packed(g, rows, [&](int64_t from, int64_t to, int64_t n) {
-      copy_short(buffer + to, tensor + from, n * sizeof(High), (high_values - from) * sizeof(High));
-    });
   }
   if (a.low_out) packed.low_out = scratch<T>(2, count);
   if (a.high_out) packed.high_out = scratch<T>(3, 4 * count);
   run_rows<Op>(packed, 0, 1);
-  if (a.low_out) std::memcpy(as<T>(a.low_out) + low, packed.low_out, low_values * sizeof(T));
-  if (a.high_out) {
-    const T* buffer = as<T>(packed.high_out);
-    T* tensor = as<T>(a.high_out) + high;
-    for_packed(g, rows, [&](int64_t to, int64_t from, int64_t n) {
-      copy_short(tensor + to, buffer + from, n * sizeof(T), (high_values - to) * sizeof(T));
-    });
-  }
+  if (a.low_out) std::memcpy(as<T>(a.low_out) + low, packed.low_out, low_bytes);
+  if (a.high_out) copy_high<true>(g, rows, as<T>(a.high_out) + high, as<T>(packed.high_out));
 }
 
 // ---- the table's entries

@@ -80,16 +80,37 @@ inline void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof(v)); }
 inline void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof(v)); }
 
 inline Vec<float> load(const BFloat16* p) {
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+#elif defined(__AVX2__)
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (Vec<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+#else
   return (Vec<float>)(__builtin_convertvector(load_bytes<Bits16>(p), Bits32) << 16);
+#endif
 }
 
 // Round to nearest, ties to even; NaN stays NaN.
 inline void store(BFloat16* p, Vec<float> v) {
-  Bits32 bits = (Bits32)v;
-  Bits32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  Bits32 is_nan = (Bits32)(v != v);
-  Bits16 out = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0), Bits16);
+#if defined(__AVX512F__)
+  const __m512i bits = (__m512i)v, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  // The NaNs of arithmetic are quiet, and stay NaN when cut off.
+  const __mmask16 ordered = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_ORD_Q);
+  const __m512i rounded = _mm512_mask_add_epi32(bits, ordered, bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+#else
+  const Bits32 bits = (Bits32)v, is_nan = (Bits32)(v != v);
+  const Bits32 rounded = (bits + ((0x7fff + ((bits >> 16) & 1)) & ~is_nan)) >> 16;
+#if defined(__AVX2__)
+  const __m256i words = (__m256i)rounded;
+  const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, high));
+#else
+  const Bits16 out = __builtin_convertvector(rounded, Bits16);
   std::memcpy(p, &out, sizeof(out));
+#endif
+#endif
 }
 
 inline Vec<float> load(const Half* p) {
@@ -156,8 +177,11 @@ inline double sum(Vec<double> v) {
 
 template <class A>
 inline Vec<A> reciprocal_sqrt(Vec<A> v) {
-  for (int i = 0; i < kWidth<A>; ++i) v[i] = A(1) / std::sqrt(v[i]);
-  return v;
+  // By way of an array: of the vector's own elements the compiler makes scalar code.
+  A parts[kWidth<A>];
+  store(parts, v);
+  for (int i = 0; i < kWidth<A>; ++i) parts[i] = A(1) / std::sqrt(parts[i]);
+  return load(parts);
 }
 
 }  // namespace pggan_fast::LEVEL

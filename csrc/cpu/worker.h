@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <type_traits>
 
 #include "kernels.h"
 #include "vec.h"
@@ -22,12 +23,16 @@ inline void with_type(Dtype dtype, F f) {
 
 inline int64_t rounded_up(int64_t count, int64_t width) { return (count + width - 1) / width * width; }
 
-// Calls f(i, n) for vectors of A at i = 0, W, 2 W...: n is W, known to the compiler, for all but a shorter last one.
+// A count known to be a whole vector: loads and stores with it are never partial.
+template <class A>
+using Whole = std::integral_constant<int64_t, kWidth<A>>;
+
+// f(offset, count) for each vector of `size` elements, the last one partial if need be.
 template <class A, class F>
-inline void for_vectors(int64_t count, F f) {
+inline void for_vectors(int64_t size, const F& f) {
   int64_t i = 0;
-  for (; i + kWidth<A> <= count; i += kWidth<A>) f(i, kWidth<A>);
-  if (i < count) f(i, count - i);
+  for (; i + kWidth<A> <= size; i += kWidth<A>) f(i, Whole<A>{});
+  if (i < size) f(i, size - i);
 }
 
 // Working memory of one thread, kept from call to call: a fresh buffer would cost page faults.
