@@ -52,8 +52,8 @@ class Autocast(NamedTuple):
 AUTOCAST = Autocast(
     2.0,
     2.0**-7,
-    "twice eager's error under the same autocast, and an eps of bf16: y is bf16 and kept so for backward, while eager's "
-    "bias, in fp32, makes fp32 of all that follows",
+    "twice eager's error under the same autocast, and an eps of bf16: y is bf16 and kept so for backward, while "
+    "eager's bias, in fp32, makes fp32 of all that follows",
 )
 
 

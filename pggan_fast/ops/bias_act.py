@@ -66,7 +66,8 @@ def pixel_norm(x: Tensor, eps: float = 1e-8, *, impl: str = "auto") -> Tensor:
 
     x: [N, C, *spatial]; dtypes, layouts and gradients as `bias_act`.
     """
-    return bias_act(x, act="linear", pixel_norm=True, eps=eps, impl=impl)
+    check_epilogue("pixel_norm", x.shape[1:2], None, (1.0, "linear", 0.0, 1.0, True, eps))
+    return bias_act(x, act="linear", pixel_norm=True, eps=eps, impl=choose("pixel_norm", x, impl))
 
 
 def check_epilogue(op: str, channels: torch.Size, bias: Tensor | None, options: tuple) -> None:

@@ -1,0 +1,114 @@
+"""Wrong arguments: one line that names the argument, its value and what is allowed."""
+
+import re
+
+import pytest
+import torch
+
+from pggan_fast import _native, ops
+
+NATIVE = pytest.mark.skipif(not _native.cpu_available, reason=_native.cpu_reason)
+
+X = torch.zeros(4, 6, 4, 4)
+W = torch.zeros(5, 6, 3, 3)
+L = torch.zeros(5, 6)
+HALF = torch.tensor(0.5)
+
+CASES = [
+    ("bias_act", (X,), {"act": "swish"}, "act is 'swish', allowed: linear, relu, lrelu"),
+    ("bias_act", (X,), {"slope": -0.1}, "slope is -0.1 and gain is 1.0, both must be at least 0"),
+    ("bias_act", (X,), {"gain": -2.0}, "slope is 0.2 and gain is -2.0, both must be at least 0"),
+    ("bias_act", (X, torch.zeros(5)), {}, "bias has shape [5], must be [6]"),
+    ("bias_act", (X, torch.zeros(6, 1, 1)), {}, "bias has shape [6, 1, 1], must be [6]"),
+    ("bias_act", (torch.zeros(7),), {}, "x must be [N, C, ...] with at least one channel"),
+    ("bias_act", (torch.zeros(2, 0, 4, 4),), {}, "x must be [N, C, ...] with at least one channel"),
+    ("pixel_norm", (torch.zeros(7),), {}, "x must be [N, C, ...] with at least one channel"),
+    ("equalized_conv2d", (X, torch.zeros(5, 7, 3, 3)), {}, "got [4, 6, 4, 4] and [5, 7, 3, 3]"),
+    (
+        "equalized_conv2d",
+        (X, torch.zeros(5, 6, 3, 1)),
+        {},
+        "[C_out, C_in, k, k], got [4, 6, 4, 4] and [5, 6, 3, 1]",
+    ),
+    ("equalized_conv2d", (X[0], W), {}, "x must be [N, C_in, H, W] and weight"),
+    ("equalized_conv2d", (X, W), {"up": 3}, "up=3 and down=1, each must be 1 or 2, and not both 2"),
+    ("equalized_conv2d", (X, W), {"up": 2, "down": 2}, "up=2 and down=2, each must be 1 or 2, and not both 2"),
+    ("equalized_conv2d", (X, W), {"padding": -1}, "padding is -1, must be 0 to 3"),
+    ("equalized_conv2d", (X, W), {"padding": 3, "up": 2}, "padding is 3, must be 0 to 2"),
+    ("equalized_conv2d", (X, torch.zeros(5, 6, 4, 4)), {}, "a kernel of even size 4 needs an explicit padding"),
+    ("equalized_conv2d", (X, W, torch.zeros(6)), {}, "bias has shape [6], must be [5]"),
+    ("equalized_conv2d", (X, W), {"act": "tanh"}, "act is 'tanh', allowed: linear, relu, lrelu"),
+    (
+        "equalized_linear",
+        (L, torch.zeros(5, 7)),
+        {},
+        "weight [C_out, C_in], got [5, 6] and [5, 7]",
+    ),
+    ("equalized_linear", (X, L), {}, "x must be [N, C_in] and weight [C_out, C_in]"),
+    ("equalized_linear", (L, L, torch.zeros(6)), {}, "bias has shape [6], must be [5]"),
+    ("upsample2x", (X[0],), {}, "x must be [N, C, H, W], got [6, 4, 4]"),
+    ("downsample2x", (X[None],), {}, "x must be [N, C, H, W], got [1, 4, 6, 4, 4]"),
+    ("fade_in", (X, X, 0.5), {}, "high [N, C, 2H, 2W], got [4, 6, 4, 4] and [4, 6, 4, 4]"),
+    ("fade_in", (X[..., :2, :2], X.double(), 0.5), {}, "low is torch.float32 and high is torch.float64"),
+    (
+        "fade_in",
+        (X[..., :2, :2], X, HALF[None]),
+        {},
+        "alpha must be a float or a 0-d fp32 tensor, got [1]",
+    ),
+    (
+        "fade_in",
+        (X[..., :2, :2], X, HALF.double()),
+        {},
+        "a float or a 0-d fp32 tensor, got [] torch.float64",
+    ),
+    ("fade_reals", (X[..., :3, :], 0.5), {}, "images are 3 x 4, height and width must be even"),
+    ("fade_reals", (X.long(), 0.5), {}, "images are torch.int64, must be uint8 or floating"),
+    ("fade_reals", (X[0], 0.5), {}, "must be [N, C, H, W], got [6, 4, 4]"),
+    ("fade_reals", (X, HALF.half()), {}, "alpha must be a float or a 0-d fp32 tensor, got [] torch.float16"),
+    ("minibatch_stddev", (X,), {"grouping": "random"}, "grouping is 'random', allowed: strided, consecutive"),
+    ("minibatch_stddev", (X, 0), {}, "group_size is 0 and num_channels 1, both must be at least 1"),
+    ("minibatch_stddev", (X, 4, 4), {}, "num_channels must divide the 6 channels"),
+    ("minibatch_stddev", (X, 4, 0), {}, "group_size is 4 and num_channels 0, both must be at least 1"),
+    ("minibatch_stddev", (X[0],), {}, "x must be [N, C, H, W], got [6, 4, 4]"),
+]
+
+
+@pytest.mark.parametrize("impl", ["reference", "auto"])
+@pytest.mark.parametrize(("op", "args", "kwargs", "message"), CASES)
+def test_one_line(op, args, kwargs, message, impl):
+    with pytest.raises(ValueError, match=f"^{op}: .*{re.escape(message)}") as caught:
+        getattr(ops, op)(*args, **kwargs, impl=impl)
+    assert "\n" not in str(caught.value)
+
+
+@NATIVE
+@pytest.mark.parametrize("op", ["bias_act", "pixel_norm", "upsample2x", "downsample2x", "minibatch_stddev"])
+def test_integers_are_refused(op):
+    with pytest.raises(RuntimeError, match="float64, float32, bfloat16 or float16"):
+        getattr(ops, op)(X.long(), impl="native")
+
+
+@NATIVE
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda op: op.bias_act(X, torch.zeros(5)),
+        lambda op: op.bias_act(X, None, 1.0, "swish"),
+        lambda op: op.bias_act(X, None, 1.0, "lrelu", -1.0),
+        lambda op: op.bias_act(X.long()),
+        lambda op: op.bias_act_(X.clone(), torch.zeros(7)),
+        lambda op: op.bias_act_backward(X, None, X, None, 1.0, "lrelu", 0.2, 1.0, True),
+        lambda op: op.fade_in(X, X, None, 0.5),
+        lambda op: op.fade_reals(X[..., :3, :], None, 0.5, torch.float32),
+        lambda op: op.minibatch_stddev(X, 3, 1, 1e-8, True, 0),
+        lambda op: op.minibatch_stddev(X, 4, 4, 1e-8, True, 0),
+        lambda op: op.minibatch_stddev_backward(X, X, 4, 1, 1e-8, True, 0),
+        lambda op: op.downsample2x(X[0]),
+        lambda op: op.upsample2x(X.long()),
+    ],
+)
+def test_ops_called_directly_check_too(call):
+    """A kernel in C++ would read past its arguments' ends."""
+    with pytest.raises((ValueError, RuntimeError, IndexError, TypeError)):
+        call(torch.ops.pggan_fast)
