@@ -43,43 +43,43 @@ template <class T>
 void forward_channels_last(const BiasActForward& a, const Block& block, const Acc<T>* bias) {
   using A = Acc<T>;
   constexpr int W = kWidth<A>;
-  const int64_t c = a.shape.c, padded_c = rounded_up(c, W);
+  const int64_t c = a.shape.c;
   const Activation<A> act(a.epilogue);
   const Vec<A> scale = broadcast<A>(A(a.epilogue.scale));
   const T* x = static_cast<const T*>(a.x) + block.first * c;
   T* y = static_cast<T*>(a.y) + block.first * c;
   if (!a.epilogue.pixel_norm) {
     for (int64_t i = 0; i < block.count; ++i, x += c, y += c)
-      for (int64_t j = 0; j < c; j += W)
-        store(y + j, act(scale * load(x + j, c - j) + load(bias + j)), c - j);
+      for_vectors<A>(c, [&](int64_t j, auto n) { store(y + j, act(scale * load(x + j, n) + load(bias + j)), n); });
     return;
   }
-  // W pixels at a time, so that their W square roots are one vector's.
-  A* u = scratch<A>(1, W * padded_c);
+  // Few pixels at a time: x is in the first-level cache when the second pass reads it again, and the square roots of
+  // several pixels are one vector's.
+  const int64_t most = std::clamp<int64_t>(16 * 1024 / (c * int64_t(sizeof(T))), 1, W);
   A* r = static_cast<A*>(a.r) + block.first;
   const Vec<A> per_channel = broadcast<A>(A(1) / A(c)), eps = broadcast<A>(A(a.epilogue.eps));
-  for (int64_t i = 0; i < block.count; i += W) {
-    const int64_t rows = std::min<int64_t>(W, block.count - i);
-    A squares[W] = {};
+  for (int64_t i = 0; i < block.count; i += most) {
+    const int64_t rows = std::min(most, block.count - i);
+    A factors[W] = {};
     for (int64_t k = 0; k < rows; ++k) {
       Vec<A> total{};
-      for (int64_t j = 0; j < c; j += W) {
-        // Behind the last channel x and bias are zero, and so is u.
-        const Vec<A> v = act(scale * load(x + k * c + j, c - j) + load(bias + j));
-        store(u + k * padded_c + j, v);
+      // Behind the last channel x and bias are zero, and so is v.
+      for_vectors<A>(c, [&](int64_t j, auto n) {
+        // The second pass only writes: without this it would wait for y.
+        __builtin_prefetch(y + k * c + j, 1);
+        const Vec<A> v = act(scale * load(x + k * c + j, n) + load(bias + j));
         total += v * v;
-      }
-      squares[k] = sum(total);
+      });
+      factors[k] = sum(total);
     }
-    A factors[W];
-    store(factors, reciprocal_sqrt<A>(load(squares) * per_channel + eps));
-    for (int64_t k = 0; k < rows; ++k) {
-      const Vec<A> factor = broadcast<A>(factors[k]);
-      for (int64_t j = 0; j < c; j += W) store(y + k * c + j, load(u + k * padded_c + j) * factor, c - j);
-    }
+    store(factors, reciprocal_sqrt<A>(load(factors) * per_channel + eps));
     store(r + i, load(factors), rows);
-    x += rows * c;
-    y += rows * c;
+    for (int64_t k = 0; k < rows; ++k, x += c, y += c) {
+      const Vec<A> factor = broadcast<A>(factors[k]);
+      for_vectors<A>(c, [&](int64_t j, auto n) {
+        store(y + j, act(scale * load(x + j, n) + load(bias + j)) * factor, n);
+      });
+    }
   }
 }
 
@@ -105,16 +105,16 @@ void backward_channels_last(const BiasActBackward& a, const Block& block) {
       Vec<A> factor = broadcast<A>(1), pull = Vec<A>{};
       if (a.epilogue.pixel_norm) {
         Vec<A> product{};
-        for (int64_t j = 0; j < c; j += W) product += load(dy + j, c - j) * load(y + j, c - j);
+        for_vectors<A>(c, [&](int64_t j, auto n) { product += load(dy + j, n) * load(y + j, n); });
         factor = broadcast<A>(r[k]);
         pull = broadcast<A>((sum(product) + (dr ? r[k] * dr[k] : A(0))) / A(c));
       }
-      for (int64_t j = 0; j < c; j += W) {
-        const Vec<A> out = load(y + j, c - j);
-        const Vec<A> d = derivative(factor * (load(dy + j, c - j) - out * pull), out);
-        store(dx + j, scale * d, c - j);
+      for_vectors<A>(c, [&](int64_t j, auto n) {
+        const Vec<A> out = load(y + j, n);
+        const Vec<A> d = derivative(factor * (load(dy + j, n) - out * pull), out);
+        store(dx + j, scale * d, n);
         if (a.db) store(db + j, load(db + j) + d);
-      }
+      });
     }
     if (a.db)
       for (int64_t j = 0; j < c; ++j) a.db[j] += db[j];
@@ -160,14 +160,13 @@ void double_backward_channels_last(const BiasActDoubleBackward& a, const Block& 
   }
 }
 
-// ---- contiguous: pixels are neighbours, sums run across planes. A block's values are kept in a dense buffer
-// between the two passes: its lines in the planes are powers of two apart and would evict each other.
+// ---- contiguous: pixels are neighbours, sums run across planes. Pixel norm's second pass reads a block again while
+// it is in the second-level cache. Planes are too far apart for the processor to foresee the next one: hence prefetch.
 
 template <class T>
 void forward_contiguous(const BiasActForward& a, const Block& block, const Acc<T>* bias) {
   using A = Acc<T>;
-  constexpr int W = kWidth<A>;
-  const int64_t c = a.shape.c, p = a.shape.p, count = block.count, stride = rounded_up(count, W);
+  const int64_t c = a.shape.c, p = a.shape.p, count = block.count;
   const Activation<A> act(a.epilogue);
   const Vec<A> scale = broadcast<A>(A(a.epilogue.scale));
   const int64_t origin = block.n * c * p + block.first;
@@ -176,77 +175,87 @@ void forward_contiguous(const BiasActForward& a, const Block& block, const Acc<T
   if (!a.epilogue.pixel_norm) {
     for (int64_t j = 0; j < c; ++j, x += p, y += p) {
       const Vec<A> shift = broadcast<A>(bias[j]);
-      for (int64_t i = 0; i < count; i += W) store(y + i, act(scale * load(x + i, count - i) + shift), count - i);
+      for_vectors<A>(count, [&](int64_t i, auto n) { store(y + i, act(scale * load(x + i, n) + shift), n); });
     }
     return;
   }
-  A* u = scratch<A>(1, c * stride);
-  A* factors = scratch<A>(2, stride);
-  std::fill_n(factors, stride, A(0));
-  for (int64_t j = 0; j < c; ++j, x += p) {
+  A* factors = scratch<A>(1, rounded_up(count, kWidth<A>));
+  std::fill_n(factors, rounded_up(count, kWidth<A>), A(0));
+  for (int64_t j = 0; j < c; ++j) {
+    const T* plane = x + j * p;
     const Vec<A> shift = broadcast<A>(bias[j]);
-    for (int64_t i = 0; i < count; i += W) {
-      const Vec<A> v = act(scale * load(x + i, count - i) + shift);
-      store(u + j * stride + i, v);
+    for_vectors<A>(count, [&](int64_t i, auto n) {
+      __builtin_prefetch(plane + p + i);
+      const Vec<A> v = act(scale * load(plane + i, n) + shift);
       store(factors + i, load(factors + i) + v * v);
-    }
+    });
   }
   const Vec<A> per_channel = broadcast<A>(A(1) / A(c)), eps = broadcast<A>(A(a.epilogue.eps));
   A* r = static_cast<A*>(a.r) + block.n * p + block.first;
-  for (int64_t i = 0; i < count; i += W) {
+  for_vectors<A>(count, [&](int64_t i, auto n) {
     const Vec<A> factor = reciprocal_sqrt<A>(load(factors + i) * per_channel + eps);
     store(factors + i, factor);
-    store(r + i, factor, count - i);
+    store(r + i, factor, n);
+  });
+  for (int64_t j = 0; j < c; ++j, x += p, y += p) {
+    const Vec<A> shift = broadcast<A>(bias[j]);
+    for_vectors<A>(count, [&](int64_t i, auto n) {
+      __builtin_prefetch(x + p + i);
+      __builtin_prefetch(y + p + i, 1);
+      store(y + i, act(scale * load(x + i, n) + shift) * load(factors + i), n);
+    });
   }
-  for (int64_t j = 0; j < c; ++j, y += p)
-    for (int64_t i = 0; i < count; i += W) store(y + i, load(u + j * stride + i) * load(factors + i), count - i);
 }
 
 template <class T>
 void backward_contiguous(const BiasActBackward& a, const Block& block) {
   using A = Acc<T>;
-  constexpr int W = kWidth<A>;
-  const bool norm = a.epilogue.pixel_norm;
-  const int64_t c = a.shape.c, p = a.shape.p, count = block.count, stride = rounded_up(count, W);
+  const int64_t c = a.shape.c, p = a.shape.p, count = block.count;
   const Activation<A> derivative(a.epilogue);
   const Vec<A> scale = broadcast<A>(A(a.epilogue.scale));
   const int64_t origin = block.n * c * p + block.first, pixel = block.n * p + block.first;
   const T* dy = static_cast<const T*>(a.dy) + origin;
   const T* y = static_cast<const T*>(a.y) + origin;
   T* dx = static_cast<T*>(a.dx) + origin;
-  A *pull = nullptr, *saved_dy = nullptr, *saved_y = nullptr;
-  const A* r = norm ? static_cast<const A*>(a.r) + pixel : nullptr;
-  if (norm) {
-    pull = scratch<A>(1, stride);
-    saved_dy = scratch<A>(2, c * stride);
-    saved_y = scratch<A>(3, c * stride);
-    std::fill_n(pull, stride, A(0));
-    for (int64_t j = 0; j < c; ++j)
-      for (int64_t i = 0; i < count; i += W) {
-        const Vec<A> gradient = load(dy + j * p + i, count - i), out = load(y + j * p + i, count - i);
-        store(saved_dy + j * stride + i, gradient);
-        store(saved_y + j * stride + i, out);
-        store(pull + i, load(pull + i) + gradient * out);
-      }
+  A *factors = nullptr, *pulls = nullptr;
+  if (a.epilogue.pixel_norm) {
+    const int64_t size = rounded_up(count, kWidth<A>);
+    factors = scratch<A>(1, size);
+    pulls = scratch<A>(2, size);
+    std::fill_n(pulls, size, A(0));
+    for (int64_t j = 0; j < c; ++j) {
+      const T *gradient = dy + j * p, *out = y + j * p;
+      for_vectors<A>(count, [&](int64_t i, auto n) {
+        __builtin_prefetch(gradient + p + i);
+        __builtin_prefetch(out + p + i);
+        store(pulls + i, load(pulls + i) + load(gradient + i, n) * load(out + i, n));
+      });
+    }
+    const A* r = static_cast<const A*>(a.r) + pixel;
     const A* dr = a.dr ? static_cast<const A*>(a.dr) + pixel : nullptr;
-    for (int64_t i = 0; i < count; ++i) pull[i] = (pull[i] + (dr ? r[i] * dr[i] : A(0))) / A(c);
+    const Vec<A> per_channel = broadcast<A>(A(1) / A(c));
+    for_vectors<A>(count, [&](int64_t i, auto n) {
+      const Vec<A> factor = load(r + i, n), more = dr ? factor * load(dr + i, n) : Vec<A>{};
+      store(factors + i, factor);
+      store(pulls + i, (load(pulls + i) + more) * per_channel);
+    });
   }
-  for (int64_t j = 0; j < c; ++j) {
+  for (int64_t j = 0; j < c; ++j, dy += p, y += p, dx += p) {
     // A block is short enough for its sum to be taken in A.
     Vec<A> total{};
-    for (int64_t i = 0; i < count; i += W) {
-      Vec<A> out, d;
-      if (norm) {
-        out = load(saved_y + j * stride + i);
-        d = load(r + i, count - i) * (load(saved_dy + j * stride + i) - out * load(pull + i));
-      } else {
-        out = load(y + j * p + i, count - i);
-        d = load(dy + j * p + i, count - i);
+    for_vectors<A>(count, [&](int64_t i, auto n) {
+      const Vec<A> out = load(y + i, n);
+      Vec<A> d = load(dy + i, n);
+      if (factors) {
+        __builtin_prefetch(dy + p + i);
+        __builtin_prefetch(y + p + i);
+        __builtin_prefetch(dx + p + i, 1);
+        d = load(factors + i) * (d - out * load(pulls + i));
       }
       d = derivative(d, out);
-      store(dx + j * p + i, scale * d, count - i);
+      store(dx + i, scale * d, n);
       total += d;
-    }
+    });
     if (a.db) a.db[j] += sum(total);
   }
 }
