@@ -44,7 +44,7 @@ def prepare(weight: Tensor, dtype: torch.dtype, channels_last: bool = False, up:
     up=2: [C_in, C_out, k+1, k+1] for a transposed convolution of stride 2; down=2: [C_out, C_in, k+1, k+1].
     """
     parameter = weight if weight._base is None else weight._base
-    if _kept is None or type(parameter) is not Parameter or parameter.shape != weight.shape:
+    if _kept is None or type(parameter) is not Parameter or not weight.is_set_to(parameter):
         return _prepare(weight, dtype, channels_last, up, down)
     # The parameter is kept too, so that its id cannot become another's.
     _, copies = _kept.setdefault(id(parameter), (parameter, {}))
