@@ -47,8 +47,9 @@ def demo(config: DemoConfig) -> bool:
 sample grid: {max(run.samples.glob("*.png"))}
 more digits: {command} generate --run {out} --out {out}/generated
 your own:    {command} prepare --images FOLDER --out DATA --resolution 64
-             {command} train --data DATA --out RUN --stable-kimg 40 --transition-kimg 40 --fmap-max 128
-             (about a day on two cores; without the last three options the paper's schedule)""")
+             {command} train --data DATA --out RUN --stable-kimg 12 --transition-kimg 12 --total-kimg 120 \\
+                 --fmap-base 1024 --fmap-max 128 --batch-size 16
+             (an hour or two on two cores; the paper's schedule and networks without these options)""")
     return True
 
 
@@ -64,18 +65,19 @@ def settings(data: Path, out: Path) -> TrainConfig:
         data=data,
         out=out,
         device="cpu",
-        stable_kimg=8,
-        transition_kimg=8,
-        total_kimg=80,
-        batch_size={4: 32},
+        stable_kimg=6,
+        transition_kimg=6,
+        total_kimg=72,
+        batch_size={4: 16},
         learning_rate={4: 2e-3},
-        fmap_base=1024,
+        labels=True,
+        fmap_base=512,
         fmap_max=64,
         mirror=False,
         ema_decay=0.99,
         tick_kimg=2,
-        sample_kimg=8,
-        checkpoint_kimg=16,
+        sample_kimg=6,
+        checkpoint_kimg=12,
     )
 
 
