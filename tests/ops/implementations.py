@@ -1,6 +1,7 @@
 """The ways to compute an op that the matrix tests compare: a new one joins by a line in IMPLEMENTATIONS."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
@@ -32,6 +33,24 @@ def fallback_kernels() -> Iterator[None]:
             # No kernel is registered for this device, so this is the one that any device gets.
             kernel = torch.library.get_kernel(f"pggan_fast::{name}", "PrivateUse1")
             library.impl(name, kernel.call_boxed, "CPU", with_keyset=True, allow_override=True)
+        yield
+    finally:
+        library._destroy()
+
+
+@contextmanager
+def cuda_kernels_on_cpu() -> Iterator[None]:
+    """Inside, every op runs on the CPU the source of its CUDA kernels."""
+    from tests.cuda_on_cpu.build import load
+
+    load()
+    library = torch.library.Library("pggan_fast", "IMPL")
+    try:
+        for name in op_names():
+            overload = f"pggan_fast_cuda_on_cpu::{name}"
+            if torch._C._dispatch_has_kernel_for_dispatch_key(overload, "CPU"):
+                kernel = torch.library.get_kernel(overload, "CPU")
+                library.impl(name, kernel.call_boxed, "CPU", with_keyset=True, allow_override=True)
         yield
     finally:
         library._destroy()
@@ -97,3 +116,6 @@ IMPLEMENTATIONS = {
     "torch_ops": Implementation(lambda: None, _torch_op),
     "fallback": Implementation(lambda: None, _torch_op, fallback_kernels),
 }
+if os.environ.get("PGGAN_FAST_TEST_KERNELS"):
+    # Slow to build and to run: in `make test-kernels`.
+    IMPLEMENTATIONS["cuda_on_cpu"] = Implementation(lambda: None, _torch_op, cuda_kernels_on_cpu)
