@@ -2,7 +2,8 @@
 
 A native module that cannot be built never stops an installation: the package is installed without
 it, and the reason is left in `pggan_fast/<module>.txt`, where `pggan-fast doctor` reads it.
-PGGAN_FAST_CUDA=0 leaves the CUDA module out, 1 makes its absence an error, auto is the default.
+PGGAN_FAST_CUDA=0 leaves the CUDA module out, auto, the default, builds it for the GPU that the build sees,
+and 1 builds it for every GPU and makes its absence an error.
 The modules use torch's stable ABI and nothing of Python's, so one binary serves every Python and
 every torch >= 2.10. Metadata and dependencies are in pyproject.toml.
 """
@@ -58,7 +59,8 @@ def compile_command(source: Path, compiler: str, torch_dir: Path) -> list[str]:
     command = [compiler, "-std=c++17", "-O3", "-isystem", str(torch_dir / "include")]
     command += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # 2.10, the oldest torch supported
     if source.suffix == ".cu":
-        command += ["-arch=all-major", "-DUSE_CUDA", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+        command += ["-arch=all-major" if CUDA == "1" else "-arch=native"]
+        command += ["-DUSE_CUDA", "-Xcompiler=-fPIC,-fvisibility=hidden"]
         return [*command, "-c", str(source)]
     # These let sqrt and comparisons vectorise; no result changes, only errno and trap flags.
     command += ["-fno-math-errno", "-fno-trapping-math"]
@@ -162,6 +164,9 @@ class BuildNative(build_ext):
         torch = import_torch()
         if is_cuda and torch.version.cuda is None:
             raise NotBuilt(f"torch {torch.__version__} is a build without CUDA")
+        if is_cuda and CUDA == "auto" and not torch.cuda.is_available():
+            # Compiling for every GPU takes minutes, which an installation that cannot use it should not.
+            raise NotBuilt("no GPU is visible (PGGAN_FAST_CUDA=1 builds for every GPU, without one)")
         torch_dir = Path(torch.__file__).parent
         # Not build_temp: editable installs put that into a temporary folder and compile all again.
         folder = Path("build", f"native-{platform.machine()}", module)

@@ -1,18 +1,11 @@
-#include <string>
+#include "../shared/bias_act.h"
+
 #include <tuple>
 
 #include "tensors.h"
 
 namespace pggan_fast {
 namespace {
-
-Epilogue epilogue(double scale, const std::string& act, double slope, double gain, bool pixel_norm, double eps) {
-  STD_TORCH_CHECK(act == "linear" || act == "relu" || act == "lrelu", "bias_act: act is '", act,
-                  "', allowed: linear, relu, lrelu");
-  STD_TORCH_CHECK(slope >= 0 && gain >= 0, "bias_act: slope is ", slope, " and gain is ", gain,
-                  ", both must be at least 0");
-  return {scale, act == "linear" ? 1.0 : act == "relu" ? 0.0 : slope, gain, eps, pixel_norm};
-}
 
 int64_t units_of(const Shape& s) {
   if (s.n * s.p == 0) return 0;
@@ -23,35 +16,6 @@ int64_t units_of(const Shape& s) {
 
 int64_t unit_elements(const Shape& s) {
   return std::min(bias_act_block(s), s.layout == Layout::contiguous ? s.p : s.n * s.p) * s.c;
-}
-
-Tensor empty_vector(int64_t size, ScalarType dtype) {
-  const int64_t stride = 1;
-  return empty_strided(&size, &stride, 1, dtype);
-}
-
-Tensor empty_factors(const Tensor& x, bool pixel_norm) {
-  if (!pixel_norm) return empty_vector(0, accumulation_type(x));
-  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
-  sizes[1] = 1;
-  return empty_with_layout(sizes, accumulation_type(x), Layout::contiguous);
-}
-
-std::optional<Tensor> per_channel(const std::optional<Tensor>& values, const Tensor& x) {
-  if (!values) return values;
-  STD_TORCH_CHECK(values->dim() == 1 && values->size(0) == x.size(1), "bias_act: bias must have one value for each of ",
-                  x.size(1), " channels");
-  return with_layout(with_dtype(*values, accumulation_type(x)), Layout::contiguous);
-}
-
-// r as the kernels read it; none without pixel norm.
-std::optional<Tensor> factors(const std::optional<Tensor>& r, bool pixel_norm) {
-  STD_TORCH_CHECK(!pixel_norm || r, "bias_act: pixel norm's gradient needs r");
-  return pixel_norm ? std::optional<Tensor>(with_layout(*r, Layout::contiguous)) : std::nullopt;
-}
-
-std::optional<Tensor> optional_with_layout(const std::optional<Tensor>& t, Layout layout) {
-  return t ? std::optional<Tensor>(with_layout(*t, layout)) : t;
 }
 
 Tensor run_forward(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias, Layout layout, const Epilogue& e) {

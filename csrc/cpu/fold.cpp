@@ -1,40 +1,9 @@
 // Weights folded with a 2x rescaling, cast and laid out in one pass, and the adjoint: see pggan_fast/ops/weights.py.
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
+#include "../shared/bank.h"
 #include "tensors.h"
 
 namespace pggan_fast {
 namespace {
-
-template <class F>
-void with_type(Dtype dtype, F f) {
-  switch (dtype) {
-    case Dtype::f64: return f(double{});
-    case Dtype::f32: return f(float{});
-    case Dtype::bf16: return f(torch::headeronly::BFloat16{});
-    case Dtype::f16: return f(torch::headeronly::Half{});
-  }
-}
-
-// A bank of filters [A, B, k, k] seen through its strides.
-template <class T>
-struct Bank {
-  T* origin;
-  int64_t a, b, row, column;
-  T* at(int64_t i, int64_t r, int64_t c) const { return origin + i * a + r * row + c * column; }
-};
-
-template <class T>
-Bank<T> bank(T* p, const Tensor& t) {
-  return {p, t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
-
-// The bank as a transposed convolution holds it: A and B swapped, each filter reversed.
-template <class T>
-Bank<T> reversed(const Bank<T>& t, int64_t k) {
-  return {t.origin + (k - 1) * (t.row + t.column), t.b, t.a, -t.row, -t.column};
-}
 
 // to[t] = scale * sum of from[t + e] over e in {first, first + 1}, in both directions, where it exists.
 template <class From, class To>
@@ -59,11 +28,6 @@ void sum_shifts(const Bank<From>& from, int64_t k_from, const Bank<To>& to, int6
           for (int64_t j = 0; j < b; ++j) p[j * to.b] = To(A(scale) * total[j]);
         }
   });
-}
-
-Tensor empty_bank(int64_t a, int64_t b, int64_t k, ScalarType dtype, bool channels_last) {
-  return torch::stable::empty({a, b, k, k}, dtype, std::nullopt, std::nullopt, std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 Tensor fold_weight(Tensor weight, double scale, bool transposed, ScalarType dtype, bool channels_last) {

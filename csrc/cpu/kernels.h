@@ -3,25 +3,9 @@
 // emitted by every level and the linker could keep one that this machine cannot run (so `static` below).
 #pragma once
 
-#include <cstdint>
+#include "../shared/layout.h"
 
 namespace pggan_fast {
-
-enum class Dtype { f64, f32, bf16, f16 };
-
-// contiguous: [N, C, P]; channels_last: [N, P, C], P the number of pixels.
-enum class Layout { contiguous, channels_last };
-
-struct Shape {
-  int64_t n, c, p;
-  Layout layout;
-};
-
-// gain * act(scale * x + bias), slope 1 for linear and 0 for relu, then pixel norm if asked.
-struct Epilogue {
-  double scale, slope, gain, eps;
-  bool pixel_norm;
-};
 
 // Tensors of `dtype` unless said otherwise; A is double for f64 and float for the rest.
 struct BiasActForward {
@@ -148,6 +132,7 @@ extern const Kernels kernels_baseline;
 #ifndef PGGAN_FAST_NO_X86
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_bf16;
 #endif
 
 // The best level that this machine runs.

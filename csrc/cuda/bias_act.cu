@@ -1,0 +1,177 @@
+// The ops of pggan_fast/ops/bias_act.py.
+#include "../shared/bias_act.h"
+
+#include <initializer_list>
+#include <tuple>
+
+#include "bias_act_kernels.cuh"
+
+namespace pggan_fast {
+namespace {
+
+// Enough tiles at a time to keep the largest GPU busy.
+constexpr int64_t kTilesAtATime = 1024;
+
+template <class A>
+Coefficients<A> coefficients(const Epilogue& e) {
+  return {A(e.scale), A(e.gain), A(e.gain * e.slope), A(e.eps)};
+}
+
+// As the kernels take it: the dense [N, C] of one pixel is channels_last.
+bool is_last(const Shape& s) { return s.layout == Layout::channels_last || s.p == 1; }
+
+// f(T, V, last, norm), each a value whose type says it, for tensors that begin at these places.
+template <class F>
+void with_kernel(Dtype dtype, const Shape& s, bool norm, std::initializer_list<const void*> places, F f) {
+  const bool aligned = std::all_of(places.begin(), places.end(), is_aligned);
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    with_bool(is_last(s), [&](auto last) {
+      with_vector<T>(aligned && (last ? s.c : s.p) % (16 / sizeof(T)) == 0, [&](auto vector) {
+        with_bool(norm, [&](auto norm_) { f(type, vector, last, norm_); });
+      });
+    });
+  });
+}
+
+bool is_empty(const Shape& s) { return s.n * s.c * s.p == 0; }
+
+Tensor run_forward(const Tensor& x, const Tensor& y, const std::optional<Tensor>& bias, Layout layout,
+                   const Epilogue& e) {
+  Tensor r = empty_factors(x, e.pixel_norm);
+  const auto shift = per_channel(bias, x);
+  const Shape shape = shape_of(x, layout);
+  if (is_empty(shape)) return r;
+  with_kernel(dtype_of(x), shape, e.pixel_norm, {x.const_data_ptr(), y.const_data_ptr()},
+              [&](auto type, auto vector, auto last, auto norm) {
+                using T = decltype(type);
+                const Tiling t = tiling_of<T, vector, last, 1>(shape, norm);
+                launch("bias_act", bias_act_forward_kernel<T, vector, last, norm>, blocks_for(t, std::min<int64_t>(t.tiles, kTilesAtATime), norm),
+                       pointer<T>(x), pointer<Acc<T>>(shift), output<T>(y), output<Acc<T>>(r),
+                       coefficients<Acc<T>>(e), t);
+              });
+  return r;
+}
+
+std::tuple<Tensor, Tensor> bias_act(Tensor x, std::optional<Tensor> bias, double scale, std::string act, double slope,
+                                    double gain, bool pixel_norm, double eps) {
+  const OnDeviceOf guard(x);
+  const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, eps);
+  check_device("bias_act", "bias", bias, x);
+  Tensor fresh = fresh_like(x);
+  const Layout layout = working_layout(fresh);
+  Output y(fresh, layout);
+  Tensor r = run_forward(with_layout(x, layout), y.buffer, bias, layout, e);
+  return {y.finish(), r};
+}
+
+Tensor bias_act_inplace(Tensor x, std::optional<Tensor> bias, double scale, std::string act, double slope, double gain,
+                        bool pixel_norm, double eps) {
+  const OnDeviceOf guard(x);
+  const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, eps);
+  check_device("bias_act_", "bias", bias, x);
+  const Layout layout = working_layout(x);
+  Tensor work = with_layout(x, layout);
+  Tensor r = run_forward(work, work, bias, layout, e);
+  if (work.get() != x.get()) torch::stable::copy_(x, work);
+  return r;
+}
+
+// Whether backward reads values of y: those of an affine map do not count.
+bool reads_output(const Epilogue& e) { return e.pixel_norm || e.slope != 1; }
+
+std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr, Tensor y, std::optional<Tensor> r,
+                                             double scale, std::string act, double slope, double gain, bool pixel_norm,
+                                             bool bias_wanted) {
+  const OnDeviceOf guard(y);
+  const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, 0);
+  check_device("bias_act_backward", "dy", dy, y);
+  check_device("bias_act_backward", "dr", dr, y);
+  check_device("bias_act_backward", "r", r, y);
+  const Layout layout = working_layout(y);
+  Output dx(fresh_like(y), layout);
+  const Tensor dy_ = with_layout(with_dtype(dy, y.scalar_type()), layout), y_ = with_layout(y, layout);
+  const auto dr_ = optional_with_layout(dr, Layout::contiguous);
+  const auto r_ = factors(r, pixel_norm);
+  Tensor db = empty_vector(bias_wanted ? y.size(1) : 0, accumulation_type(y));
+  const Shape shape = shape_of(y, layout);
+  if (is_empty(shape)) return {dx.finish(), torch::stable::zero_(db)};
+  with_kernel(
+      dtype_of(y), shape, pixel_norm, {dy_.const_data_ptr(), y_.const_data_ptr(), dx.buffer.const_data_ptr()},
+      [&](auto type, auto vector, auto last, auto norm) {
+        using T = decltype(type);
+        using A = Acc<T>;
+        const Tiling t = tiling_of<T, vector, last, 2>(shape, norm);
+        // With a bias, every block (group of chunks) leaves one row of sums: no more rows than one for 128 bytes of
+        // each channel, so that they add little to what is read and written.
+        const int64_t bytes = t.p * shape.n * sizeof(T);
+        const int64_t rows =
+            bias_wanted ? std::min({t.tiles, std::max<int64_t>(1, bytes / 128), kTilesAtATime}) : std::min(t.tiles, kTilesAtATime);
+        std::optional<Tensor> sums;
+        if (bias_wanted) sums = empty_vector(rows * t.c, accumulation_type(y));
+        launch("bias_act_backward", bias_act_backward_kernel<T, vector, last, norm>, blocks_for(t, rows, norm),
+               pointer<T>(dy_), pointer<A>(dr_), reads_output(e) ? pointer<T>(y_) : nullptr, pointer<A>(r_),
+               output<T>(dx.buffer), sums ? output<A>(*sums) : nullptr, coefficients<A>(e), t);
+        if (sums)
+          launch("bias_act_backward", sum_rows_kernel<A>, divide_up(t.c, 32), pointer<A>(*sums), rows, t.c,
+                 output<A>(db));
+      });
+  return {dx.finish(), db};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(
+    std::optional<Tensor> g, std::optional<Tensor> g_bias, Tensor dy, std::optional<Tensor> dr, Tensor y,
+    std::optional<Tensor> r, double scale, std::string act, double slope, double gain, bool pixel_norm) {
+  const OnDeviceOf guard(y);
+  const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, 0);
+  check_device("bias_act_double_backward", "g", g, y);
+  check_device("bias_act_double_backward", "g_bias", g_bias, y);
+  check_device("bias_act_double_backward", "dy", dy, y);
+  check_device("bias_act_double_backward", "dr", dr, y);
+  check_device("bias_act_double_backward", "r", r, y);
+  const Layout layout = working_layout(y);
+  Output d_dy(fresh_like(y), layout);
+  std::optional<Output> d_y;
+  if (pixel_norm) d_y.emplace(fresh_like(y), layout);
+  Tensor d_r = empty_factors(y, pixel_norm), d_dr = empty_factors(y, pixel_norm);
+  const Tensor dy_ = with_layout(with_dtype(dy, y.scalar_type()), layout), y_ = with_layout(y, layout);
+  const auto r_ = factors(r, pixel_norm);
+  const auto g_ = optional_with_layout(g, layout), dr_ = optional_with_layout(dr, Layout::contiguous);
+  const auto g_bias_ = per_channel(g_bias, y);
+  const Shape shape = shape_of(y, layout);
+  const Tensor& d_y_buffer = d_y ? d_y->buffer : d_dy.buffer;
+  if (!is_empty(shape))
+    with_kernel(dtype_of(y), shape, pixel_norm,
+                {g_ ? g_->const_data_ptr() : nullptr, dy_.const_data_ptr(), y_.const_data_ptr(),
+                 d_dy.buffer.const_data_ptr(), d_y_buffer.const_data_ptr()},
+                [&](auto type, auto vector, auto last, auto norm) {
+                  using T = decltype(type);
+                  using A = Acc<T>;
+                  const Tiling t = tiling_of<T, vector, last, 3>(shape, norm);
+                  const DoubleBackward<T> work{pointer<T>(g_),
+                                               pointer<A>(g_bias_),
+                                               pointer<T>(dy_),
+                                               pointer<A>(dr_),
+                                               reads_output(e) ? pointer<T>(y_) : nullptr,
+                                               pointer<A>(r_),
+                                               output<T>(d_dy.buffer),
+                                               output<T>(d_y_buffer),
+                                               output<A>(d_r),
+                                               output<A>(d_dr)};
+                  launch("bias_act_double_backward", bias_act_double_backward_kernel<T, vector, last, norm>,
+                         blocks_for(t, std::min<int64_t>(t.tiles, kTilesAtATime), norm), work, coefficients<A>(e), t);
+                });
+  Tensor d_y_finished = d_y ? d_y->finish() : empty_factors(y, false);
+  return {d_dy.finish(), d_y_finished, d_r, d_dr};
+}
+
+}  // namespace
+
+PGGAN_FAST_CUDA_LIBRARY {
+  library.impl("bias_act", TORCH_BOX(&bias_act));
+  library.impl("bias_act_", TORCH_BOX(&bias_act_inplace));
+  library.impl("bias_act_backward", TORCH_BOX(&bias_act_backward));
+  library.impl("bias_act_double_backward", TORCH_BOX(&bias_act_double_backward));
+}
+
+}  // namespace pggan_fast

@@ -1,0 +1,193 @@
+// Kernels between a low resolution and twice that. A thread takes a cell: a vector of V values of the low resolution
+// and the four vectors that cover them at the high one, two in each of two rows. Every value is read and written once.
+#pragma once
+
+#include "vec.cuh"
+
+namespace pggan_fast {
+
+// h x w low pixels in each of `planes`, c values in a pixel (contiguous: N C planes of one value, channels_last: N
+// planes of C), and 2h x 2w high ones, with an extra row or column where sizes are odd.
+struct Grid {
+  int64_t planes, h, w, c;
+  int extra_h, extra_w;
+};
+
+inline Grid grid_of(const Tensor& high, Layout layout) {
+  const bool last = layout == Layout::channels_last;
+  const int64_t n = high.size(0), c = high.size(1), h = high.size(2), w = high.size(3);
+  return {last ? n : n * c, h / 2, w / 2, last ? c : 1, int(h % 2), int(w % 2)};
+}
+
+// A thread's cell. Along a row of memory, V values are V pixels (contiguous) or V channels of one (channels_last).
+template <int V, bool last>
+struct Cell {
+  int64_t low, high, row;  // where the low vector and the first high one are, and from one high row to the next
+  bool ends_row, ends_plane;
+
+  __device__ Cell(const Grid& g, int64_t index) {
+    const int64_t across = last ? g.c / V : g.w / V;  // vectors in a pixel, or in a row
+    const int64_t i = index % across * V;
+    int64_t rest = index / across;
+    const int64_t x = last ? rest % g.w : i;
+    if (last) rest /= g.w;
+    const int64_t y = rest % g.h, plane = rest / g.h;
+    row = (2 * g.w + g.extra_w) * g.c;
+    low = ((plane * g.h + y) * g.w + x) * g.c + (last ? i : 0);
+    high = (plane * (2 * g.h + g.extra_h) + 2 * y) * row + 2 * x * g.c + (last ? i : 0);
+    ends_row = last ? x + 1 == g.w : x + V == g.w;
+    ends_plane = y + 1 == g.h;
+  }
+  // Of the high vector (r, s) of a cell.
+  __device__ int64_t place(const Grid& g, int r, int s) const { return high + r * row + s * (last ? g.c : V); }
+};
+
+template <int V, bool last>
+int64_t cells_of(const Grid& g) {
+  return g.planes * g.h * g.w * g.c / V;
+}
+
+// The low value over value v of the high vectors (r, s).
+template <int V, bool last>
+__device__ constexpr int low_of(int s, int v) {
+  return last ? v : (s * V + v) / 2;
+}
+
+// f(r, s, v) for every high value of a cell.
+template <int V, class F>
+__device__ inline void for_high(const F& f) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int v = 0; v < V; ++v) f(r, s, v);
+}
+
+template <class A, class H, int V, bool last>
+__device__ inline void load_high(const Grid& g, const Cell<V, last>& cell, const H* from, A (&to)[2][2][V]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const Vec<H, V> vec = load_vec<H, V>(from + cell.place(g, r, s));
+#pragma unroll
+      for (int v = 0; v < V; ++v) to[r][s][v] = A(vec.v[v]);
+    }
+}
+
+template <class A, class T, int V, bool last>
+__device__ inline void store_high(const Grid& g, const Cell<V, last>& cell, T* to, const A (&from)[2][2][V]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int s = 0; s < 2; ++s) store_rounded(to + cell.place(g, r, s), from[r][s]);
+}
+
+template <class A, int V, bool last>
+__device__ inline void sum_high(const A (&high)[2][2][V], A (&sums)[V]) {
+  for_high<V>([&](int r, int s, int v) { sums[low_of<V, last>(s, v)] += high[r][s][v]; });
+}
+
+// f(cell) for this thread's cells.
+template <int V, bool last, class F>
+__device__ inline void for_cells(const Grid& g, const F& f) {
+  const int64_t cells = g.planes * g.h * g.w * g.c / V;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < cells; i += int64_t(gridDim.x) * kThreads)
+    f(Cell<V, last>(g, i));
+}
+
+template <class T, int V, bool last>
+__global__ void __launch_bounds__(kThreads) upsample_kernel(const T* low, T* high, Acc<T> factor, Grid g) {
+  using A = Acc<T>;
+  for_cells<V, last>(g, [&](const Cell<V, last>& cell) {
+    const Vec<T, V> vec = load_vec<T, V>(low + cell.low);
+    A values[2][2][V];
+    for_high<V>([&](int r, int s, int v) { values[r][s][v] = factor * A(vec.v[low_of<V, last>(s, v)]); });
+    store_high(g, cell, high, values);
+    // Zeros in the extra row and column.
+    const int rows = 2 + (cell.ends_plane ? g.extra_h : 0), columns = 2 + (cell.ends_row ? g.extra_w : 0);
+    for (int r = 0; r < rows; ++r)
+      for (int s = r < 2 ? 2 : 0; s < columns; ++s) {
+        const A zeros[V] = {};
+        store_rounded(high + cell.place(g, r, s), zeros);
+      }
+  });
+}
+
+template <class T, int V, bool last>
+__global__ void __launch_bounds__(kThreads) downsample_kernel(const T* high, T* low, Acc<T> factor, Grid g) {
+  using A = Acc<T>;
+  for_cells<V, last>(g, [&](const Cell<V, last>& cell) {
+    A values[2][2][V], sums[V] = {};
+    load_high(g, cell, high, values);
+    sum_high<A, V, last>(values, sums);
+#pragma unroll
+    for (int v = 0; v < V; ++v) sums[v] *= factor;
+    store_rounded(low + cell.low, sums);
+  });
+}
+
+// The weight of the new path: one value of device memory, which every thread reads, or a number where there is none.
+template <class A>
+struct Alpha {
+  const float* tensor;
+  A number;
+  __device__ A value() const { return tensor ? A(*tensor) : number; }
+};
+
+template <class T, int V, bool last>
+__global__ void __launch_bounds__(kThreads)
+    fade_in_kernel(const T* low, const T* high, T* out, Alpha<Acc<T>> weight, Grid g) {
+  using A = Acc<T>;
+  const A alpha = weight.value();
+  for_cells<V, last>(g, [&](const Cell<V, last>& cell) {
+    const Vec<T, V> vec = load_vec<T, V>(low + cell.low);
+    A values[2][2][V];
+    load_high(g, cell, high, values);
+    for_high<V>([&](int r, int s, int v) {
+      const A old = A(vec.v[low_of<V, last>(s, v)]);
+      values[r][s][v] = old + (values[r][s][v] - old) * alpha;
+    });
+    store_high(g, cell, out, values);
+  });
+}
+
+template <class T, int V, bool last>
+__global__ void __launch_bounds__(kThreads)
+    fade_in_backward_kernel(const T* dy, T* d_low, T* d_high, Alpha<Acc<T>> weight, Grid g) {
+  using A = Acc<T>;
+  const A alpha = weight.value();
+  for_cells<V, last>(g, [&](const Cell<V, last>& cell) {
+    A values[2][2][V], sums[V] = {};
+    load_high(g, cell, dy, values);
+    sum_high<A, V, last>(values, sums);
+#pragma unroll
+    for (int v = 0; v < V; ++v) sums[v] *= 1 - alpha;
+    store_rounded(d_low + cell.low, sums);
+    for_high<V>([&](int r, int s, int v) { values[r][s][v] *= alpha; });
+    store_high(g, cell, d_high, values);
+  });
+}
+
+// H is T, or bytes, which become -1..1.
+template <class T, class H, int V, bool last>
+__global__ void __launch_bounds__(kThreads)
+    fade_reals_kernel(const H* images, T* out, Alpha<Acc<T>> weight, Grid g) {
+  using A = Acc<T>;
+  const A alpha = weight.value();
+  for_cells<V, last>(g, [&](const Cell<V, last>& cell) {
+    A values[2][2][V], sums[V] = {};
+    load_high(g, cell, images, values);
+    if constexpr (std::is_same_v<H, uint8_t>)
+      for_high<V>([&](int r, int s, int v) { values[r][s][v] = values[r][s][v] * A(2.0 / 255) - 1; });
+    sum_high<A, V, last>(values, sums);
+    for_high<V>([&](int r, int s, int v) {
+      const A coarse = sums[low_of<V, last>(s, v)] / 4;
+      values[r][s][v] = coarse + (values[r][s][v] - coarse) * alpha;
+    });
+    store_high(g, cell, out, values);
+  });
+}
+
+}  // namespace pggan_fast

@@ -1,0 +1,217 @@
+// minibatch_stddev and its gradients; the formulas stand in pggan_fast/ops/stddev.py. A thread takes V neighbouring
+// positions of all samples of a group. Up to kHeld samples stay in its registers between the passes over them; of
+// larger groups the gradients read the others again, from cache where it holds them.
+#pragma once
+
+#include "vec.cuh"
+
+namespace pggan_fast {
+
+constexpr int kHeld = 4;
+
+// groups x group samples of `rows` rows of `run` values. A tensor with maps has maps x spread more behind each row.
+// contiguous: one row of C P values, spread P; channels_last: P rows of C values, spread 1.
+struct Samples {
+  int64_t groups, group, maps, rows, run, spread;
+  bool strided;
+
+  // Blocks that share the positions of one map of one group; each leaves one sum.
+  int64_t blocks;
+
+  C10_HOST_DEVICE int64_t positions() const { return rows * (run / maps); }
+  C10_HOST_DEVICE int64_t wide_row() const { return run + maps * spread; }
+  C10_HOST_DEVICE int64_t sample(int64_t index_of_group, int64_t index) const {
+    return strided ? index * groups + index_of_group : index_of_group * group + index;
+  }
+};
+
+// The sum of v over all threads of the block.
+__device__ inline double block_sum(double v) {
+  double sum[1] = {v};
+  sum_over_threads(sum, 1, kThreads);
+  return sum[0];
+}
+
+// V positions of one map of one group.
+template <int V>
+struct Positions {
+  int64_t narrow, wide;  // in the first sample of a tensor like x, and of one with maps
+
+  __device__ Positions(const Samples& s, int64_t map, int64_t position) {
+    const int64_t run = s.run / s.maps, row = position / run, column = map * run + position % run;
+    narrow = row * s.run + column;
+    wide = row * s.wide_row() + column;
+  }
+};
+
+// f(positions, group) for this thread's positions; the block's share of one map of one group.
+template <int V, class F>
+__device__ inline void for_positions(const Samples& s, const F& f) {
+  const int64_t share = blockIdx.x / s.blocks, map = share % s.maps, group = share / s.maps;
+  const int64_t first = (blockIdx.x % s.blocks * kThreads + threadIdx.x) * V, step = s.blocks * kThreads * V;
+  for (int64_t i = first; i < s.positions(); i += step) f(Positions<V>(s, map, i), group);
+}
+
+// f(index in the group, whether it is one of the first kHeld, known to the compiler).
+template <class F>
+__device__ inline void for_samples(const Samples& s, const F& f) {
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i)
+    if (i < s.group) f(i, std::true_type{});
+  for (int64_t i = kHeld; i < s.group; ++i) f(int(i), std::false_type{});
+}
+
+// The values of a group at V positions of a tensor like x (narrow) or with maps.
+template <class T, int V>
+struct Values {
+  Vec<T, V> held[kHeld];
+  const T* from;
+  int64_t stride;  // between samples
+
+  __device__ Values(const Samples& s, const T* tensor, int64_t place, int64_t group, bool narrow) {
+    const int64_t size = s.rows * (narrow ? s.run : s.wide_row());
+    from = tensor + s.sample(group, 0) * size + place;
+    stride = (s.strided ? s.groups : 1) * size;
+    for_samples(s, [&](int i, auto is_held) {
+      if constexpr (is_held) held[i] = load_vec<T, V>(from + i * stride);
+    });
+  }
+  template <class Held>
+  __device__ Vec<T, V> get(int i, Held) const {
+    if constexpr (Held::value) return held[i];
+    else return load_vec<T, V>(from + i * stride);
+  }
+};
+
+// Mean and sqrt(var + eps) over a group at V positions.
+template <class A, int V>
+struct Moments {
+  A mean[V] = {}, deviation[V] = {};
+
+  template <class T>
+  __device__ Moments(const Samples& s, const Values<T, V>& x, A divisor, A eps) {
+    for_samples(s, [&](int i, auto held) {
+      const Vec<T, V> vec = x.get(i, held);
+#pragma unroll
+      for (int v = 0; v < V; ++v) mean[v] += A(vec.v[v]) / A(s.group);
+    });
+    for_samples(s, [&](int i, auto held) {
+      const Vec<T, V> vec = x.get(i, held);
+#pragma unroll
+      for (int v = 0; v < V; ++v) deviation[v] += (A(vec.v[v]) - mean[v]) * (A(vec.v[v]) - mean[v]);
+    });
+#pragma unroll
+    for (int v = 0; v < V; ++v) deviation[v] = sqrt(deviation[v] / divisor + eps);
+  }
+};
+
+// Copies x to y; each block leaves the sum of its deviations.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    stddev_forward_kernel(const T* x, T* y, double* sums, Acc<T> divisor, Acc<T> eps, Samples s) {
+  using A = Acc<T>;
+  double total = 0;
+  for_positions<V>(s, [&](const Positions<V>& at, int64_t group) {
+    const Values<T, V> values(s, x, at.narrow, group, true);
+    for_samples(s, [&](int i, auto held) {
+      store_vec(y + s.sample(group, i) * s.rows * s.wide_row() + at.wide, values.get(i, held));
+    });
+    const Moments<A, V> moments(s, values, divisor, eps);
+#pragma unroll
+    for (int v = 0; v < V; ++v) total += moments.deviation[v];
+  });
+  total = block_sum(total);
+  if (threadIdx.x == 0) store(sums + blockIdx.x, total);
+}
+
+// Fills the maps of every sample with its group's sum of `blocks` sums, times factor. A block fills one map.
+template <class T>
+__global__ void __launch_bounds__(kThreads) write_maps_kernel(const double* sums, T* y, double factor, Samples s) {
+  const int64_t map = blockIdx.x % s.maps, index = blockIdx.x / s.maps % s.group;
+  const int64_t group = blockIdx.x / s.maps / s.group;
+  double total = 0;
+  for (int64_t i = threadIdx.x; i < s.blocks; i += kThreads) total += load(sums + (group * s.maps + map) * s.blocks + i);
+  const T value = static_cast<T>(static_cast<Acc<T>>(block_sum(total) * factor));
+  T* to = y + s.sample(group, index) * s.rows * s.wide_row() + s.run + map * s.spread;
+  for (int64_t i = threadIdx.x; i < s.rows * s.spread; i += kThreads)
+    store(to + i / s.spread * s.wide_row() + i % s.spread, value);
+}
+
+// T of the formulas, times factor: the sum of dy's map over a group and all pixels. A block for each group and map.
+template <class T>
+__global__ void __launch_bounds__(kThreads) sum_maps_kernel(const T* dy, double* gradients, double factor, Samples s) {
+  const int64_t map = blockIdx.x % s.maps, group = blockIdx.x / s.maps, pixels = s.rows * s.spread;
+  double total = 0;
+  for (int64_t i = threadIdx.x; i < s.group * pixels; i += kThreads) {
+    const T* from = dy + s.sample(group, i / pixels) * s.rows * s.wide_row() + s.run + map * s.spread;
+    const int64_t pixel = i % pixels;
+    total += Acc<T>(load(from + pixel / s.spread * s.wide_row() + pixel % s.spread));
+  }
+  total = block_sum(total);
+  if (threadIdx.x == 0) store(gradients + blockIdx.x, total * factor);
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    stddev_backward_kernel(const T* dy, const T* x, const double* gradients, T* dx, Acc<T> divisor, Acc<T> eps,
+                           Samples s) {
+  using A = Acc<T>;
+  const A gradient = A(load(gradients + blockIdx.x / s.blocks));
+  for_positions<V>(s, [&](const Positions<V>& at, int64_t group) {
+    const Values<T, V> values(s, x, at.narrow, group, true), incoming(s, dy, at.wide, group, false);
+    const Moments<A, V> moments(s, values, divisor, eps);
+    for_samples(s, [&](int i, auto held) {
+      const Vec<T, V> x_i = values.get(i, held), dy_i = incoming.get(i, held);
+      A out[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        // The deviation of one sample is constant.
+        const A slope = s.group > 1 ? gradient * (A(x_i.v[v]) - moments.mean[v]) / moments.deviation[v] : A(0);
+        out[v] = A(dy_i.v[v]) + slope;
+      }
+      store_rounded(dx + s.sample(group, i) * s.rows * s.run + at.narrow, out);
+    });
+  });
+}
+
+// Copies g to d_dy; each block leaves its sum of a / s.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    stddev_double_backward_kernel(const T* g, const T* x, const double* gradients, T* d_dy, T* dx, double* sums,
+                                  Acc<T> divisor, Acc<T> eps, Samples s) {
+  using A = Acc<T>;
+  const A gradient = A(load(gradients + blockIdx.x / s.blocks));
+  double total = 0;
+  for_positions<V>(s, [&](const Positions<V>& at, int64_t group) {
+    const Values<T, V> values(s, x, at.narrow, group, true), of_dx(s, g, at.narrow, group, true);
+    const Moments<A, V> moments(s, values, divisor, eps);
+    A mean[V] = {}, a[V] = {};
+    for_samples(s, [&](int i, auto held) {
+      const Vec<T, V> x_i = values.get(i, held), g_i = of_dx.get(i, held);
+      store_vec(d_dy + s.sample(group, i) * s.rows * s.wide_row() + at.wide, g_i);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        mean[v] += A(g_i.v[v]) / A(s.group);
+        a[v] += A(g_i.v[v]) * (A(x_i.v[v]) - moments.mean[v]);
+      }
+    });
+    for_samples(s, [&](int i, auto held) {
+      const Vec<T, V> x_i = values.get(i, held), g_i = of_dx.get(i, held);
+      A out[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const A s_v = moments.deviation[v], centred = A(x_i.v[v]) - moments.mean[v];
+        const A turn = centred / s_v * (a[v] / s_v) / divisor;
+        out[v] = s.group > 1 ? gradient * (A(g_i.v[v]) - mean[v] - turn) / s_v : A(0);
+      }
+      store_rounded(dx + s.sample(group, i) * s.rows * s.run + at.narrow, out);
+    });
+    if (s.group > 1)
+#pragma unroll
+      for (int v = 0; v < V; ++v) total += a[v] / moments.deviation[v];
+  });
+  total = block_sum(total);
+  if (threadIdx.x == 0) store(sums + blockIdx.x, total);
+}
+
+}  // namespace pggan_fast

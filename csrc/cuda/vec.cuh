@@ -1,0 +1,117 @@
+// What the CUDA kernels share on the device: vectors of up to 16 bytes, and sums over the threads of a block.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "launch.cuh"
+
+namespace pggan_fast {
+
+// What T is accumulated in.
+template <class T>
+using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// V elements that are loaded and stored at once.
+template <class T, int V>
+struct alignas(sizeof(T) * V) Vec {
+  T v[V];
+};
+
+// A type that the compiler loads and stores in one instruction.
+template <int bytes>
+struct Word;
+template <> struct Word<16> { using Type = uint4; };
+template <> struct Word<8> { using Type = uint2; };
+template <> struct Word<4> { using Type = unsigned; };
+template <> struct Word<2> { using Type = unsigned short; };
+template <> struct Word<1> { using Type = unsigned char; };
+
+// All reading and writing of global memory goes through these two, so that tests can count the bytes.
+template <class T, int V>
+__device__ inline Vec<T, V> load_vec(const T* p) {
+#ifdef PGGAN_FAST_CUDA_ON_CPU
+  cuda_on_cpu::count_load(sizeof(Vec<T, V>));
+#endif
+  const auto word = *reinterpret_cast<const typename Word<sizeof(Vec<T, V>)>::Type*>(p);
+  Vec<T, V> vec;
+  memcpy(&vec, &word, sizeof vec);
+  return vec;
+}
+
+template <class T, int V>
+__device__ inline void store_vec(T* p, const Vec<T, V>& vec) {
+#ifdef PGGAN_FAST_CUDA_ON_CPU
+  cuda_on_cpu::count_store(sizeof(Vec<T, V>));
+#endif
+  typename Word<sizeof(Vec<T, V>)>::Type word;
+  memcpy(&word, &vec, sizeof vec);
+  *reinterpret_cast<decltype(word)*>(p) = word;
+}
+
+template <class T>
+__device__ inline T load(const T* p) {
+  return load_vec<T, 1>(p).v[0];
+}
+
+template <class T>
+__device__ inline void store(T* p, T value) {
+  store_vec<T, 1>(p, Vec<T, 1>{{value}});
+}
+
+// Rounded to T.
+template <int V, class T, class A>
+__device__ inline void store_rounded(T* p, const A (&values)[V]) {
+  Vec<T, V> vec;
+#pragma unroll
+  for (int i = 0; i < V; ++i) vec.v[i] = static_cast<T>(values[i]);
+  store_vec(p, vec);
+}
+
+// N values of shared memory, the same ones for each call with the same template arguments. Tag is any name.
+template <class Tag, class A, int N>
+__device__ inline A* shared_array() {
+#ifdef PGGAN_FAST_CUDA_ON_CPU
+  static char key;
+  return static_cast<A*>(cuda_on_cpu::shared_memory(&key, N * sizeof(A)));
+#else
+  __shared__ A values[N];
+  return values;
+#endif
+}
+
+// Replaces each v[w] by its sum over the `count` threads of the block whose indices differ by multiples of `apart`,
+// from 0 to count - 1 times. Both are powers of two. Every thread of the block must call it; each gets the same sum,
+// added in an order that depends on nothing but `apart` and `count`.
+template <int W, class A>
+__device__ inline void sum_over_threads(A (&v)[W], int apart, int count) {
+  const int end = apart * count;
+  for (int distance = apart; distance < min(end, 32); distance *= 2)
+#pragma unroll
+    for (int w = 0; w < W; ++w) v[w] += __shfl_xor_sync(~0u, v[w], distance);
+  if (end <= 32) return;
+  constexpr int kAtOnce = 32 / sizeof(A);
+  A* shared = shared_array<struct Sums, A, kAtOnce * kThreads>();
+  const int thread = threadIdx.x, first = thread / end * end + thread % apart, step = max(apart, 32);
+#pragma unroll
+  for (int begin = 0; begin < W; begin += kAtOnce) {
+    __syncthreads();  // the last values have been read
+    // Of the threads that the shuffles summed up, one writes.
+    if (thread % step < apart)
+#pragma unroll
+      for (int w = 0; w < kAtOnce; ++w)
+        if (begin + w < W) shared[w * kThreads + thread] = v[begin + w];
+    __syncthreads();
+#pragma unroll
+    for (int w = 0; w < kAtOnce; ++w)
+      if (begin + w < W) {
+        v[begin + w] = shared[w * kThreads + first];
+        for (int i = first + step; i < first + end; i += step) v[begin + w] += shared[w * kThreads + i];
+      }
+  }
+}
+
+__device__ inline float reciprocal_root(float x) { return rsqrtf(x); }
+__device__ inline double reciprocal_root(double x) { return rsqrt(x); }
+
+}  // namespace pggan_fast

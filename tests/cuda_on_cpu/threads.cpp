@@ -1,0 +1,84 @@
+// All threads of a block at once, each a thread of the operating system, so that ThreadSanitizer sees which of their
+// accesses no barrier orders. Slow: for tiny grids.
+#include <barrier>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "machine.h"
+
+namespace cuda_on_cpu {
+namespace {
+
+std::unique_ptr<std::barrier<>> of_block;
+std::vector<std::unique_ptr<std::barrier<>>> of_warp;
+uint64_t given[kMaxThreads];
+
+std::mutex mutex;  // of the next two; taken by each thread once per key, which orders no two of its accesses
+std::map<const void*, std::unique_ptr<char[]>> shared;
+int64_t total_loaded, total_stored;
+thread_local std::map<const void*, void*> known;
+
+void run_block(const std::function<void()>& kernel, dim3 index, dim3 size, dim3 grid) {
+  const unsigned n = size.x * size.y * size.z;
+  shared.clear();
+  of_block = std::make_unique<std::barrier<>>(n);
+  of_warp.clear();
+  for (unsigned first = 0; first < n; first += kWarp)
+    of_warp.push_back(std::make_unique<std::barrier<>>(std::min(kWarp, n - first)));
+  std::vector<std::thread> threads;
+  for (unsigned i = 0; i < n; ++i)
+    threads.emplace_back([&, i] {
+      gridDim = grid;
+      blockDim = size;
+      blockIdx = index;
+      threadIdx = dim3(i % size.x, i / size.x % size.y, i / size.x / size.y);
+      kernel();
+      const std::lock_guard lock(mutex);
+      total_loaded += loaded;
+      total_stored += stored;
+    });
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+
+void run_grid(dim3 grid, dim3 block, const std::function<void()>& kernel) {
+  total_loaded = total_stored = 0;
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) run_block(kernel, dim3(x, y, z), block, grid);
+  const int64_t threads = int64_t(block.x) * block.y * block.z * grid.x * grid.y * grid.z;
+  launches.push_back({next_name, threads, total_loaded, total_stored});
+}
+
+void wait_for_block() { of_block->arrive_and_wait(); }
+
+uint64_t exchange(uint64_t value, unsigned lane) {
+  const unsigned me = thread_number(), warp = me / kWarp;
+  given[me] = value;
+  of_warp[warp]->arrive_and_wait();
+  const uint64_t result = given[warp * kWarp + lane];
+  of_warp[warp]->arrive_and_wait();
+  return result;
+}
+
+void* shared_memory(const void* key, size_t bytes) {
+  void*& mine = known[key];
+  if (!mine) {
+    const std::lock_guard lock(mutex);
+    auto& memory = shared[key];
+    if (!memory) {
+      memory.reset(new char[bytes]);
+      std::memset(memory.get(), 0xff, bytes);
+    }
+    mine = memory.get();
+  }
+  return mine;
+}
+
+void set_order(Order, uint32_t) {}
+
+}  // namespace cuda_on_cpu
