@@ -5,28 +5,46 @@
 namespace pggan_fast {
 namespace {
 
-// to[t] = scale * sum of from[t + e] over e in {first, first + 1}, in both directions, where it exists.
+constexpr int64_t kTile = 16;
+
+// to[t] = scale * sum of from[t + e] over e in {first, first + 1}, in both directions, where it exists. By tiles of
+// A x B: transposed, one side's neighbours are the other's strides of kilobytes, and a tile's lines stay in the cache.
 template <class From, class To>
 void sum_shifts(const Bank<From>& from, int64_t k_from, const Bank<To>& to, int64_t k_to, int64_t first, int64_t a,
                 int64_t b, double scale) {
   using A = std::conditional_t<std::is_same_v<From, const double> || std::is_same_v<To, double>, double, float>;
-  parallel(a, b * (k_to * k_to + k_from * k_from), [&](int64_t begin, int64_t end) {
-    std::vector<A> total(b);
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t row = 0; row < k_to; ++row)
-        for (int64_t column = 0; column < k_to; ++column) {
-          std::fill(total.begin(), total.end(), A(0));
-          for (int64_t r = std::max<int64_t>(row + first, 0); r <= std::min(row + first + 1, k_from - 1); ++r)
-            for (int64_t c = std::max<int64_t>(column + first, 0); c <= std::min(column + first + 1, k_from - 1); ++c) {
-              const From* p = from.at(i, r, c);
-              if (from.b == 1)
-                for (int64_t j = 0; j < b; ++j) total[j] += A(p[j]);
+  // A tile's inner dimension is the one in which the source's neighbours lie.
+  const bool swapped = from.a < from.b;
+  const int64_t outer = swapped ? b : a, inner = swapped ? a : b;
+  const int64_t from_outer = swapped ? from.b : from.a, from_inner = swapped ? from.a : from.b;
+  const int64_t to_outer = swapped ? to.b : to.a, to_inner = swapped ? to.a : to.b;
+  const int64_t tiles_inner = (inner + kTile - 1) / kTile, tiles = (outer + kTile - 1) / kTile * tiles_inner;
+
+  const auto do_tile = [&](int64_t u0, int64_t v0) {
+    const int64_t rows = std::min(kTile, outer - u0), columns = std::min(kTile, inner - v0);
+    for (int64_t row = 0; row < k_to; ++row)
+      for (int64_t column = 0; column < k_to; ++column) {
+        A total[kTile][kTile] = {};
+        for (int64_t r = std::max<int64_t>(row + first, 0); r <= std::min(row + first + 1, k_from - 1); ++r)
+          for (int64_t c = std::max<int64_t>(column + first, 0); c <= std::min(column + first + 1, k_from - 1); ++c) {
+            const From* p = from.at(0, r, c) + u0 * from_outer + v0 * from_inner;
+            for (int64_t u = 0; u < rows; ++u, p += from_outer)
+              if (from_inner == 1 && columns == kTile)
+                for (int64_t v = 0; v < kTile; ++v) total[u][v] += A(p[v]);
               else
-                for (int64_t j = 0; j < b; ++j) total[j] += A(p[j * from.b]);
-            }
-          To* p = to.at(i, row, column);
-          for (int64_t j = 0; j < b; ++j) p[j * to.b] = To(A(scale) * total[j]);
-        }
+                for (int64_t v = 0; v < columns; ++v) total[u][v] += A(p[v * from_inner]);
+          }
+        To* p = to.at(0, row, column) + u0 * to_outer + v0 * to_inner;
+        if (to_outer < to_inner)
+          for (int64_t v = 0; v < columns; ++v)
+            for (int64_t u = 0; u < rows; ++u) p[u * to_outer + v * to_inner] = To(A(scale) * total[u][v]);
+        else
+          for (int64_t u = 0; u < rows; ++u)
+            for (int64_t v = 0; v < columns; ++v) p[u * to_outer + v * to_inner] = To(A(scale) * total[u][v]);
+      }
+  };
+  parallel(tiles, kTile * kTile * (k_to * k_to + k_from * k_from), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) do_tile(t / tiles_inner * kTile, t % tiles_inner * kTile);
   });
 }
 
