@@ -106,6 +106,8 @@ __device__ inline void read(const Tiling& t, const Column<T, V, last>& at, int p
                [&](int k, int64_t slot) { to[k] = load_vec<T, V>(from + at.place(t, slot)); });
 }
 
+struct PerChannelCache;
+
 // A value for each channel. A block reads those of its chunk once, into shared memory, if they fit.
 template <int V, bool last, class A>
 struct PerChannel {
@@ -118,7 +120,7 @@ struct PerChannel {
   __device__ PerChannel(const Tiling& t, const Share<last, norm>& me, const A* values, int slots) : values(values) {
     const int64_t channels = int64_t(slots) * t.parts * (last ? V : 1);
     if (!values || channels > kCached || me.end_chunk - me.first_chunk > 1) return;
-    cache = shared_array<struct PerChannelCache, A, kCached>();
+    cache = shared_array<PerChannelCache, A, kCached>();
     first = me.first_chunk * channels;
     for (int64_t i = threadIdx.x; i < min(channels, t.c - first); i += kThreads) cache[i] = load(values + first + i);
     __syncthreads();

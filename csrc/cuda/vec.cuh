@@ -80,6 +80,8 @@ __device__ inline A* shared_array() {
 #endif
 }
 
+struct Sums;
+
 // Replaces each v[w] by its sum over the `count` threads of the block whose indices differ by multiples of `apart`,
 // from 0 to count - 1 times. Both are powers of two. Every thread of the block must call it; each gets the same sum,
 // added in an order that depends on nothing but `apart` and `count`.
@@ -91,7 +93,7 @@ __device__ inline void sum_over_threads(A (&v)[W], int apart, int count) {
     for (int w = 0; w < W; ++w) v[w] += __shfl_xor_sync(~0u, v[w], distance);
   if (end <= 32) return;
   constexpr int kAtOnce = 32 / sizeof(A);
-  A* shared = shared_array<struct Sums, A, kAtOnce * kThreads>();
+  A* shared = shared_array<Sums, A, kAtOnce * kThreads>();
   const int thread = threadIdx.x, first = thread / end * end + thread % apart, step = max(apart, 32);
 #pragma unroll
   for (int begin = 0; begin < W; begin += kAtOnce) {

@@ -13,12 +13,14 @@ using pggan_fast::load_vec;
 using pggan_fast::shared_array;
 using pggan_fast::store;
 
+struct Planted;
+
 __global__ void write_up_to(float* out, int end) {
   for (int i = threadIdx.x; i < end; i += kThreads) store(out + i, 1.0f);
 }
 
 __global__ void read_neighbour(float* out, int distance) {
-  float* shared = shared_array<struct Planted, float, kThreads>();
+  float* shared = shared_array<Planted, float, kThreads>();
   shared[threadIdx.x] = float(threadIdx.x);
   __syncthreads();
   store(out + threadIdx.x, shared[threadIdx.x + distance]);
@@ -34,7 +36,7 @@ __global__ void wait_below(float* out, int end) {
 }
 
 __global__ void reverse(float* out, bool wait) {
-  float* shared = shared_array<struct Planted, float, kThreads>();
+  float* shared = shared_array<Planted, float, kThreads>();
   shared[threadIdx.x] = float(threadIdx.x);
   if (wait) __syncthreads();
   store(out + threadIdx.x, shared[kThreads - 1 - threadIdx.x]);
