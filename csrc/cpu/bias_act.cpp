@@ -54,9 +54,9 @@ std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr
   const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, 0);
   const Layout layout = working_layout(y);
   Output dx(fresh_like(y), layout);
-  const Tensor dy_ = with_layout(with_dtype(dy, y.scalar_type()), layout), y_ = with_layout(y, layout);
-  const auto dr_ = optional_with_layout(dr, Layout::contiguous);
-  const auto r_ = factors(r, pixel_norm);
+  const Tensor dy_ = like("dy", dy, y, layout), y_ = with_layout(y, layout);
+  const auto dr_ = per_pixel("dr", dr, y);
+  const auto r_ = factors(r, y, pixel_norm);
   const int64_t c = y.size(1);
   Tensor db = empty_vector(bias_wanted ? c : 0, accumulation_type(y));
   BiasActBackward work{dtype_of(y), shape_of(y, layout), e, data(dy_), data(dr_), data(y_), data(r_),
@@ -93,9 +93,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(std::optiona
   std::optional<Output> d_y;
   if (pixel_norm) d_y.emplace(fresh_like(y), layout);
   Tensor d_r = empty_factors(y, pixel_norm), d_dr = empty_factors(y, pixel_norm);
-  const Tensor dy_ = with_layout(with_dtype(dy, y.scalar_type()), layout), y_ = with_layout(y, layout);
-  const auto r_ = factors(r, pixel_norm);
-  const auto g_ = optional_with_layout(g, layout), dr_ = optional_with_layout(dr, Layout::contiguous);
+  const Tensor dy_ = like("dy", dy, y, layout), y_ = with_layout(y, layout);
+  const auto r_ = factors(r, y, pixel_norm);
+  const auto g_ = like("g", g, y, layout), dr_ = per_pixel("dr", dr, y);
   const auto g_bias_ = per_channel(g_bias, y);
   const BiasActDoubleBackward work{dtype_of(y), shape_of(y, layout), e, data(g_), data(g_bias_), data(dy_), data(dr_),
                                    data(y_), data(r_), d_dy.buffer.mutable_data_ptr(),

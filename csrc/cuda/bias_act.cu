@@ -90,9 +90,9 @@ std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr
   check_device("bias_act_backward", "r", r, y);
   const Layout layout = working_layout(y);
   Output dx(fresh_like(y), layout);
-  const Tensor dy_ = with_layout(with_dtype(dy, y.scalar_type()), layout), y_ = with_layout(y, layout);
-  const auto dr_ = optional_with_layout(dr, Layout::contiguous);
-  const auto r_ = factors(r, pixel_norm);
+  const Tensor dy_ = like("dy", dy, y, layout), y_ = with_layout(y, layout);
+  const auto dr_ = per_pixel("dr", dr, y);
+  const auto r_ = factors(r, y, pixel_norm);
   Tensor db = empty_vector(bias_wanted ? y.size(1) : 0, accumulation_type(y));
   const Shape shape = shape_of(y, layout);
   if (is_empty(shape)) return {dx.finish(), torch::stable::zero_(db)};
@@ -134,9 +134,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(
   std::optional<Output> d_y;
   if (pixel_norm) d_y.emplace(fresh_like(y), layout);
   Tensor d_r = empty_factors(y, pixel_norm), d_dr = empty_factors(y, pixel_norm);
-  const Tensor dy_ = with_layout(with_dtype(dy, y.scalar_type()), layout), y_ = with_layout(y, layout);
-  const auto r_ = factors(r, pixel_norm);
-  const auto g_ = optional_with_layout(g, layout), dr_ = optional_with_layout(dr, Layout::contiguous);
+  const Tensor dy_ = like("dy", dy, y, layout), y_ = with_layout(y, layout);
+  const auto r_ = factors(r, y, pixel_norm);
+  const auto g_ = like("g", g, y, layout), dr_ = per_pixel("dr", dr, y);
   const auto g_bias_ = per_channel(g_bias, y);
   const Shape shape = shape_of(y, layout);
   const Tensor& d_y_buffer = d_y ? d_y->buffer : d_dy.buffer;

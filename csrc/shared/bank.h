@@ -15,6 +15,7 @@ struct Bank {
 
 template <class T>
 Bank<T> bank(T* p, const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() == 4 && t.size(2) == t.size(3), "fold_weight: weights must be [C_out, C_in, k, k]");
   return {p, t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 

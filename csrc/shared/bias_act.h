@@ -34,14 +34,27 @@ inline std::optional<Tensor> per_channel(const std::optional<Tensor>& values, co
   return with_layout(with_dtype(*values, accumulation_type(x)), Layout::contiguous);
 }
 
-// r as the kernels read it; none without pixel norm.
-inline std::optional<Tensor> factors(const std::optional<Tensor>& r, bool pixel_norm) {
-  STD_TORCH_CHECK(!pixel_norm || r, "bias_act: pixel norm's gradient needs r");
-  return pixel_norm ? std::optional<Tensor>(with_layout(*r, Layout::contiguous)) : std::nullopt;
+// What stands beside y, as the kernels read it: as far as y goes, whoever called the op.
+inline Tensor like(const char* name, const Tensor& t, const Tensor& y, Layout layout) {
+  STD_TORCH_CHECK(t.sizes() == y.sizes(), "bias_act: ", name, " must have y's shape");
+  return with_layout(with_dtype(t, y.scalar_type()), layout);
 }
 
-inline std::optional<Tensor> optional_with_layout(const std::optional<Tensor>& t, Layout layout) {
-  return t ? std::optional<Tensor>(with_layout(*t, layout)) : t;
+inline std::optional<Tensor> like(const char* name, const std::optional<Tensor>& t, const Tensor& y, Layout layout) {
+  return t ? std::optional<Tensor>(like(name, *t, y, layout)) : t;
+}
+
+inline std::optional<Tensor> per_pixel(const char* name, const std::optional<Tensor>& t, const Tensor& y) {
+  if (!t) return t;
+  STD_TORCH_CHECK(t->dim() == y.dim() && t->size(1) == 1 && t->numel() * y.size(1) == y.numel(), "bias_act: ", name,
+                  " must have one value per pixel");
+  return with_layout(with_dtype(*t, accumulation_type(y)), Layout::contiguous);
+}
+
+// r as the kernels read it; none without pixel norm.
+inline std::optional<Tensor> factors(const std::optional<Tensor>& r, const Tensor& y, bool pixel_norm) {
+  STD_TORCH_CHECK(!pixel_norm || r, "bias_act: pixel norm's gradient needs r");
+  return pixel_norm ? per_pixel("r", r, y) : std::nullopt;
 }
 
 }  // namespace pggan_fast

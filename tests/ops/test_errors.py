@@ -10,9 +10,11 @@ from pggan_fast import _native, ops
 NATIVE = pytest.mark.skipif(not _native.cpu_available, reason=_native.cpu_reason)
 
 X = torch.zeros(4, 6, 4, 4)
+Y = torch.zeros(4, 7, 4, 4)
 W = torch.zeros(5, 6, 3, 3)
 L = torch.zeros(5, 6)
 HALF = torch.tensor(0.5)
+NORM = (1.0, "lrelu", 0.2, 1.0, True)
 
 CASES = [
     ("bias_act", (X,), {"act": "swish"}, "act is 'swish', allowed: linear, relu, lrelu"),
@@ -98,12 +100,25 @@ def test_integers_are_refused(op):
         lambda op: op.bias_act(X, None, 1.0, "lrelu", -1.0),
         lambda op: op.bias_act(X.long()),
         lambda op: op.bias_act_(X.clone(), torch.zeros(7)),
-        lambda op: op.bias_act_backward(X, None, X, None, 1.0, "lrelu", 0.2, 1.0, True),
+        lambda op: op.bias_act_backward(X, None, X[:2], None),
+        lambda op: op.bias_act_backward(X[:, :5], None, X, None),
+        lambda op: op.bias_act_backward(X, X[:1, :1], X, X[:, :1], *NORM),
+        lambda op: op.bias_act_backward(X, None, X, X[:2, :1], *NORM),
+        lambda op: op.bias_act_backward(X, None, X, X, *NORM),
+        lambda op: op.bias_act_backward(X, None, X, None, *NORM),
+        lambda op: op.bias_act_double_backward(X[:3], None, X, None, X, X[:, :1], *NORM),
+        lambda op: op.bias_act_double_backward(X, torch.zeros(5), X, None, X, X[:, :1], *NORM),
+        lambda op: op.bias_act_double_backward(X, None, X[:3], None, X, X[:, :1], *NORM),
+        lambda op: op.fold_weight(W[..., :2], 1.0, True, torch.float32, False),
+        lambda op: op.fold_weight(W[0], 1.0, True, torch.float32, False),
+        lambda op: op.unfold_weight(W[..., :2, :], 1.0, True, torch.float32, False),
         lambda op: op.fade_in(X, X, None, 0.5),
         lambda op: op.fade_reals(X[..., :3, :], None, 0.5, torch.float32),
         lambda op: op.minibatch_stddev(X, 3, 1, 1e-8, True, 0),
         lambda op: op.minibatch_stddev(X, 4, 4, 1e-8, True, 0),
         lambda op: op.minibatch_stddev_backward(X, X, 4, 1, 1e-8, True, 0),
+        lambda op: op.minibatch_stddev_double_backward(X[:2], Y, X, 4, 1, 1e-8, True, 0),
+        lambda op: op.minibatch_stddev_double_backward(X, Y[:2], X, 4, 1, 1e-8, True, 0),
         lambda op: op.downsample2x(X[0]),
         lambda op: op.upsample2x(X.long()),
     ],
