@@ -73,7 +73,7 @@ struct Values {
     from = tensor + s.sample(group, 0) * size + place;
     stride = (s.strided ? s.groups : 1) * size;
     for_samples(s, [&](int i, auto is_held) {
-      if constexpr (is_held) held[i] = load_vec<T, V>(from + i * stride);
+      if constexpr (decltype(is_held)::value) held[i] = load_vec<T, V>(from + i * stride);
     });
   }
   template <class Held>
