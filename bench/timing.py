@@ -119,8 +119,8 @@ def speedups(samples: dict[str, list[float]]) -> dict[str, dict[str, dict[str, f
 TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (1e-2, 5e-2)}
 """Allowed error against the baseline in fp32, by dtype: (RMS over RMS, maximum over maximum).
 
-fp32: sums in another order, of up to a million numbers that cancel (bias gradients). bf16: eager rounds to 8 bits after every operation,
-so the baseline's own error is a few times 2**-9.
+fp32: sums in another order, of up to a million numbers that cancel (bias gradients). bf16: eager rounds to 8 bits after
+every operation, so the baseline's own error is a few times 2**-9.
 """
 
 
