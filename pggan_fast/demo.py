@@ -67,7 +67,7 @@ def settings(data: Path, out: Path) -> TrainConfig:
         device="cpu",
         stable_kimg=6,
         transition_kimg=6,
-        total_kimg=72,
+        total_kimg=48,
         batch_size={4: 16},
         learning_rate={4: 2e-3},
         labels=True,
