@@ -164,15 +164,9 @@ struct FadeIn {
   template <bool planar>
   void at(const Place& p) const {
     const Pair<A> old = spread<A, planar>(load(low + p.low));
-    Pair<A> top, bottom;
-    for (int k = 0; k < 2; ++k) {
-      top.part[k] = load(high + p.top[k]);
-      bottom.part[k] = load(high + p.bottom[k]);
-    }
-    for (int k = 0; k < 2; ++k) {
-      store(y + p.top[k], old.part[k] + (top.part[k] - old.part[k]) * alpha);
-      store(y + p.bottom[k], old.part[k] + (bottom.part[k] - old.part[k]) * alpha);
-    }
+    for (int k = 0; k < 2; ++k)
+      for (const int64_t i : {p.top[k], p.bottom[k]})
+        store(y + i, old.part[k] + (load(high + i) - old.part[k]) * alpha);
   }
 };
 
@@ -192,15 +186,12 @@ struct FadeInBackward {
 
   template <bool planar>
   void at(const Place& p) const {
-    Pair<A> top, bottom, sums;
+    Pair<A> sums;
     for (int k = 0; k < 2; ++k) {
-      top.part[k] = load(dy + p.top[k]);
-      bottom.part[k] = load(dy + p.bottom[k]);
-      sums.part[k] = top.part[k] + bottom.part[k];
-    }
-    for (int k = 0; k < 2; ++k) {
-      store(d_high + p.top[k], alpha * top.part[k]);
-      store(d_high + p.bottom[k], alpha * bottom.part[k]);
+      const Vec<A> top = load(dy + p.top[k]), bottom = load(dy + p.bottom[k]);
+      store(d_high + p.top[k], alpha * top);
+      store(d_high + p.bottom[k], alpha * bottom);
+      sums.part[k] = top + bottom;
     }
     store(d_low + p.low, rest * gather<A, planar>(sums.part[0], sums.part[1]));
   }
@@ -238,7 +229,7 @@ struct FadeReals {
 
 // Offset of the first of the two high rows of low row `row`, counted through all planes.
 inline int64_t high_offset(const Grid& g, int64_t row) {
-  return (2 * row + (g.extra_h ? row / g.h : 0)) * (2 * g.w + g.extra_w) * g.c;
+  return (row / g.h * (2 * g.h + g.extra_h) + row % g.h * 2) * (2 * g.w + g.extra_w) * g.c;
 }
 
 // Whether rows are made of whole vectors: the last one may overlap the one before, as no op works in place.

@@ -93,11 +93,7 @@ inline Vec<float> load(const BFloat16* p) {
 
 // Round to nearest, ties to even; NaN stays NaN.
 inline void store(BFloat16* p, Vec<float> v) {
-#if defined(BF16_INSTRUCTIONS)
-  // This makes zeros of what is below bfloat16's normal range, 1e-38.
-  const __m256bh out = _mm512_cvtneps_pbh((__m512)v);
-  std::memcpy(p, &out, sizeof(out));
-#elif defined(__AVX512F__)
+#if defined(__AVX512F__)
   const __m512i bits = (__m512i)v, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   // The NaNs of arithmetic are quiet, and stay NaN when cut off.
   const __mmask16 ordered = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_ORD_Q);
