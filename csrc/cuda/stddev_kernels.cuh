@@ -32,6 +32,9 @@ __device__ inline double block_sum(double v) {
   return sum[0];
 }
 
+// *p, read once for the block.
+__device__ inline double from_first_thread(const double* p) { return block_sum(threadIdx.x == 0 ? load(p) : 0.0); }
+
 // V positions of one map of one group.
 template <int V>
 struct Positions {
@@ -156,7 +159,7 @@ __global__ void __launch_bounds__(kThreads)
     stddev_backward_kernel(const T* dy, const T* x, const double* gradients, T* dx, Acc<T> divisor, Acc<T> eps,
                            Samples s) {
   using A = Acc<T>;
-  const A gradient = A(load(gradients + blockIdx.x / s.blocks));
+  const A gradient = A(from_first_thread(gradients + blockIdx.x / s.blocks));
   for_positions<V>(s, [&](const Positions<V>& at, int64_t group) {
     const Values<T, V> values(s, x, at.narrow, group, true), incoming(s, dy, at.wide, group, false);
     const Moments<A, V> moments(s, values, divisor, eps);
@@ -180,7 +183,7 @@ __global__ void __launch_bounds__(kThreads)
     stddev_double_backward_kernel(const T* g, const T* x, const double* gradients, T* d_dy, T* dx, double* sums,
                                   Acc<T> divisor, Acc<T> eps, Samples s) {
   using A = Acc<T>;
-  const A gradient = A(load(gradients + blockIdx.x / s.blocks));
+  const A gradient = A(from_first_thread(gradients + blockIdx.x / s.blocks));
   double total = 0;
   for_positions<V>(s, [&](const Positions<V>& at, int64_t group) {
     const Values<T, V> values(s, x, at.narrow, group, true), of_dx(s, g, at.narrow, group, true);

@@ -1,0 +1,81 @@
+"""How many bytes each kernel moves, as the harness counts them, over those it cannot do without."""
+
+import os
+
+import pytest
+import torch
+
+from tests.cuda_on_cpu import build
+
+pytestmark = [
+    pytest.mark.skipif("PGGAN_FAST_TEST_KERNELS" not in os.environ, reason="slow: run by make test-kernels"),
+    pytest.mark.skipif(build.missing() is not None, reason=str(build.missing())),
+]
+
+# Biases, factors and partial sums beside the tensors.
+ALLOWED = 1.05
+EPILOGUE = (0.7, "lrelu", 0.2, 1.3)
+SHAPES = [(4, 512, 16, 16), (2, 64, 32, 32), (1, 16, 64, 64)]
+
+
+def moved(call) -> int:
+    """The bytes that a call's launches read and write."""
+    controls = build.load()
+    controls.take_launches()
+    call()
+    return sum(launch.loaded + launch.stored for launch in controls.take_launches())
+
+
+@pytest.fixture(params=["contiguous", "channels_last"])
+def memory_format(request) -> torch.memory_format:
+    build.load()
+    return {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}[request.param]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("pixel_norm", [False, True])
+def test_bias_act(shape, dtype, memory_format, pixel_norm):
+    ops = torch.ops.pggan_fast_cuda_on_cpu
+    x = torch.randn(shape, dtype=dtype).contiguous(memory_format=memory_format)
+    bias, size = torch.randn(shape[1]), x.numel() * x.element_size()
+    options = (*EPILOGUE, pixel_norm)
+    y, r = ops.bias_act(x, bias, *options)
+    factors = r.numel() * r.element_size()  # 0 without pixel norm
+    r = r if pixel_norm else None
+    assert moved(lambda: ops.bias_act(x, bias, *options)) <= ALLOWED * (2 * size + factors)
+    in_place = y.clone(memory_format=torch.preserve_format)
+    assert moved(lambda: ops.bias_act_(in_place, bias, *options)) <= ALLOWED * (2 * size + factors)
+    assert moved(lambda: ops.bias_act_backward(x, None, y, r, *options, True)) <= ALLOWED * (3 * size + factors)
+    tensors = 5 if pixel_norm else 3
+    second = moved(lambda: ops.bias_act_double_backward(x, bias, x, r, y, r, *options))
+    assert second <= ALLOWED * (tensors * size + 4 * factors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 16, 32, 32), (2, 3, 32, 32)], ids=str)
+def test_resampling_moves_nothing_twice(shape, dtype, memory_format):
+    ops = torch.ops.pggan_fast_cuda_on_cpu
+    high = torch.randn(shape, dtype=dtype).contiguous(memory_format=memory_format)
+    low = ops.downsample2x(high)
+    small, large = (t.numel() * t.element_size() for t in (low, high))
+    alpha = torch.tensor(0.3)
+    assert moved(lambda: ops.upsample2x(low)) == small + large
+    assert moved(lambda: ops.downsample2x(high)) == small + large
+    assert moved(lambda: ops.fade_in(low, high, alpha)) == small + 2 * large
+    assert moved(lambda: ops.fade_in_backward(high, alpha)) == small + 2 * large
+    assert moved(lambda: ops.fade_reals(high, alpha, 0.0, dtype)) == 2 * large
+    images = torch.zeros(shape, dtype=torch.uint8).contiguous(memory_format=memory_format)
+    assert moved(lambda: ops.fade_reals(images, alpha, 0.0, dtype)) == images.numel() + large
+
+
+@pytest.mark.parametrize("strided", [True, False])
+def test_minibatch_stddev(memory_format, strided):
+    ops = torch.ops.pggan_fast_cuda_on_cpu
+    x = torch.randn(8, 512, 8, 8).contiguous(memory_format=memory_format)
+    options = (4, 1, 1e-8, strided, 0)
+    y = ops.minibatch_stddev(x, *options)
+    small, large = (t.numel() * t.element_size() for t in (x, y))
+    assert moved(lambda: ops.minibatch_stddev(x, *options)) <= ALLOWED * (small + large)
+    assert moved(lambda: ops.minibatch_stddev_backward(y, x, *options)) <= ALLOWED * (2 * small + large)
+    assert moved(lambda: ops.minibatch_stddev_double_backward(x, y, x, *options)) <= ALLOWED * (3 * small + large)
