@@ -132,7 +132,6 @@ extern const Kernels kernels_baseline;
 #ifndef PGGAN_FAST_NO_X86
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
-extern const Kernels kernels_avx512_bf16;
 #endif
 
 // The best level that this machine runs.

@@ -2,6 +2,7 @@
 // them, in registers.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "worker.h"
@@ -90,9 +91,14 @@ inline Vec<A> every_other(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) 
 
 // ---- between the resolutions
 //
-// An op works on one vector of low values at a time and the four of high values over them. planar: contiguous images,
-// where the left and right column of a pixel alternate in two vectors of each row. Otherwise the columns have vectors
-// of their own, some channels of one pixel.
+// An op works on one vector of low values at a time and the two pairs of vectors over them, one in the top and one in
+// the bottom high row.
+
+enum class Pairs {
+  pixels,   // channels_last: some channels of the left pixel, and of the right one
+  halves,   // contiguous, where left and right columns alternate: the first and the second half of both
+  columns,  // contiguous: the left and the right columns
+};
 
 struct Place {
   int64_t low, top[2], bottom[2];  // offsets
@@ -103,20 +109,63 @@ struct Pair {
   Vec<A> part[2];
 };
 
-template <class A, bool planar>
+template <class A, Pairs pairs>
 inline Pair<A> spread(Vec<A> v) {
-  if constexpr (planar) return {twice<A, 0>(v, Lanes<A>{}), twice<A, kWidth<A> / 2>(v, Lanes<A>{})};
-  else return {v, v};
+  if constexpr (pairs == Pairs::halves) return {{twice<A, 0>(v, Lanes<A>{}), twice<A, kWidth<A> / 2>(v, Lanes<A>{})}};
+  else return {{v, v}};
 }
 
-template <class A, bool planar>
-inline Vec<A> gather(Vec<A> a, Vec<A> b) {
-  if constexpr (planar) return every_other<A, 0>(a, b, Lanes<A>{}) + every_other<A, 1>(a, b, Lanes<A>{});
-  else return a + b;
+template <class A, Pairs pairs>
+inline Vec<A> gather(const Pair<A>& v) {
+  if constexpr (pairs == Pairs::halves)
+    return every_other<A, 0>(v.part[0], v.part[1], Lanes<A>{}) + every_other<A, 1>(v.part[0], v.part[1], Lanes<A>{});
+  else return v.part[0] + v.part[1];
+}
+
+// Two bfloat16 columns are the halves of 32-bit numbers: nothing needs to change its place.
+template <class T>
+constexpr bool has_columns = std::is_same<T, BFloat16>::value;
+
+template <class A, Pairs pairs, class T>
+inline Pair<A> load_pair(const T* p, const int64_t (&at)[2]) {
+  if constexpr (pairs == Pairs::columns && has_columns<T>) {
+    const Bits32 bits = load_bytes<Bits32>(p + at[0]);
+    return {{(Vec<A>)(bits << 16), (Vec<A>)(bits & 0xffff0000)}};
+  } else {
+    const Pair<A> v{{load_image<A>(p + at[0]), load_image<A>(p + at[1])}};
+    if constexpr (pairs != Pairs::columns) return v;
+    else return {{every_other<A, 0>(v.part[0], v.part[1], Lanes<A>{}), every_other<A, 1>(v.part[0], v.part[1], Lanes<A>{})}};
+  }
+}
+
+template <Pairs pairs, class T>
+inline void store_pair(T* p, const int64_t (&at)[2], const Pair<Acc<T>>& v) {
+  if constexpr (pairs == Pairs::columns) {
+    const Bits32 bits = rounded_bits(v.part[0]) >> 16 | (rounded_bits(v.part[1]) & 0xffff0000);
+    std::memcpy(p + at[0], &bits, sizeof(bits));
+  } else {
+    for (int k = 0; k < 2; ++k) store(p + at[k], v.part[k]);
+  }
+}
+
+template <class A>
+inline Pair<A> operator+(const Pair<A>& a, const Pair<A>& b) {
+  return {{a.part[0] + b.part[0], a.part[1] + b.part[1]}};
+}
+
+template <class A>
+inline Pair<A> scaled(Vec<A> factor, const Pair<A>& v) {
+  return {{factor * v.part[0], factor * v.part[1]}};
+}
+
+template <class A>
+inline Pair<A> blend(const Pair<A>& old, const Pair<A>& fresh, Vec<A> alpha) {
+  return {{old.part[0] + (fresh.part[0] - old.part[0]) * alpha, old.part[1] + (fresh.part[1] - old.part[1]) * alpha}};
 }
 
 template <class T>
 struct Upsample {
+  using Type = T;
   using A = Acc<T>;
   using High = T;
   const T* x;
@@ -124,18 +173,17 @@ struct Upsample {
   Vec<A> scale;
   explicit Upsample(const Resample& a) : x(as<T>(a.low)), y(as<T>(a.high_out)), scale(broadcast<A>(A(a.factor))) {}
 
-  template <bool planar>
+  template <Pairs pairs>
   void at(const Place& p) const {
-    const Pair<A> v = spread<A, planar>(scale * load(x + p.low));
-    for (int k = 0; k < 2; ++k) {
-      store(y + p.top[k], v.part[k]);
-      store(y + p.bottom[k], v.part[k]);
-    }
+    const Pair<A> v = spread<A, pairs>(scale * load(x + p.low));
+    store_pair<pairs>(y, p.top, v);
+    store_pair<pairs>(y, p.bottom, v);
   }
 };
 
 template <class T>
 struct Downsample {
+  using Type = T;
   using A = Acc<T>;
   using High = T;
   const T* x;
@@ -143,16 +191,16 @@ struct Downsample {
   Vec<A> scale;
   explicit Downsample(const Resample& a) : x(as<T>(a.high)), y(as<T>(a.low_out)), scale(broadcast<A>(A(a.factor))) {}
 
-  template <bool planar>
+  template <Pairs pairs>
   void at(const Place& p) const {
-    Pair<A> v;
-    for (int k = 0; k < 2; ++k) v.part[k] = load(x + p.top[k]) + load(x + p.bottom[k]);
-    store(y + p.low, scale * gather<A, planar>(v.part[0], v.part[1]));
+    const Pair<A> top = load_pair<A, pairs>(x, p.top), bottom = load_pair<A, pairs>(x, p.bottom);
+    store(y + p.low, scale * gather<A, pairs>(top + bottom));
   }
 };
 
 template <class T>
 struct FadeIn {
+  using Type = T;
   using A = Acc<T>;
   using High = T;
   const T *low, *high;
@@ -161,17 +209,18 @@ struct FadeIn {
   explicit FadeIn(const Resample& a)
       : low(as<T>(a.low)), high(as<T>(a.high)), y(as<T>(a.high_out)), alpha(broadcast<A>(A(a.factor))) {}
 
-  template <bool planar>
+  template <Pairs pairs>
   void at(const Place& p) const {
-    const Pair<A> old = spread<A, planar>(load(low + p.low));
-    for (int k = 0; k < 2; ++k)
-      for (const int64_t i : {p.top[k], p.bottom[k]})
-        store(y + i, old.part[k] + (load(high + i) - old.part[k]) * alpha);
+    const Pair<A> old = spread<A, pairs>(load(low + p.low));
+    const Pair<A> top = load_pair<A, pairs>(high, p.top), bottom = load_pair<A, pairs>(high, p.bottom);
+    store_pair<pairs>(y, p.top, blend<A>(old, top, alpha));
+    store_pair<pairs>(y, p.bottom, blend<A>(old, bottom, alpha));
   }
 };
 
 template <class T>
 struct FadeInBackward {
+  using Type = T;
   using A = Acc<T>;
   using High = T;
   const T* dy;
@@ -184,22 +233,19 @@ struct FadeInBackward {
         alpha(broadcast<A>(A(a.factor))),
         rest(broadcast<A>(A(1) - A(a.factor))) {}
 
-  template <bool planar>
+  template <Pairs pairs>
   void at(const Place& p) const {
-    Pair<A> sums;
-    for (int k = 0; k < 2; ++k) {
-      const Vec<A> top = load(dy + p.top[k]), bottom = load(dy + p.bottom[k]);
-      store(d_high + p.top[k], alpha * top);
-      store(d_high + p.bottom[k], alpha * bottom);
-      sums.part[k] = top + bottom;
-    }
-    store(d_low + p.low, rest * gather<A, planar>(sums.part[0], sums.part[1]));
+    const Pair<A> top = load_pair<A, pairs>(dy, p.top), bottom = load_pair<A, pairs>(dy, p.bottom);
+    store_pair<pairs>(d_high, p.top, scaled<A>(alpha, top));
+    store_pair<pairs>(d_high, p.bottom, scaled<A>(alpha, bottom));
+    store(d_low + p.low, rest * gather<A, pairs>(top + bottom));
   }
 };
 
 // Image: T, or uint8_t.
 template <class T, class Image>
 struct FadeReals {
+  using Type = T;
   using A = Acc<T>;
   using High = Image;
   const Image* x;
@@ -208,20 +254,12 @@ struct FadeReals {
   explicit FadeReals(const Resample& a)
       : x(as<Image>(a.high)), y(as<T>(a.high_out)), alpha(broadcast<A>(A(a.factor))) {}
 
-  template <bool planar>
+  template <Pairs pairs>
   void at(const Place& p) const {
-    Pair<A> top, bottom, sums;
-    for (int k = 0; k < 2; ++k) {
-      top.part[k] = load_image<A>(x + p.top[k]);
-      bottom.part[k] = load_image<A>(x + p.bottom[k]);
-      sums.part[k] = top.part[k] + bottom.part[k];
-    }
-    const Vec<A> mean = broadcast<A>(A(0.25)) * gather<A, planar>(sums.part[0], sums.part[1]);
-    const Pair<A> old = spread<A, planar>(mean);
-    for (int k = 0; k < 2; ++k) {
-      store(y + p.top[k], old.part[k] + (top.part[k] - old.part[k]) * alpha);
-      store(y + p.bottom[k], old.part[k] + (bottom.part[k] - old.part[k]) * alpha);
-    }
+    const Pair<A> top = load_pair<A, pairs>(x, p.top), bottom = load_pair<A, pairs>(x, p.bottom);
+    const Pair<A> old = spread<A, pairs>(broadcast<A>(A(0.25)) * gather<A, pairs>(top + bottom));
+    store_pair<pairs>(y, p.top, blend<A>(old, top, alpha));
+    store_pair<pairs>(y, p.bottom, blend<A>(old, bottom, alpha));
   }
 };
 
@@ -229,7 +267,7 @@ struct FadeReals {
 
 // Offset of the first of the two high rows of low row `row`, counted through all planes.
 inline int64_t high_offset(const Grid& g, int64_t row) {
-  return (row / g.h * (2 * g.h + g.extra_h) + row % g.h * 2) * (2 * g.w + g.extra_w) * g.c;
+  return (2 * row + (g.extra_h ? row / g.h : 0)) * (2 * g.w + g.extra_w) * g.c;
 }
 
 // Whether rows are made of whole vectors: the last one may overlap the one before, as no op works in place.
@@ -241,6 +279,7 @@ inline bool fits(const Grid& g) {
 template <class Op>
 void run_rows(const Resample& a, int64_t row, int64_t rows) {
   constexpr int W = kWidth<typename Op::A>;
+  constexpr Pairs in_rows = has_columns<typename Op::Type> ? Pairs::columns : Pairs::halves;
   const Grid g = a.grid;
   const int64_t below = (2 * g.w + g.extra_w) * g.c;
   const Op op(a);
@@ -249,13 +288,13 @@ void run_rows(const Resample& a, int64_t row, int64_t rows) {
     if (g.c == 1) {
       for (int64_t i = 0; i < g.w; i += W) {
         const int64_t k = i + W <= g.w ? i : g.w - W, left = high + 2 * k, right = left + W;
-        op.template at<true>({low + k, {left, right}, {left + below, right + below}});
+        op.template at<in_rows>({low + k, {left, right}, {left + below, right + below}});
       }
     } else {
       for (int64_t pixel = 0; pixel < g.w; ++pixel)
         for (int64_t j = 0; j < g.c; j += W) {
           const int64_t k = pixel * g.c + (j + W <= g.c ? j : g.c - W), left = high + pixel * g.c + k;
-          op.template at<false>({low + k, {left, left + g.c}, {left + below, left + g.c + below}});
+          op.template at<Pairs::pixels>({low + k, {left, left + g.c}, {left + below, left + g.c + below}});
         }
     }
   }
@@ -268,7 +307,7 @@ void run_half_rows(const Resample& a, int64_t row, int64_t rows) {
   const Op op(a);
   for (int64_t i = 0; i < rows; i += 2) {
     const int64_t k = row + (i + 2 <= rows ? i : rows - 2), low = k * W / 2, high = k * W * 2;
-    op.template at<true>({low, {high, high + 2 * W}, {high + W, high + 3 * W}});
+    op.template at<Pairs::halves>({low, {high, high + 2 * W}, {high + W, high + 3 * W}});
   }
 }
 

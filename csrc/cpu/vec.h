@@ -91,25 +91,32 @@ inline Vec<float> load(const BFloat16* p) {
 #endif
 }
 
-// Round to nearest, ties to even; NaN stays NaN.
-inline void store(BFloat16* p, Vec<float> v) {
+// Bits whose upper halves are v as bfloat16, rounded to nearest, ties to even; NaN stays NaN.
+inline Bits32 rounded_bits(Vec<float> v) {
 #if defined(__AVX512F__)
-  const __m512i bits = (__m512i)v, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i bits = (__m512i)v;
   // The NaNs of arithmetic are quiet, and stay NaN when cut off.
   const __mmask16 ordered = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_ORD_Q);
-  const __m512i rounded = _mm512_mask_add_epi32(bits, ordered, bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+  const __m512i up = _mm512_mask_add_epi32(bits, ordered, bits, _mm512_set1_epi32(0x8000));
+  // Halfway values have gone up and left zeros below: they go back to the even one of their neighbours.
+  const __mmask16 halfway = _mm512_mask_testn_epi32_mask(ordered, up, _mm512_set1_epi32(0xffff));
+  return (Bits32)_mm512_mask_and_epi32(up, halfway, up, _mm512_set1_epi32(~0x10000));
 #else
   const Bits32 bits = (Bits32)v, is_nan = (Bits32)(v != v);
-  const Bits32 rounded = (bits + ((0x7fff + ((bits >> 16) & 1)) & ~is_nan)) >> 16;
-#if defined(__AVX2__)
-  const __m256i words = (__m256i)rounded;
-  const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
+  return bits + ((0x7fff + ((bits >> 16) & 1)) & ~is_nan);
+#endif
+}
+
+inline void store(BFloat16* p, Vec<float> v) {
+  const Bits32 words = rounded_bits(v) >> 16;
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)words));
+#elif defined(__AVX2__)
+  const __m128i low = _mm256_castsi256_si128((__m256i)words), high = _mm256_extracti128_si256((__m256i)words, 1);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, high));
 #else
-  const Bits16 out = __builtin_convertvector(rounded, Bits16);
+  const Bits16 out = __builtin_convertvector(words, Bits16);
   std::memcpy(p, &out, sizeof(out));
-#endif
 #endif
 }
 
