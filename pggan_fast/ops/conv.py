@@ -16,6 +16,9 @@ from pggan_fast.ops.choice import choose
 from pggan_fast.ops.registry import below_autograd, define, differentiate, engine_wants
 from pggan_fast.ops.weights import is_channels_last, prepare, restore
 
+CACHED_BYTES = 1 << 20
+"""What the threads of a processor read and write again before their caches lose it."""
+
 
 def equalized_conv2d(
     x: Tensor,
@@ -197,24 +200,61 @@ def _arguments(k: int, padding: int, up: int, down: int) -> tuple:
 
 
 def _raw_convolution(x, weight, padding, up, down) -> Tensor:
-    prepared = prepare(weight, x.dtype, is_channels_last(x), up, down)
+    arguments = _arguments(weight.shape[-1], padding, up, down)
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.aten.convolution(x, prepared, None, *_arguments(weight.shape[-1], padding, up, down))
+        if up == 2 and _slow_transposed(x):
+            return _transposed(x, weight, arguments, up, down)
+        prepared = prepare(weight, x.dtype, is_channels_last(x), up, down)
+        return torch.ops.aten.convolution(x, prepared, None, *arguments)
 
 
 def _raw_gradients(dz, x, weight, geometry, wanted) -> tuple[Tensor | None, Tensor | None]:
     padding, up, down = geometry
-    prepared = prepare(weight, x.dtype, is_channels_last(x), up, down)
+    arguments = _arguments(weight.shape[-1], padding, up, down)
+    detour = wanted[0] and down == 2 and _slow_transposed(x)
+    dx = dw = None
     with torch._C._AutoDispatchBelowAutograd():
-        dx, dw, _ = torch.ops.aten.convolution_backward(
-            dz,
-            x,
-            prepared,
-            None,
-            *_arguments(weight.shape[-1], padding, up, down),
-            [*wanted, False],
-        )
+        if detour:
+            dx = _input_gradient_of_down(dz, x, weight, arguments)
+        if wanted[1] or not detour:
+            prepared = prepare(weight, x.dtype, is_channels_last(x), up, down)
+            wanted_here = [wanted[0] and not detour, wanted[1], False]
+            plain_dx, dw, _ = torch.ops.aten.convolution_backward(dz, x, prepared, None, *arguments, wanted_here)
+            dx = dx if detour else plain_dx
     return dx, restore(dw, weight, up, down) if wanted[1] else None
+
+
+# oneDNN's transposed convolution is 2 to 6 times as fast on channels_last tensors, more than the copies cost.
+
+
+def _slow_transposed(x: Tensor) -> bool:
+    traced = type(x) is not Tensor  # a graph is better off with one convolution
+    return x.is_cpu and x.dtype in (torch.float32, torch.bfloat16) and x.is_contiguous() and not traced
+
+
+def _transposed(x, weight, arguments, up, down) -> Tensor:
+    """The transposed convolution of a contiguous x, computed in channels_last; returns a contiguous tensor."""
+    prepared = prepare(weight, x.dtype, True, up, down)
+    x = x.contiguous(memory_format=torch.channels_last)
+    return _contiguous(torch.ops.aten.convolution(x, prepared, None, *arguments))
+
+
+def _input_gradient_of_down(dz, x, weight, arguments) -> Tensor:
+    stride, padding, dilation, _, _, groups = arguments
+    k = weight.shape[-1] + 1
+    # What the forward convolution's rounding down of odd sizes left out.
+    rest = [(size + 2 * p - k) % 2 for size, p in zip(x.shape[2:], padding, strict=True)]
+    return _transposed(dz, weight, (stride, padding, dilation, True, rest, groups), 1, 2)
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    """x.contiguous() in bands of rows that stay in the cache: up to 5 times as fast for a channels_last x."""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    n, c, _, w = x.shape
+    rows = max(1, CACHED_BYTES // max(1, n * c * w * x.itemsize))
+    for source, target in zip(x.split(rows, 2), y.split(rows, 2), strict=True):
+        target.copy_(source)
+    return y
 
 
 def _forward_kernel(x, weight, bias, padding, up, down, *options):
