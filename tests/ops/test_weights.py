@@ -52,8 +52,9 @@ def test_same_results_from_one_copy(copies, rescaling):
             for actual, e in zip(results(), expected, strict=True):
                 assert torch.equal(actual, e)
     if ops.implementations("cpu")["equalized_conv2d"]["reference"] != "chosen":
-        assert outside == 2  # one for the result, one for its gradients
-        assert len(copies) == outside + 1
+        # One for the result and one for each gradient that takes another layout.
+        assert outside >= 2
+        assert sorted(copies[outside:]) == sorted(set(copies[:outside]))
 
 
 @pytest.mark.parametrize("rescaling", RESCALINGS, ids=str)
