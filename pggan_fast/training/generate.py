@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pggan_fast.networks import Generator
@@ -16,7 +17,7 @@ from pggan_fast.training.errors import UserError
 from pggan_fast.training.images import grid, save_png
 from pggan_fast.training.options import option
 from pggan_fast.training.run import config_file
-from pggan_fast.training.samples import generate, latents
+from pggan_fast.training.samples import generate
 from pggan_fast.training.weights import load_generator
 
 
@@ -30,6 +31,8 @@ class GenerateConfig:
     count: int = option(16, help="how many images")
     seed: int = option(0, help="of the first image; the next ones count up")
     label: str | None = option(None, help="class name or number (default: all classes in turn)")
+    truncation: float | None = option(None, help="draw latent components beyond plus or minus this anew")
+    ensemble: str | None = option(None, help="more runs or weights files, comma-separated, that draw in turn")
     grid: bool = option(False, help="one grid.png with all images instead of one file each")
     device: str = option("auto", help="auto, cpu, cuda or cuda:N")
 
@@ -38,11 +41,16 @@ class GenerateConfig:
             raise UserError(f"--count {self.count}: must be 1 or more")
         if (self.run is None) == (self.weights is None):
             raise UserError("--run or --weights: exactly one of them must be given")
+        if self.truncation is not None and self.truncation <= 0:
+            raise UserError(f"--truncation {self.truncation}: must be above 0")
 
 
 def generate_images(config: GenerateConfig) -> list[Path]:
     """Write the images and return their paths. Raises UserError before it would overwrite one."""
-    G, facts = load_generator(config.weights) if config.weights else _from_run(config.run)
+    members = [load_generator(config.weights) if config.weights else generator_of_run(config.run)]
+    if config.ensemble:
+        members += [_load(Path(path.strip())) for path in config.ensemble.split(",")]
+        _check_alike(config, members)
     seeds = range(config.seed, config.seed + config.count)
     names = ["grid.png"] if config.grid else [f"seed{seed:06d}.png" for seed in seeds]
     paths = [config.out / name for name in names]
@@ -51,20 +59,54 @@ def generate_images(config: GenerateConfig) -> list[Path]:
             raise UserError(f"--out {config.out}: holds {path.name} already; choose another folder or seed")
 
     device = find_device(config.device)
-    G = G.to(device, memory_format=torch.channels_last).eval()
-    z = torch.cat([latents(G, 1, seed) for seed in seeds])
-    labels = _labels(config, facts["classes"], G.label_dim, device)
-    alpha = torch.tensor(facts["alpha"], device=device) if facts["alpha"] < 1 else 1.0
-    images = generate(G, z, labels, resolution=facts["resolution"], alpha=alpha)
+    G, facts = members[0]
+    z = torch.cat([_latent(G.latent_dim, seed, config.truncation) for seed in seeds]).to(device)
+    labels = chosen_labels(config.label, config.count, facts["classes"], G.label_dim, device)
+    images: list[Any] = [None] * config.count
+    for index, (G, facts) in enumerate(members):
+        # By seed, so that one gives the same image whatever else is asked for, and each draws all classes in turn.
+        places = [i for i, seed in enumerate(seeds) if seed // max(1, G.label_dim) % len(members) == index]
+        if not places:
+            continue
+        G = G.to(device, memory_format=torch.channels_last).eval()
+        alpha = torch.tensor(facts["alpha"], device=device) if facts["alpha"] < 1 else 1.0
+        chosen = None if labels is None else labels[places]
+        drawn = generate(G, z[places], chosen, resolution=facts["resolution"], alpha=alpha)
+        for place, image in zip(places, drawn, strict=True):
+            images[place] = image
     if config.grid:
-        images = [grid(images, columns=math.ceil(math.sqrt(config.count)))]
+        images = [grid(np.stack(images), columns=math.ceil(math.sqrt(config.count)))]
     for path, image in zip(paths, images, strict=True):
         save_png(path, image)
     return paths
 
 
-def _from_run(run: Path) -> tuple[Generator, dict[str, Any]]:
-    """The averaged generator of a run and its facts."""
+def _latent(size: int, seed: int, truncation: float | None) -> torch.Tensor:
+    """N(0, 1), cut off at +-truncation (Brock et al. 2019, section 3.1), [1, size]; the same on every device."""
+    random = torch.Generator().manual_seed(seed)
+    if truncation is None:
+        return torch.randn(1, size, generator=random)
+    return torch.nn.init.trunc_normal_(torch.empty(1, size), a=-truncation, b=truncation, generator=random)
+
+
+def _load(path: Path) -> tuple[Generator, dict[str, Any]]:
+    return load_generator(path) if path.suffix == ".safetensors" else generator_of_run(path)
+
+
+def _check_alike(config: GenerateConfig, members: list[tuple[Generator, dict[str, Any]]]) -> None:
+    """Raises UserError unless all make images of one kind from latents of one size."""
+    for what, values in {
+        "image sizes": [(facts["resolution"], G.base) for G, facts in members],
+        "image channels": [G.image_channels for G, _ in members],
+        "latent sizes": [G.latent_dim for G, _ in members],
+        "classes": [(G.label_dim, facts["classes"]) for G, facts in members],
+    }.items():
+        if any(value != values[0] for value in values):
+            raise UserError(f"--ensemble {config.ensemble}: {what} differ between the generators, must be the same")
+
+
+def generator_of_run(run: Path) -> tuple[Generator, dict[str, Any]]:
+    """The averaged generator of a run and its facts. Raises UserError if there is none."""
     final = run / "final" / "generator.safetensors"
     if final.is_file():
         return load_generator(final)
@@ -79,19 +121,24 @@ def _from_run(run: Path) -> tuple[Generator, dict[str, Any]]:
     return G, state["generator"]
 
 
-def _labels(config: GenerateConfig, classes: list[str], label_dim: int, device: torch.device) -> torch.Tensor | None:
-    """Class indices, int64 [count], or None for a generator without labels."""
+def chosen_labels(
+    label: str | None, count: int, classes: list[str], label_dim: int, device: torch.device
+) -> torch.Tensor | None:
+    """Class indices, int64 [count], of the class `label` (name or number) or, for None, of all in turn.
+
+    None for a generator without labels. Raises UserError if it does not know `label`.
+    """
     if not label_dim:
-        if config.label is not None:
-            raise UserError(f"--label {config.label}: this generator was trained without labels")
+        if label is not None:
+            raise UserError(f"--label {label}: this generator was trained without labels")
         return None
-    if config.label is None:
-        return torch.arange(config.count, device=device) % label_dim
-    if config.label in classes:
-        index = classes.index(config.label)
-    elif config.label.isdecimal() and int(config.label) < label_dim:
-        index = int(config.label)
+    if label is None:
+        return torch.arange(count, device=device) % label_dim
+    if label in classes:
+        index = classes.index(label)
+    elif label.isdecimal() and int(label) < label_dim:
+        index = int(label)
     else:
         known = ", ".join(classes) or "names unknown"
-        raise UserError(f"--label {config.label}: must be 0 to {label_dim - 1} or one of: {known}")
-    return torch.full((config.count,), index, device=device)
+        raise UserError(f"--label {label}: must be 0 to {label_dim - 1} or one of: {known}")
+    return torch.full((count,), index, device=device)
