@@ -55,7 +55,7 @@ void forward_channels_last(const BiasActForward& a, const Block& block, const Ac
   }
   // Few pixels at a time: x is in the first-level cache when the second pass reads it again, and the square roots of
   // several pixels are one vector's.
-  const int64_t most = std::clamp<int64_t>(16 * 1024 / (c * int64_t(sizeof(T))), 1, W);
+  const int64_t most = std::clamp<int64_t>(8 * 1024 / (c * int64_t(sizeof(T))), 1, W);
   A* r = static_cast<A*>(a.r) + block.first;
   const Vec<A> per_channel = broadcast<A>(A(1) / A(c)), eps = broadcast<A>(A(a.epilogue.eps));
   for (int64_t i = 0; i < block.count; i += most) {
@@ -77,6 +77,7 @@ void forward_channels_last(const BiasActForward& a, const Block& block, const Ac
     for (int64_t k = 0; k < rows; ++k, x += c, y += c) {
       const Vec<A> factor = broadcast<A>(factors[k]);
       for_vectors<A>(c, [&](int64_t j, auto n) {
+        __builtin_prefetch(x + most * c + j);
         store(y + j, act(scale * load(x + j, n) + load(bias + j)) * factor, n);
       });
     }

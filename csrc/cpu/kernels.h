@@ -106,8 +106,10 @@ struct Kernels {
 // A unit of bias_act's work is a block of pixels of one sample (contiguous) or of all samples (channels_last).
 // This many: a block's values fit in the second-level cache between the two passes that pixel norm needs.
 static inline int64_t bias_act_block(const Shape& s) {
-  const int64_t elements = s.layout == Layout::contiguous ? 64 * 1024 : 16 * 1024;
-  const int64_t pixels = elements / s.c / 64 * 64;
+  const bool last = s.layout == Layout::channels_last;
+  // contiguous: long enough runs of a plane for the processor to read ahead, few enough for the second-level cache.
+  const int64_t most = last ? 16 * 1024 / s.c : s.c > 256 ? 1024 : 512;
+  const int64_t for_threads = s.n * s.p / 8, pixels = (most < for_threads || last ? most : for_threads) / 64 * 64;
   return pixels < 64 ? 64 : pixels > 4096 ? 4096 : pixels;
 }
 
