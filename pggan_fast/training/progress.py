@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from pggan_fast.training.schedule import Schedule, Stage
 Item = TypeVar("Item")
 
 REFRESH_SECONDS = 0.5
+LINE_SECONDS = 30.0
 RATE_SECONDS = 5.0  # the speed shown is a mean over about this long
 COST_OF_DOUBLING = 3.0  # time per image against half the resolution, until it has been measured
 
@@ -24,9 +25,21 @@ def on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def bar_over(items: Collection[Item], text: str) -> Iterator[Item]:
-    """Iterate over `items` behind a bar (nothing is shown without a terminal)."""
-    return iter(tqdm(items, desc=text, disable=not on_terminal(), leave=False, **_terminal_size()))
+def bar_over(items: Iterable[Item], text: str, total: int | None = None, done: int = 0) -> Iterator[Item]:
+    """Iterate over `items` behind a bar; without a terminal a line every half minute.
+
+    `total`: how many there are where `items` do not know; `done` of them were dealt with before.
+    """
+    total = len(items) if total is None and isinstance(items, Sized) else total
+    if on_terminal():
+        yield from tqdm(items, desc=text, total=total, initial=done, leave=False, **_terminal_size())
+        return
+    said = time.monotonic()
+    for count, item in enumerate(items, done + 1):
+        yield item
+        if time.monotonic() - said >= LINE_SECONDS:
+            said = time.monotonic()
+            print(f"{text}: {count:,}" + (f" of {total:,}" if total else ""), flush=True)
 
 
 def _terminal_size() -> dict[str, int]:
@@ -39,7 +52,7 @@ def _terminal_size() -> dict[str, int]:
 class Progress:
     """Images shown, stage, losses, speed and time left. Use as a context manager.
 
-    On a terminal a bar; anywhere else a line per tick. Losses are read, which waits for the
+    A line per tick, and on a terminal a bar below them. Losses are read, which waits for the
     device, only when the bar is redrawn: at most twice a second.
     """
 
@@ -84,9 +97,8 @@ class Progress:
         )
 
     def note_tick(self, line: dict[str, Any]) -> None:
-        """The values of a line of stats.jsonl; the bar says it all where there is one."""
-        if not on_terminal():
-            self._note(f"{line['images']:,} images: {self._status(line['resolution'], line['alpha'], line)}")
+        """The status line of a tick, from the values of its line of stats.jsonl."""
+        self._note(f"{line['images']:,} images: {self._status(line['resolution'], line['alpha'], line)}")
 
     def _note(self, text: str) -> None:
         if on_terminal():

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 from pggan_fast.training.errors import UserError
 
+HIGHEST = 1024  # px
+LAST_PHASES = 3  # stable ones after the growth, in the official schedule
+
 # Each entry holds from its resolution upwards, until the next one.
 BATCH_SIZES = {4: 128, 32: 64, 64: 32, 128: 16, 256: 8, 512: 4}
 LEARNING_RATES = {4: 1e-3, 1024: 1.5e-3}
@@ -41,6 +44,9 @@ class Schedule:
     """Phases in images; `batch_sizes` and `learning_rates` map "from this resolution on" to values.
 
     `total_images` None: the whole growth and three more stable phases, 12,000 kimg at 1024 px.
+    `first_images`: the stable phase of the start resolution, if it has another length (0 for networks
+    that are trained already). Not `progressive`: the full resolution from the first image on, for as
+    many images as the growth would take.
     """
 
     resolution: int
@@ -50,12 +56,14 @@ class Schedule:
     batch_sizes: Mapping[int, int] = field(default_factory=lambda: dict(BATCH_SIZES))
     learning_rates: Mapping[int, float] = field(default_factory=lambda: dict(LEARNING_RATES))
     total_images: int | None = None
+    first_images: int | None = None
+    progressive: bool = True
 
     def __post_init__(self) -> None:
         for name in ("resolution", "start_resolution"):
             value = getattr(self, name)
-            if value < 4 or value & (value - 1):
-                raise UserError(f"{name} {value}: must be a power of two, 4 or more")
+            if not 4 <= value <= HIGHEST or value & (value - 1):
+                raise UserError(f"{name} {value}: must be a power of two, 4 to {HIGHEST}")
         if self.start_resolution > self.resolution:
             raise UserError(f"start_resolution {self.start_resolution}: must not be above resolution {self.resolution}")
         if min(self.stable_images, self.transition_images) < 0 or not self.phase_images:
@@ -63,6 +71,10 @@ class Schedule:
                 f"phases of {self.stable_images} stable and {self.transition_images} transition"
                 " images: neither may be negative and one must be above 0"
             )
+        if self.first_images is None:
+            object.__setattr__(self, "first_images", self.stable_images)
+        if self.first_images < 0:
+            raise UserError(f"first_images {self.first_images}: must not be negative")
         if self.total_images is None:
             object.__setattr__(self, "total_images", self._default_total())
         if self.total_images < 1:
@@ -82,9 +94,13 @@ class Schedule:
 
     def at(self, images: int) -> Stage:
         """The stage after `images` real images were shown."""
-        grown, position = divmod(images, self.phase_images)
+        # As if the first stable phase had been as long as the others.
+        images += self.stable_images - self.first_images
+        grown, position = divmod(max(0, images), self.phase_images)
         resolution = self.start_resolution << grown
         alpha = 1.0
+        if not self.progressive:
+            resolution, position = self.resolution, 0
         if position > self.stable_images:
             resolution *= 2
             alpha = (position - self.stable_images) / self.transition_images
@@ -99,9 +115,11 @@ class Schedule:
 
     def images_per_resolution(self, images: int) -> dict[int, int]:
         """How many images are still to be shown at each resolution after `images` of them."""
+        if not self.progressive:
+            return {self.resolution: max(0, self.total_images - images)}
         left, start = {}, 0
         for grown in range(self._transitions + 1):
-            end = min(self.stable_images + grown * self.phase_images, self.total_images)
+            end = min(self.first_images + grown * self.phase_images, self.total_images)
             end = self.total_images if grown == self._transitions else end
             left[self.start_resolution << grown] = max(0, end - max(start, images))
             start = end
@@ -112,8 +130,8 @@ class Schedule:
         return (self.resolution // self.start_resolution).bit_length() - 1
 
     def _default_total(self) -> int:
-        growth = self._transitions * self.phase_images
-        return growth + 4 * self.stable_images or self.phase_images
+        growth = self.first_images + self._transitions * self.phase_images
+        return growth + LAST_PHASES * self.stable_images or self.phase_images
 
 
 def from_table(table: Mapping[int, float], resolution: int) -> float:

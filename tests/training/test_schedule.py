@@ -83,10 +83,29 @@ def test_starting_at_the_full_resolution_never_fades():
     assert {schedule.at(images).live for images in range(0, 2_000_000, 9999)} == {(32, False)}
 
 
+def test_a_first_phase_of_another_length_moves_the_others():
+    settings = {"resolution": 16, "start_resolution": 4, "stable_images": 10, "transition_images": 10}
+    usual = Schedule(**settings)
+    for first in (0, 3, 25):
+        other = Schedule(**settings, first_images=first)
+        assert other.total_images == usual.total_images + first - 10
+        assert [other.at(images) for images in range(first, 90)] == [usual.at(10 + n) for n in range(90 - first)]
+        assert all(other.at(images) == usual.at(0) for images in range(first))
+
+
+def test_without_growth_it_stays_at_the_full_resolution_for_as_long():
+    schedule = Schedule(resolution=64, progressive=False)
+    assert schedule.total_images == Schedule(resolution=64).total_images
+    assert {schedule.at(images) for images in range(0, 8_000_000, 99_999)} == {Stage(64, 1.0, 32, 1e-3)}
+    assert schedule.images_per_resolution(1000) == {64: schedule.total_images - 1000}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"resolution": 32},
+        {"resolution": 32, "first_images": 0},
+        {"resolution": 32, "first_images": 900_000},
         {"resolution": 16, "start_resolution": 8, "total_images": 1_000_000},
         {"resolution": 8, "stable_images": 0},
         {"resolution": 64, "transition_images": 0, "total_images": 1_500_000},
@@ -109,7 +128,9 @@ def test_images_per_resolution_adds_up(settings, seen):
     ("settings", "words"),
     [
         ({"resolution": 48}, "resolution 48: must be a power of two"),
-        ({"resolution": 2}, "resolution 2: must be a power of two, 4 or more"),
+        ({"resolution": 2}, "resolution 2: must be a power of two, 4 to 1024"),
+        ({"resolution": 2048}, "resolution 2048: must be a power of two, 4 to 1024"),
+        ({"resolution": 8, "first_images": -1}, "first_images -1"),
         ({"resolution": 8, "start_resolution": 16}, "start_resolution 16: must not be above"),
         ({"resolution": 8, "stable_images": 0, "transition_images": 0}, "phases of 0 stable"),
         ({"resolution": 8, "transition_images": -1}, "neither may be negative"),
