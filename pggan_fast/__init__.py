@@ -2,13 +2,17 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from pggan_fast.dropin import accelerate, explain, restore
 from pggan_fast.layers import (
     Downsample2x,
     EqualizedConv2d,
     EqualizedLinear,
     FadeIn,
+    MinibatchDiscrimination,
     MinibatchStdDev,
     PixelNorm,
+    ResidualBlock,
+    SelfAttention2d,
     Upsample2x,
 )
 from pggan_fast.networks import Discriminator, Generator
@@ -38,18 +42,24 @@ __all__ = [
     "EqualizedLinear",
     "FadeIn",
     "Generator",
+    "MinibatchDiscrimination",
     "MinibatchStdDev",
     "PixelNorm",
+    "ResidualBlock",
+    "SelfAttention2d",
     "Upsample2x",
+    "accelerate",
     "bias_act",
     "downsample2x",
     "equalized_conv2d",
     "equalized_linear",
+    "explain",
     "fade_in",
     "fade_reals",
     "kept_weights",
     "minibatch_stddev",
     "pixel_norm",
+    "restore",
     "upsample2x",
     "use_impl",
 ]

@@ -1,55 +1,104 @@
 """The discriminator of "Progressive Growing of GANs" (Karras et al., ICLR 2018)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from pggan_fast import ops
-from pggan_fast.layers import EqualizedConv2d, EqualizedLinear, MinibatchStdDev
-from pggan_fast.networks.options import blends, channels, check_resolution, resolutions
+from pggan_fast.layers import (
+    EqualizedConv2d,
+    EqualizedLinear,
+    MinibatchDiscrimination,
+    MinibatchStdDev,
+    ResidualBlock,
+    SelfAttention2d,
+)
+from pggan_fast.networks.options import (
+    blends,
+    channels,
+    check_base,
+    check_resolution,
+    image_size,
+    normalize_spectra,
+    one_hot,
+    resolutions,
+)
+from pggan_fast.networks.recompute import recomputed
+
+LABEL_MODES = ("acgan", "projection", "concat")
 
 
 class Discriminator(nn.Module):
     """Images of any resolution up to `resolution` to scores and, with labels, class logits.
 
     Args:
-        resolution: largest image side, a power of two from 4 to 1024.
+        resolution: smaller side of the largest images, a power of two from 4 to 1024.
         image_channels: channels of the images.
-        label_dim: number of classes whose logits are returned beside the score (AC-GAN), 0 for none.
+        base: height and width of the smallest images, as in `Generator`.
+        label_dim: number of classes, 0 for none.
         fmap_base, fmap_decay, fmap_max: a layer at 2**r has min(fmap_base / 2**((r-1) * fmap_decay), fmap_max) maps.
         fused_scale: True is the official default, `lrelu(pool(conv x) + b)`; False is `pool(lrelu(conv x + b))`,
             another function.
         mbstd_group_size: group size of the minibatch standard deviation, 1 for none of it.
+        attention_at, residual, spectral_norm: as in `Generator`; the block that leaves that resolution attends first.
+        minibatch_discrimination: a `MinibatchDiscrimination` before the last layer.
+        label_mode: what is done with labels. "acgan": class logits are returned beside the score (Odena et al. 2017).
+            "projection": the score gains the inner product of the last features with a vector of the class (Miyato
+            and Koyama 2018). "concat": one-hot maps beside the features at 4 px.
 
     `forward(images [N, image_channels, r, r], labels=None, *, alpha=1.0) -> (scores [N], logits [N, label_dim]
-    or None)`; alpha is the weight of the newest layers, as in the generator. Scores and logits are fp32 under autocast.
+    or None)`; alpha is the weight of the newest layers, as in the generator. Labels are indices [N] or one-hot, needed
+    by "projection" and "concat"; logits come from "acgan" alone. Scores and logits are fp32 under autocast.
     """
+
+    activation_checkpointing = False  # set by TrainStep
 
     def __init__(
         self,
         resolution: int = 1024,
         *,
         image_channels: int = 3,
+        base: Sequence[int] = (4, 4),
         label_dim: int = 0,
         fmap_base: int = 8192,
         fmap_decay: float = 1.0,
         fmap_max: int = 512,
         fused_scale: bool = True,
         mbstd_group_size: int = 4,
+        attention_at: int | None = None,
+        residual: bool = False,
+        spectral_norm: bool = False,
+        minibatch_discrimination: bool = False,
+        label_mode: str = "acgan",
     ):
         super().__init__()
         check_resolution("resolution", resolution)
+        if attention_at is not None:
+            check_resolution("attention_at", attention_at, resolution)
+        if label_mode not in LABEL_MODES:
+            raise ValueError(f"label_mode is {label_mode!r}, allowed: {', '.join(LABEL_MODES)}")
+        self.base = check_base(base)
         self.options = dict(
             resolution=resolution,
             image_channels=image_channels,
+            base=list(self.base),
             label_dim=label_dim,
             fmap_base=fmap_base,
             fmap_decay=fmap_decay,
             fmap_max=fmap_max,
             fused_scale=fused_scale,
             mbstd_group_size=mbstd_group_size,
+            attention_at=attention_at,
+            residual=residual,
+            spectral_norm=spectral_norm,
+            minibatch_discrimination=minibatch_discrimination,
+            label_mode=label_mode,
         )
-        self.resolution, self.image_channels, self.label_dim = resolution, image_channels, label_dim
-        self.fused_scale = fused_scale
+        self.resolution, self.image_channels = resolution, image_channels
+        self.label_dim, self.label_mode = label_dim, label_mode
+        self.fused_scale, self.mbstd_group_size = fused_scale, mbstd_group_size
+        self.sees_minibatch = minibatch_discrimination  # beyond groups: a score depends on all of the batch
 
         def maps(r: int) -> int:
             return channels(r, fmap_base, fmap_decay, fmap_max)
@@ -58,24 +107,47 @@ class Discriminator(nn.Module):
         for r in resolutions(resolution):
             self.from_rgb[str(r)] = EqualizedConv2d(image_channels, maps(r), 1, act="lrelu")
             if r > 4:
-                self.blocks[str(r)] = nn.ModuleDict(
-                    {
-                        "conv": EqualizedConv2d(maps(r), maps(r), 3, act="lrelu"),
-                        "down": EqualizedConv2d(maps(r), maps(r // 2), 3, down=1 + fused_scale, act="lrelu"),
-                    }
-                )
-        stddev = mbstd_group_size > 1
-        self.head = nn.ModuleDict({"stddev": MinibatchStdDev(mbstd_group_size)} if stddev else {})
-        self.head["conv"] = EqualizedConv2d(maps(4) + stddev, maps(4), 3, act="lrelu")
-        self.head["dense"] = EqualizedLinear(maps(4) * 16, maps(2), act="lrelu")
-        self.head["output"] = EqualizedLinear(maps(2), 1 + label_dim, gain=1.0)
+                block = self.blocks[str(r)] = nn.ModuleDict()
+                if r == attention_at:
+                    block["attention"] = SelfAttention2d(maps(r))
+                if residual:
+                    block["residual"] = ResidualBlock(maps(r), maps(r // 2), down=2, fused_scale=fused_scale)
+                else:
+                    block["conv"] = EqualizedConv2d(maps(r), maps(r), 3, act="lrelu")
+                    block["down"] = EqualizedConv2d(maps(r), maps(r // 2), 3, down=1 + fused_scale, act="lrelu")
+
+        self.head, features = nn.ModuleDict(), maps(4)
+        if attention_at == 4:
+            self.head["attention"] = SelfAttention2d(features)
+        if mbstd_group_size > 1:
+            self.head["stddev"] = MinibatchStdDev(mbstd_group_size)
+            features += 1
+        if label_mode == "concat":
+            features += label_dim
+        self.head["conv"] = EqualizedConv2d(features, maps(4), 3, act="lrelu")
+        features = maps(2)
+        self.head["dense"] = EqualizedLinear(maps(4) * self.base[0] * self.base[1], features, act="lrelu")
+        if minibatch_discrimination:
+            self.head["discrimination"] = MinibatchDiscrimination(features)
+            features += self.head["discrimination"].kernels
+        self.head["output"] = EqualizedLinear(features, 1 + label_dim * (label_mode == "acgan"), gain=1.0)
+        if label_dim and label_mode == "projection":
+            self.head["projection"] = EqualizedLinear(features, label_dim, gain=1.0, bias=False)
+        if spectral_norm:
+            normalize_spectra(self)
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, alpha: float | Tensor = 1.0
     ) -> tuple[Tensor, Tensor | None]:
-        resolution = images.shape[-1]
-        if images.ndim != 4 or images.shape[1:] != (self.image_channels, resolution, resolution):
-            raise ValueError(f"images have shape {list(images.shape)}, must be [N, {self.image_channels}, r, r]")
+        labels = None if self.label_mode == "acgan" else one_hot(labels, self.label_dim, len(images), images)
+        return self._scores(self._features(self._blocks(images, alpha), labels), labels)
+
+    def _blocks(self, images: Tensor, alpha: float | Tensor) -> Tensor:
+        """Images to features at 4 px, [N, C, *base]."""
+        resolution = min(images.shape[-2:])
+        if images.ndim != 4 or images.shape[1:] != (self.image_channels, *image_size(resolution, self.base)):
+            sides = "r, r" if self.base == (4, 4) else f"{self.base[0]} * r / 4, {self.base[1]} * r / 4"
+            raise ValueError(f"images have shape {list(images.shape)}, must be [N, {self.image_channels}, {sides}]")
         check_resolution("the images' resolution", resolution, self.resolution)
         x = self.from_rgb[str(resolution)](images)
         for r in reversed(resolutions(resolution)[1:]):
@@ -83,23 +155,43 @@ class Discriminator(nn.Module):
             if r == resolution and blends(alpha):
                 old = self.from_rgb[str(r // 2)](ops.downsample2x(images))
                 x = old + (x - old) * alpha
-        return self._head(x)
+        return x
 
     def _block(self, x: Tensor, r: int) -> Tensor:
         block = self.blocks[str(r)]
+        if self.activation_checkpointing:
+            return recomputed(block, lambda x: self._layers(block, x), x)
+        return self._layers(block, x)
+
+    def _layers(self, block: nn.ModuleDict, x: Tensor) -> Tensor:
+        x = block["attention"](x) if "attention" in block else x
+        if "residual" in block:
+            return block["residual"](x)
         x = block["down"](block["conv"](x))
         return x if self.fused_scale else ops.downsample2x(x)
 
-    def _head(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features at 4x4 to scores and logits."""
+    def _features(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """Features at 4 px, and labels that are to be seen with them, to features [N, C]."""
+        if "attention" in self.head:
+            x = self.head["attention"](x)
         if "stddev" in self.head:
             x = self.head["stddev"](x)
-        x = self.head["conv"](x)
-        x = self.head["dense"](x.flatten(1))
+        if self.label_mode == "concat" and labels is not None:
+            maps = labels.to(x.dtype)[:, :, None, None].expand(-1, -1, *x.shape[2:])
+            x = torch.cat([x, maps], dim=1)
+        x = self.head["dense"](self.head["conv"](x).flatten(1))
+        return self.head["discrimination"](x) if "discrimination" in self.head else x
+
+    def _scores(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Features [N, C] to scores and logits."""
         # Losses and penalties are taken of these few numbers: half precision would be most of their error.
         with torch.autocast(x.device.type, enabled=False):
-            x = self.head["output"](x.to(torch.promote_types(x.dtype, torch.float32)))
-        return x[:, 0], x[:, 1:] if self.label_dim else None
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            output = self.head["output"](x)
+            scores = output[:, 0]
+            if "projection" in self.head:
+                scores = scores + (self.head["projection"](x) * labels).sum(dim=1)
+        return scores, output[:, 1:] if output.shape[1] > 1 else None
 
     def live_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
         """The parameters that scores of images at `resolution` depend on, with the old path if `fading`."""

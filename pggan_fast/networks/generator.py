@@ -1,20 +1,31 @@
 """The generator of "Progressive Growing of GANs" (Karras et al., ICLR 2018)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pggan_fast import ops
-from pggan_fast.layers import EqualizedConv2d, EqualizedLinear
-from pggan_fast.networks.options import blends, channels, check_resolution, one_hot, resolutions
+from pggan_fast.layers import EqualizedConv2d, EqualizedLinear, ResidualBlock, SelfAttention2d
+from pggan_fast.networks.options import (
+    blends,
+    channels,
+    check_base,
+    check_resolution,
+    normalize_spectra,
+    one_hot,
+    resolutions,
+)
+from pggan_fast.networks.recompute import recomputed
 
 
 class Generator(nn.Module):
     """Latents (and labels) to images, up to `resolution`; grown by asking for smaller ones first.
 
     Args:
-        resolution: largest image side, a power of two from 4 to 1024.
+        resolution: smaller side of the largest images, a power of two from 4 to 1024.
+        base: height and width of the smallest images, 4 x k or k x 4; (4, 6) at resolution 64 makes images of 64 x 96.
         image_channels: channels of the images.
         label_dim: number of classes, 0 for none.
         latent_dim: size of z; default nf(0) = min(fmap_base, fmap_max).
@@ -22,17 +33,23 @@ class Generator(nn.Module):
         fused_scale: kept for symmetry with the discriminator; in G both forms are one function.
         pixel_norm: normalize feature vectors after each layer.
         normalize_latents: normalize concat(z, labels) first.
+        attention_at: resolution whose features go through a `SelfAttention2d`, None for none.
+        residual: the layers above 4 px are `ResidualBlock`s.
+        spectral_norm: every weight is divided by its largest singular value, instead of the equalized constant.
 
     `forward(z [N, latent_dim], labels=None, *, resolution=None, alpha=1.0) -> [N, image_channels, r, r]`;
     no tanh. alpha is the weight of the newest layers: a 0-d fp32 tensor while they fade in (one graph for
     every value), the float 1.0 afterwards, which leaves the old path out. Labels are indices [N] or one-hot.
     """
 
+    activation_checkpointing = False  # set by TrainStep
+
     def __init__(
         self,
         resolution: int = 1024,
         *,
         image_channels: int = 3,
+        base: Sequence[int] = (4, 4),
         label_dim: int = 0,
         latent_dim: int | None = None,
         fmap_base: int = 8192,
@@ -41,13 +58,20 @@ class Generator(nn.Module):
         fused_scale: bool = True,
         pixel_norm: bool = True,
         normalize_latents: bool = True,
+        attention_at: int | None = None,
+        residual: bool = False,
+        spectral_norm: bool = False,
     ):
         super().__init__()
         check_resolution("resolution", resolution)
+        if attention_at is not None:
+            check_resolution("attention_at", attention_at, resolution)
+        self.base = check_base(base)
         latent_dim = channels(2, fmap_base, fmap_decay, fmap_max) if latent_dim is None else latent_dim
         self.options = dict(
             resolution=resolution,
             image_channels=image_channels,
+            base=list(self.base),
             label_dim=label_dim,
             latent_dim=latent_dim,
             fmap_base=fmap_base,
@@ -56,6 +80,9 @@ class Generator(nn.Module):
             fused_scale=fused_scale,
             pixel_norm=pixel_norm,
             normalize_latents=normalize_latents,
+            attention_at=attention_at,
+            residual=residual,
+            spectral_norm=spectral_norm,
         )
         self.resolution, self.image_channels = resolution, image_channels
         self.label_dim, self.latent_dim = label_dim, latent_dim
@@ -65,16 +92,24 @@ class Generator(nn.Module):
             return channels(r, fmap_base, fmap_decay, fmap_max)
 
         layer = dict(act="lrelu", pixel_norm=pixel_norm)
-        self.input = EqualizedLinear(latent_dim + label_dim, maps(4) * 16, gain=math.sqrt(2) / 4, bias=False)
+        pixels = self.base[0] * self.base[1]
+        self.input = EqualizedLinear(latent_dim + label_dim, maps(4) * pixels, gain=math.sqrt(2) / 4, bias=False)
         self.input_bias = nn.Parameter(torch.zeros(maps(4)))
         self.blocks, self.to_rgb = nn.ModuleDict(), nn.ModuleDict()
         for r in resolutions(resolution):
             block = nn.ModuleDict()
-            if r > 4:
-                block["up"] = EqualizedConv2d(maps(r // 2), maps(r), 3, up=2, **layer)
-            block["conv"] = EqualizedConv2d(maps(r), maps(r), 3, **layer)
+            if r > 4 and residual:
+                block["residual"] = ResidualBlock(maps(r // 2), maps(r), up=2, **layer)
+            else:
+                if r > 4:
+                    block["up"] = EqualizedConv2d(maps(r // 2), maps(r), 3, up=2, **layer)
+                block["conv"] = EqualizedConv2d(maps(r), maps(r), 3, **layer)
+            if r == attention_at:
+                block["attention"] = SelfAttention2d(maps(r))
             self.blocks[str(r)] = block
             self.to_rgb[str(r)] = EqualizedConv2d(maps(r), image_channels, 1, gain=1.0)
+        if spectral_norm:
+            normalize_spectra(self)
 
     def forward(
         self,
@@ -92,8 +127,7 @@ class Generator(nn.Module):
         x = self._stem(z if labels is None else torch.cat([z, labels], dim=1))
         for r in resolutions(resolution)[1:]:
             before = x
-            block = self.blocks[str(r)]
-            x = block["conv"](block["up"](x))
+            x = self._block(x, r)
         images = self.to_rgb[str(resolution)](x)
         if resolution > 4 and blends(alpha):
             images = ops.fade_in(self.to_rgb[str(resolution // 2)](before), images, alpha)
@@ -103,11 +137,26 @@ class Generator(nn.Module):
         """Latents to features at 4x4."""
         z = ops.pixel_norm(z) if self.normalize_latents else z
         x = ops.equalized_linear(z, self.input.weight, weight_scale=1.0)
-        x = x.view(len(z), len(self.input_bias), 4, 4)
-        if self.blocks["4"]["conv"].weight.is_contiguous(memory_format=torch.channels_last):
+        x = x.view(len(z), len(self.input_bias), *self.base)
+        # The parameter, not `.weight`: spectral norm computes that anew each time.
+        weight = next(p for p in self.blocks["4"]["conv"].parameters() if p.ndim == 4)
+        if weight.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
         x = ops.bias_act(x, self.input_bias, scale=self.input.weight_scale, pixel_norm=self.pixel_norm)
-        return self.blocks["4"]["conv"](x)
+        return self._block(x, 4)
+
+    def _block(self, x: Tensor, r: int) -> Tensor:
+        """Everything between the features below `r` (at 4: the first dense layer's) and those at `r`."""
+        block = self.blocks[str(r)]
+        if self.activation_checkpointing:
+            return recomputed(block, lambda x: self._layers(block, x), x)
+        return self._layers(block, x)
+
+    @staticmethod
+    def _layers(block: nn.ModuleDict, x: Tensor) -> Tensor:
+        x = block["up"](x) if "up" in block else x
+        x = block["residual" if "residual" in block else "conv"](x)
+        return block["attention"](x) if "attention" in block else x
 
     def live_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
         """The parameters that images at `resolution` depend on, with the old path if `fading`."""

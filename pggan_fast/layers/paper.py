@@ -1,4 +1,4 @@
-"""The ops as modules, with the constructors people know."""
+"""The ops as modules, with the constructors people know: the layers of the paper."""
 
 import math
 

@@ -1,0 +1,59 @@
+"""A discriminator that is an autoencoder, for energy-based GANs (Zhao et al., ICLR 2017)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from pggan_fast.layers import EqualizedLinear
+from pggan_fast.networks.discriminator import Discriminator
+from pggan_fast.networks.generator import Generator
+from pggan_fast.networks.options import channels
+
+
+class AutoencoderDiscriminator(Discriminator):
+    """Scores images by how well it rebuilds them: the score is minus the mean squared error, so never above 0.
+
+    The encoder is `Discriminator`'s network with a code of `code_dim` numbers in place of the score (default: channels
+    at 4 px), the decoder a `Generator` without normalization. Both grow with the images. There are no labels and no
+    statistics of the minibatch: a score is of one image.
+
+    `forward(images [N, image_channels, r, r], labels=None, *, alpha=1.0) -> (scores [N], None)`.
+    """
+
+    def __init__(
+        self,
+        resolution: int = 1024,
+        *,
+        image_channels: int = 3,
+        base: Sequence[int] = (4, 4),
+        fmap_base: int = 8192,
+        fmap_decay: float = 1.0,
+        fmap_max: int = 512,
+        fused_scale: bool = True,
+        code_dim: int | None = None,
+    ):
+        shared = dict(
+            image_channels=image_channels,
+            base=base,
+            fmap_base=fmap_base,
+            fmap_decay=fmap_decay,
+            fmap_max=fmap_max,
+            fused_scale=fused_scale,
+        )
+        super().__init__(resolution, mbstd_group_size=1, **shared)
+        width = channels(2, fmap_base, fmap_decay, fmap_max)
+        code_dim = width if code_dim is None else code_dim
+        self.options = {"resolution": resolution, **shared, "base": list(self.base), "code_dim": code_dim}
+        self.head["output"] = EqualizedLinear(width, code_dim, gain=1.0)
+        self.decoder = Generator(resolution, latent_dim=code_dim, pixel_norm=False, normalize_latents=False, **shared)
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, *, alpha: float | Tensor = 1.0
+    ) -> tuple[Tensor, None]:
+        codes = self.head["output"](self._features(self._blocks(images, alpha), None))
+        rebuilt = self.decoder(codes, resolution=min(images.shape[-2:]), alpha=alpha)
+        return -(rebuilt.to(images.dtype) - images).square().mean(dim=(1, 2, 3)), None
+
+    def live_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
+        """The parameters that scores of images at `resolution` depend on, with the old path if `fading`."""
+        return super().live_parameters(resolution, fading) + self.decoder.live_parameters(resolution, fading)
