@@ -28,8 +28,8 @@ def picture(image: np.ndarray) -> Image.Image:
 
 
 def grid(images: np.ndarray, columns: int, tile: int = SMALLEST_TILE) -> np.ndarray:
-    """uint8 [N, r, r, C] laid out row by row; r is enlarged to `tile` pixels where it is less."""
-    repeat = max(1, tile // images.shape[1])
+    """uint8 [N, H, W, C] laid out row by row; the shorter side is enlarged to `tile` pixels where it is less."""
+    repeat = max(1, tile // min(images.shape[1:3]))
     images = images.repeat(repeat, axis=1).repeat(repeat, axis=2)
     count, height, width, channels = images.shape
     rows = -(-count // columns)
@@ -43,3 +43,15 @@ def save_png(path: Path, image: np.ndarray) -> None:
     """Write uint8 [H, W, C] as a PNG, whole or not at all."""
     with written_aside(path) as aside:
         picture(image).save(aside, format="PNG")
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Without transparency, which shows white."""
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def rgb_array(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] of uint8 [H, W, 1 to 4]."""
+    return np.asarray(rgb(picture(image)))

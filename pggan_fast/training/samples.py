@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pggan_fast.networks import Generator
 from pggan_fast.ops import kept_weights
+from pggan_fast.training.dataset import LOWEST
 from pggan_fast.training.images import SMALLEST_TILE, grid, to_uint8
 from pggan_fast.training.schedule import Stage
 
@@ -23,7 +24,7 @@ def generate(
     resolution: int | None = None,
     alpha: float | Tensor = 1.0,
 ) -> np.ndarray:
-    """uint8 images [N, r, r, C] of latents z [N, latent_dim]; labels int64 [N] if G takes any."""
+    """uint8 images [N, H, W, C] of latents z [N, latent_dim]; labels int64 [N] if G takes any."""
     images = []
     with torch.no_grad(), kept_weights():
         for start in range(0, len(z), CHUNK):
@@ -45,7 +46,7 @@ class SampleGrid:
 
     def __init__(self, G: Generator, seed: int) -> None:
         side = max(SMALLEST_TILE, G.resolution)
-        self.columns = min(12, max(3, GRID_PIXELS // side))
+        self.columns = min(12, max(3, GRID_PIXELS // (side * G.base[1] // LOWEST)))
         rows = G.label_dim or max(2, self.columns * 2 // 3)
         self.z = latents(G, rows * self.columns, seed)
         self.labels = None

@@ -10,7 +10,8 @@ from PIL import Image
 
 from pggan_fast.training.dataset import DatasetWriter, PreparedData, pyramid
 from pggan_fast.training.errors import UserError
-from pggan_fast.training.prepare import PrepareConfig, load_image, prepare
+from pggan_fast.training.pictures import fit, read
+from pggan_fast.training.prepare import PrepareConfig, prepare
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data_pipeline.npz"
 
@@ -20,6 +21,10 @@ def save(folder, name, size=(32, 32), color=(200, 100, 50), mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, color).save(path)
     return path
+
+
+def load_image(path, resolution, *, crop, channels):
+    return fit(read(path.name, path), resolution, crop=crop, channels=channels)
 
 
 def test_pyramid_matches_the_official_exporter():
@@ -200,12 +205,15 @@ def test_mistakes(tmp_path):
     images, out = tmp_path / "in", tmp_path / "out"
     assert "no such folder" in fails(images=images, out=out)
     images.mkdir()
-    assert "the folder is empty" in fails(images=images, out=out)
+    assert "there are no files in it" in fails(images=images, out=out)
     (images / "a.txt").write_text("x")
     assert "none of its 1 files is an image" in fails(images=images, out=out)
     save(images, "a.png", size=(8, 8))
     assert "smaller than that" in fails(images=images, out=out, resolution=16)
     assert "--resolution 20" in fails(images=images, out=out, resolution=20)
+    assert "--base 5x4x" in fails(images=images, out=out, base="5x4x")
+    assert "the smaller one 4" in fails(images=images, out=out, base="5x6")
+    assert "--workers 0" in fails(images=images, out=out, workers=0)
     assert not out.exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
