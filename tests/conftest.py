@@ -23,6 +23,19 @@ def fused(request) -> Iterator[Implementation]:
     yield from _active(request.param)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """An implementation is not asked for dtypes that it cannot compute."""
+    items[:] = [item for item in items if not _beyond_its_implementation(item)]
+
+
+def _beyond_its_implementation(item: pytest.Item) -> bool:
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    names = [given.get(name) for name in ("implementation", "fused", "impl")]
+    allowed = next((IMPLEMENTATIONS[name].dtypes for name in names if name in IMPLEMENTATIONS), None)
+    dtypes = [given.get("dtype"), getattr(given.get("sample"), "options", {}).get("dtype")]
+    return allowed is not None and any(dtype is not None and dtype not in allowed for dtype in dtypes)
+
+
 def _active(name: str) -> Iterator[Implementation]:
     implementation = IMPLEMENTATIONS[name]
     if (reason := implementation.missing()) is not None:

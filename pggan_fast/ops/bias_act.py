@@ -21,7 +21,7 @@ from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.choice import choose
-from pggan_fast.ops.registry import below_autograd, define, differentiate, last_order
+from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, last_order
 from pggan_fast.reference import accumulation_dtype, effective_slope
 
 EPILOGUE_SCHEMA = "float scale=1.0, str act='lrelu', float slope=0.2, float gain=1.0, bool pixel_norm=False"
@@ -54,11 +54,12 @@ def bias_act(
     """
     options = (scale, act, slope, gain, pixel_norm, eps)
     check_epilogue("bias_act", x.shape[1:2], bias, options)
-    if choose("bias_act", x, impl) == "reference":
+    impl = choose("bias_act", x, impl)
+    if impl == "reference":
         return reference.bias_act(x, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
     if torch.compiler.is_compiling():
-        return torch.ops.pggan_fast.bias_act(x, bias, *options)[0]
-    return BiasAct.apply(x, bias, options)[0]
+        return _forward[impl](x, bias, *options)[0]
+    return BiasAct.apply(x, bias, options, impl)[0]
 
 
 def pixel_norm(x: Tensor, eps: float = 1e-8, *, impl: str = "auto") -> Tensor:
@@ -84,26 +85,29 @@ def check_epilogue(op: str, channels: torch.Size, bias: Tensor | None, options: 
 
 
 class BiasAct(Function):
-    """(x, bias, (scale, act, slope, gain, pixel_norm, eps)) -> (y, r); r is an empty tensor without pixel norm."""
+    """(x, bias, (scale, act, slope, gain, pixel_norm, eps), impl) -> (y, r); r is empty without pixel norm."""
 
     @staticmethod
-    def forward(ctx, x, bias, options):
-        y, r = below_autograd(_forward, x, bias, *options)
-        remember_epilogue(ctx, y, r, bias, options)
+    def forward(ctx, x, bias, options, impl):
+        y, r = below_autograd(_forward[impl], x, bias, *options)
+        remember_epilogue(ctx, y, r, bias, options, impl)
         return y, r
 
     @staticmethod
     def backward(ctx, dy, dr):
         if dy is None and dr is None:
-            return None, None, None
+            return None, None, None, None
         dx, db = epilogue_backward(ctx, dy, dr, *ctx.saved_tensors, ctx.needs_input_grad[1])
-        return dx, db, None
+        return dx, db, None, None
 
 
-def remember_epilogue(ctx, y: Tensor, r: Tensor, bias: Tensor | None, options: tuple, *also: Tensor) -> None:
-    """Saves `also`, then y and r where backward reads them (an affine map's gradient does not)."""
+def remember_epilogue(ctx, y: Tensor, r: Tensor, bias: Tensor | None, options: tuple, impl: str, *also: Tensor) -> None:
+    """Saves the choice that backward repeats, `also`, then y and r where backward reads them.
+
+    An affine map's gradient does not.
+    """
     _, act, _, _, pixel_norm, _ = options
-    ctx.epilogue = options[:-1]
+    ctx.epilogue, ctx.impl = options[:-1], impl
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.set_materialize_grads(False)
     if pixel_norm:
@@ -125,21 +129,21 @@ def epilogue_backward(ctx, dy, dr, y, r, bias_wanted: bool) -> tuple[Tensor, Ten
         dy = torch.zeros_like(y)
     arguments = (dy, dr, y, r, *ctx.epilogue, bias_wanted)
     if torch.is_grad_enabled():
-        dx, db = BiasActBackward.apply(*arguments)
+        dx, db = BiasActBackward.apply(*arguments, ctx.impl)
     else:
-        dx, db = below_autograd(_backward, *arguments)
+        dx, db = below_autograd(_backward[ctx.impl], *arguments)
     if not bias_wanted:
         return dx, None
     return dx, db if db.dtype == ctx.bias_dtype else db.to(ctx.bias_dtype)
 
 
 class BiasActBackward(Function):
-    """(dy, dr, y, r, *epilogue, bias_wanted) -> (dx, db); r is None without pixel norm, db empty unless wanted."""
+    """(dy, dr, y, r, *epilogue, bias_wanted, impl) -> (dx, db); r None without pixel norm, db empty unless wanted."""
 
     @staticmethod
     def forward(ctx, dy, dr, y, r, *options):
-        dx, db = below_autograd(_backward, dy, dr, y, r, *options)
-        *ctx.epilogue, bias_wanted = options
+        *ctx.epilogue, bias_wanted, ctx.impl = options
+        dx, db = below_autograd(_backward[ctx.impl], dy, dr, y, r, *ctx.epilogue, bias_wanted)
         ctx.save_for_backward(dy, dr, y, r)
         ctx.set_materialize_grads(False)
         if not bias_wanted:
@@ -150,10 +154,10 @@ class BiasActBackward(Function):
     @last_order
     def backward(ctx, g, g_bias):
         dr, pixel_norm = ctx.saved_tensors[1], ctx.epilogue[-1]
-        d_dy, d_y, d_r, d_dr = below_autograd(_double_backward, g, g_bias, *ctx.saved_tensors, *ctx.epilogue)
+        d_dy, d_y, d_r, d_dr = below_autograd(_double_backward[ctx.impl], g, g_bias, *ctx.saved_tensors, *ctx.epilogue)
         if not pixel_norm:
             d_y = d_r = d_dr = None
-        return d_dy, d_dr if dr is not None else None, d_y, d_r, None, None, None, None, None, None
+        return d_dy, d_dr if dr is not None else None, d_y, d_r, None, None, None, None, None, None, None
 
 
 # The formulas in plain PyTorch, for devices that have no kernels of their own.
@@ -241,27 +245,31 @@ def _double_backward_fake(g, g_bias, dy, dr, y, r, scale, act, slope, gain, pixe
     return torch.empty_like(y), torch.empty_like(y), *_factors(y, True, 2)
 
 
-_forward = define(
+_forward = define_forms(
     f"bias_act(Tensor x, Tensor? bias=None, {EPILOGUE_SCHEMA}, float eps=1e-8) -> (Tensor y, Tensor r)",
     fallback=_forward_fallback,
     fake=_forward_fake,
+    triton="bias_act.forward",
 )
-bias_act_inplace = define(
+bias_act_inplace = define_forms(
     f"bias_act_(Tensor(a!) x, Tensor? bias=None, {EPILOGUE_SCHEMA}, float eps=1e-8) -> Tensor r",
     fallback=_inplace_fallback,
     fake=_inplace_fake,
+    triton="bias_act.forward_in_place",
 )
-_backward = define(
+_backward = define_forms(
     f"bias_act_backward(Tensor dy, Tensor? dr, Tensor y, Tensor? r, {EPILOGUE_SCHEMA}, "
     "bool bias_wanted=False) -> (Tensor dx, Tensor db)",
     fallback=_backward_fallback,
     fake=_backward_fake,
+    triton="bias_act.backward",
 )
-_double_backward = define(
+_double_backward = define_forms(
     "bias_act_double_backward(Tensor? g, Tensor? g_bias, Tensor dy, Tensor? dr, Tensor y, Tensor? r, "
     f"{EPILOGUE_SCHEMA}) -> (Tensor d_dy, Tensor d_y, Tensor d_r, Tensor d_dr)",
     fallback=_double_backward_fallback,
     fake=_double_backward_fake,
+    triton="bias_act.double_backward",
 )
-differentiate(_forward, lambda x, bias, *options: BiasAct.apply(x, bias, options))
-differentiate(_backward, BiasActBackward.apply)
+differentiate_forms(_forward, lambda x, bias, *rest: BiasAct.apply(x, bias, rest[:-1], rest[-1]))
+differentiate_forms(_backward, BiasActBackward.apply)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from pggan_fast import _native
+from pggan_fast.ops.registry import TRITON_INSTALLED, TRITON_INTERPRETED
 
 IMPLEMENTATIONS = ("auto", "native", "triton", "reference")
 OPS = (
@@ -48,7 +49,7 @@ def passed_over(impl: str, device_type: str) -> str | None:
     if impl == "reference":
         return None
     if impl == "triton":
-        return "this version has no Triton kernels"
+        return _without_triton(device_type)
     if device_type == "cpu":
         return None if _native.cpu_available else _native.cpu_reason
     if device_type == "cuda":
@@ -56,15 +57,31 @@ def passed_over(impl: str, device_type: str) -> str | None:
     return f"there are no native kernels for {device_type} devices"
 
 
+def _without_triton(device_type: str) -> str | None:
+    if not TRITON_INSTALLED:
+        return "Triton is not installed (pip install triton)"
+    if device_type == "cuda" or (device_type == "cpu" and TRITON_INTERPRETED):
+        return None
+    if device_type == "cpu":
+        return "Triton runs on the CPU only in its interpreter (TRITON_INTERPRET=1, set before Python starts)"
+    return f"there are no Triton kernels for {device_type} devices"
+
+
+def _first_that_runs(device_type: str) -> str:
+    # Triton on a CPU is an interpreter: for tests alone.
+    order = ("native", "triton", "reference") if device_type == "cuda" else ("native", "reference")
+    return next(i for i in order if passed_over(i, device_type) is None)
+
+
 def choose(op: str, x: torch.Tensor, impl: str) -> str:
-    """The implementation that `op` takes for x: the first of native, triton, reference that can run."""
+    """The implementation that `op` takes for x: the first of native, Triton (on GPUs) and reference that can run."""
     if impl == "auto":
         impl = _selected
     if impl == "auto" and x.is_cpu and _native.cpu_available:
         return "native"
     device_type = x.device.type
     if impl == "auto":
-        return next(i for i in ("native", "triton", "reference") if passed_over(i, device_type) is None)
+        return _first_that_runs(device_type)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"{op}: impl is {impl!r}, allowed: {', '.join(IMPLEMENTATIONS)}")
     if (reason := passed_over(impl, device_type)) is not None:
@@ -76,7 +93,5 @@ def implementations(device: str | torch.device) -> dict[str, dict[str, str]]:
     """For each op: every implementation on this device, "chosen", "available" or the reason it cannot run."""
     device_type = torch.device(device).type
     states = {i: passed_over(i, device_type) or "available" for i in IMPLEMENTATIONS[1:]}
-    chosen = next(i for i, state in states.items() if state == "available")
-    if _selected != "auto":
-        chosen = _selected
+    chosen = _first_that_runs(device_type) if _selected == "auto" else _selected
     return {op: {**states, chosen: "chosen"} for op in OPS}

@@ -114,7 +114,7 @@ class EqualizedConv2d(Function):
     def forward(ctx, x, weight, bias, geometry, options):
         y, r = below_autograd(_forward, x, weight, bias, *geometry, *options)
         ctx.geometry = geometry
-        remember_epilogue(ctx, y, r, bias, options, x, weight)
+        remember_epilogue(ctx, y, r, bias, options, "native", x, weight)
         return y, r
 
     @staticmethod
@@ -260,7 +260,7 @@ def _contiguous(x: Tensor) -> Tensor:
 def _forward_kernel(x, weight, bias, padding, up, down, *options):
     y = _raw_convolution(x, weight, padding, up, down)
     # In place: the convolution's output is fresh and nothing else holds it.
-    return y, bias_act_inplace(y, bias, *options)
+    return y, bias_act_inplace["native"](y, bias, *options)
 
 
 _forward = define(

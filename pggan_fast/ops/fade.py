@@ -9,7 +9,7 @@ from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.choice import choose
-from pggan_fast.ops.registry import below_autograd, define, differentiate
+from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms
 from pggan_fast.ops.resample import Upsample2x, check_image, like_layout
 
 
@@ -28,10 +28,12 @@ def fade_in(low: Tensor, high: Tensor, alpha: float | Tensor, *, impl: str = "au
     if low.dtype != high.dtype:
         raise ValueError(f"fade_in: low is {low.dtype} and high is {high.dtype}, must be the same")
     tensor, number = split_alpha("fade_in", alpha)
-    if choose("fade_in", high, impl) == "reference":
+    impl = choose("fade_in", high, impl)
+    if impl == "reference":
         return reference.fade_in(low, high, alpha)
-    run = torch.ops.pggan_fast.fade_in if torch.compiler.is_compiling() else FadeIn.apply
-    return run(low, high, tensor, number)
+    if torch.compiler.is_compiling():
+        return _fade_in[impl](low, high, tensor, number)
+    return FadeIn.apply(low, high, tensor, number, impl)
 
 
 def fade_reals(
@@ -52,10 +54,12 @@ def fade_reals(
     if dtype is None:
         dtype = torch.float32 if images.dtype == torch.uint8 else images.dtype
     tensor, number = split_alpha("fade_reals", alpha)
-    if choose("fade_reals", images, impl) == "reference":
+    impl = choose("fade_reals", images, impl)
+    if impl == "reference":
         return reference.fade_reals(images, alpha, dtype=dtype)
-    run = torch.ops.pggan_fast.fade_reals if torch.compiler.is_compiling() else FadeReals.apply
-    return run(images, tensor, number, dtype)
+    if torch.compiler.is_compiling():
+        return _fade_reals[impl](images, tensor, number, dtype)
+    return FadeReals.apply(images, tensor, number, dtype, impl)
 
 
 def split_alpha(op: str, alpha: float | Tensor) -> tuple[Tensor | None, float]:
@@ -79,62 +83,62 @@ def _alpha_gradient(dy: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 class FadeIn(Function):
-    """(low, high, alpha tensor, alpha number) -> the blend."""
+    """(low, high, alpha tensor, alpha number, impl) -> the blend."""
 
     @staticmethod
-    def forward(ctx, low, high, alpha, number):
-        ctx.number = number
+    def forward(ctx, low, high, alpha, number, impl):
+        ctx.number, ctx.impl = number, impl
         wants_alpha = ctx.needs_input_grad[2]
         ctx.save_for_backward(alpha, *((low, high) if wants_alpha else ()))
-        return below_autograd(_fade_in, low, high, alpha, number)
+        return below_autograd(_fade_in[impl], low, high, alpha, number)
 
     @staticmethod
     def backward(ctx, dy):
         alpha, *inputs = ctx.saved_tensors
         if torch.is_grad_enabled():
-            d_low, d_high = FadeInBackward.apply(dy, alpha, ctx.number)
+            d_low, d_high = FadeInBackward.apply(dy, alpha, ctx.number, ctx.impl)
         else:
-            d_low, d_high = below_autograd(_fade_in_backward, dy, alpha, ctx.number)
-        d_alpha = _alpha_gradient(dy, inputs[1], Upsample2x.apply(inputs[0], 1.0, 0, 0)) if inputs else None
-        return d_low, d_high, d_alpha, None
+            d_low, d_high = below_autograd(_fade_in_backward[ctx.impl], dy, alpha, ctx.number)
+        d_alpha = _alpha_gradient(dy, inputs[1], Upsample2x.apply(inputs[0], 1.0, 0, 0, ctx.impl)) if inputs else None
+        return d_low, d_high, d_alpha, None, None
 
 
 class FadeInBackward(Function):
-    """(dy, alpha tensor, alpha number) -> (d_low, d_high): ((1 - alpha) * 2x2 sums of dy, alpha * dy)."""
+    """(dy, alpha tensor, alpha number, impl) -> (d_low, d_high): ((1 - alpha) * 2x2 sums of dy, alpha * dy)."""
 
     @staticmethod
-    def forward(ctx, dy, alpha, number):
-        ctx.number = number
+    def forward(ctx, dy, alpha, number, impl):
+        ctx.number, ctx.impl = number, impl
         ctx.save_for_backward(alpha, *((dy,) if ctx.needs_input_grad[1] else ()))
-        return below_autograd(_fade_in_backward, dy, alpha, number)
+        return below_autograd(_fade_in_backward[impl], dy, alpha, number)
 
     @staticmethod
     def backward(ctx, g_low, g_high):
         alpha, *dy = ctx.saved_tensors
-        d_dy = FadeIn.apply(g_low, g_high, alpha, ctx.number)
-        d_alpha = _alpha_gradient(dy[0], g_high, Upsample2x.apply(g_low, 1.0, 0, 0)) if dy else None
-        return d_dy, d_alpha, None
+        d_dy = FadeIn.apply(g_low, g_high, alpha, ctx.number, ctx.impl)
+        d_alpha = _alpha_gradient(dy[0], g_high, Upsample2x.apply(g_low, 1.0, 0, 0, ctx.impl)) if dy else None
+        return d_dy, d_alpha, None, None
 
 
 class FadeReals(Function):
-    """(images, alpha tensor, alpha number, dtype) -> the blend. Linear and symmetric: its own backward."""
+    """(images, alpha tensor, alpha number, dtype, impl) -> the blend. Linear and symmetric: its own backward."""
 
     @staticmethod
-    def forward(ctx, images, alpha, number, dtype):
-        ctx.number, ctx.dtype = number, images.dtype
+    def forward(ctx, images, alpha, number, dtype, impl):
+        ctx.number, ctx.dtype, ctx.impl = number, images.dtype, impl
         ctx.save_for_backward(alpha, *((images,) if ctx.needs_input_grad[1] else ()))
-        return below_autograd(_fade_reals, images, alpha, number, dtype)
+        return below_autograd(_fade_reals[impl], images, alpha, number, dtype)
 
     @staticmethod
     def backward(ctx, dy):
         alpha, *images = ctx.saved_tensors
-        dx = FadeReals.apply(dy, alpha, ctx.number, ctx.dtype) if ctx.needs_input_grad[0] else None
+        dx = FadeReals.apply(dy, alpha, ctx.number, ctx.dtype, ctx.impl) if ctx.needs_input_grad[0] else None
         if not images:
-            return dx, None, None, None
+            return dx, None, None, None, None
         # In the accumulation dtype, since the sum's terms cancel.
         wide = reference.accumulation_dtype(dy.dtype)
-        x = FadeReals.apply(images[0], None, 1.0, wide)
-        return dx, _alpha_gradient(dy, x, FadeReals.apply(x, None, 0.0, wide)), None, None
+        x = FadeReals.apply(images[0], None, 1.0, wide, ctx.impl)
+        return dx, _alpha_gradient(dy, x, FadeReals.apply(x, None, 0.0, wide, ctx.impl)), None, None, None
 
 
 def _alpha(alpha: Tensor | None, number: float) -> Tensor | float:
@@ -169,21 +173,24 @@ def _fade_reals_fallback(images, alpha, number, dtype):
     return _fade_reals_fake(images, alpha, number, dtype).copy_(y)
 
 
-_fade_in = define(
+_fade_in = define_forms(
     "fade_in(Tensor low, Tensor high, Tensor? alpha, float number=1.0) -> Tensor",
     fallback=_fade_in_fallback,
     fake=_fade_in_fake,
+    triton="resample.fade_in",
 )
-_fade_in_backward = define(
+_fade_in_backward = define_forms(
     "fade_in_backward(Tensor dy, Tensor? alpha, float number=1.0) -> (Tensor d_low, Tensor d_high)",
     fallback=_fade_in_backward_fallback,
     fake=_fade_in_backward_fake,
+    triton="resample.fade_in_backward",
 )
-_fade_reals = define(
+_fade_reals = define_forms(
     "fade_reals(Tensor images, Tensor? alpha, float number, ScalarType dtype) -> Tensor",
     fallback=_fade_reals_fallback,
     fake=_fade_reals_fake,
+    triton="resample.fade_reals",
 )
-differentiate(_fade_in, FadeIn.apply)
-differentiate(_fade_in_backward, FadeInBackward.apply)
-differentiate(_fade_reals, FadeReals.apply)
+differentiate_forms(_fade_in, FadeIn.apply)
+differentiate_forms(_fade_in_backward, FadeInBackward.apply)
+differentiate_forms(_fade_reals, FadeReals.apply)

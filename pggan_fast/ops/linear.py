@@ -1,5 +1,7 @@
 """equalized_linear: a dense layer with the bias_act epilogue on its fresh output in place."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -14,7 +16,7 @@ from pggan_fast.ops.bias_act import (
 )
 from pggan_fast.ops.choice import choose
 from pggan_fast.ops.conv import autocast_input, separate_leaf
-from pggan_fast.ops.registry import below_autograd, define, differentiate, engine_wants
+from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, engine_wants
 from pggan_fast.ops.weights import prepare
 
 
@@ -49,7 +51,8 @@ def equalized_linear(
     options = (weight_scale, act, slope, gain, pixel_norm, eps)
     check_epilogue("equalized_linear", weight.shape[:1], bias, options)
     x, weight = autocast_input(x), separate_leaf(weight)
-    if choose("equalized_linear", x, impl) == "reference":
+    impl = choose("equalized_linear", x, impl)
+    if impl == "reference":
         return reference.equalized_linear(
             x,
             weight,
@@ -62,42 +65,45 @@ def equalized_linear(
             eps=eps,
         )
     if torch.compiler.is_compiling():
-        return torch.ops.pggan_fast.equalized_linear(x, weight, bias, *options)[0]
-    return EqualizedLinear.apply(x, weight, bias, options)[0]
+        return _forward[impl](x, weight, bias, *options)[0]
+    return EqualizedLinear.apply(x, weight, bias, options, impl)[0]
 
 
 class EqualizedLinear(Function):
-    """(x, weight, bias, epilogue's options) -> (y, r)."""
+    """(x, weight, bias, epilogue's options, impl) -> (y, r)."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, options):
-        y, r = below_autograd(_forward, x, weight, bias, *options)
-        remember_epilogue(ctx, y, r, bias, options, x, weight)
+    def forward(ctx, x, weight, bias, options, impl):
+        y, r = below_autograd(_forward[impl], x, weight, bias, *options)
+        remember_epilogue(ctx, y, r, bias, options, impl, x, weight)
         return y, r
 
     @staticmethod
     def backward(ctx, dy, dr):
         if dy is None and dr is None:
-            return None, None, None, None
+            return None, None, None, None, None
         x, weight, y, r = ctx.saved_tensors
         dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
         dx = dz @ weight.to(dz.dtype) if ctx.needs_input_grad[0] else None
         dw = (dz.T @ x).to(weight.dtype) if engine_wants(ctx, 1) else None
-        return dx, dw, db, None
+        return dx, dw, db, None, None
 
 
-def _forward_kernel(x, weight, bias, *options):
+def _forward_kernel(impl, x, weight, bias, *options):
     y = x.new_empty(x.shape[0], weight.shape[0])
     with torch._C._AutoDispatchBelowAutograd():
         # The form with `out` computes in x's dtype under autocast too: what backward keeps is x.
         torch.mm(x, prepare(weight, x.dtype).T, out=y)
-    return y, bias_act_inplace(y, bias, *options)
+    return y, bias_act_inplace[impl](y, bias, *options)
 
 
-_forward = define(
+_forward = define_forms(
     f"equalized_linear(Tensor x, Tensor weight, Tensor? bias, {EPILOGUE_SCHEMA}, float eps=1e-8)"
     " -> (Tensor y, Tensor r)",
-    fallback=_forward_kernel,
-    fake=_forward_kernel,
+    fallback=partial(_forward_kernel, "native"),
+    fake=partial(_forward_kernel, "native"),
+    triton=partial(_forward_kernel, "triton"),
 )
-differentiate(_forward, lambda x, weight, bias, *options: EqualizedLinear.apply(x, weight, bias, options))
+differentiate_forms(
+    _forward, lambda x, weight, bias, *rest: EqualizedLinear.apply(x, weight, bias, rest[:-1], rest[-1])
+)

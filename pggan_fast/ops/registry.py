@@ -1,16 +1,28 @@
-"""The `pggan_fast` op namespace: schemas, fallback kernels, fake kernels and autograd formulas.
+"""The op namespaces: schemas, fallback kernels, fake kernels and autograd formulas.
 
 Schemas live here, in Python, so that an install without any compiled module has every op.
-The compiled modules add kernels for their device to the same schemas.
+The compiled modules add kernels for their device to the same schemas in `pggan_fast`. The namespace
+`pggan_fast_triton` has the same ops and formulas with Triton kernels alone.
 """
 
 import functools
+import importlib
+import os
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch._C import FunctionSchema
+from torch._subclasses.functional_tensor import FunctionalTensorMode
+
+from pggan_fast import _native
+
+TRITON_INSTALLED = find_spec("triton") is not None
+# Triton's interpreter runs kernels on the CPU. It reads this variable when it is imported.
+TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _library = torch.library.Library("pggan_fast", "DEF")
+_triton_library = torch.library.Library("pggan_fast_triton", "DEF")
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
@@ -27,14 +39,78 @@ def define(schema: str, *, fallback: Callable, fake: Callable) -> torch._ops.OpO
     return op
 
 
+def define_forms(
+    schema: str, *, fallback: Callable, fake: Callable, triton: str | Callable
+) -> dict[str, torch._ops.OpOverload]:
+    """Defines an op in both namespaces: {"native": in pggan_fast, "triton": in pggan_fast_triton}.
+
+    `triton` computes the second: "module.function" of pggan_fast.kernels, imported at its first use, or a function.
+    Where a GPU has no native kernels, it computes the first there too.
+    """
+    native = define(schema, fallback=fallback, fake=fake)
+    name = schema.partition("(")[0]
+    _triton_library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    form = getattr(torch.ops.pggan_fast_triton, name).default
+    run = _all_positional(native._schema, _imported(triton) if isinstance(triton, str) else triton)
+    _triton_library.impl(name, _on_its_device(run), "CompositeExplicitAutograd")
+    torch.library.register_fake(form, _all_positional(native._schema, fake), lib=_triton_library)
+    if not TRITON_INTERPRETED:
+        torch.library.register_torch_dispatch(form, FunctionalTensorMode, _decomposed(run), lib=_triton_library)
+    if TRITON_INSTALLED and not _native.cuda_available:
+        _library.impl(name, _on_its_device(run), "CUDA")
+    return {"native": native, "triton": form}
+
+
+def _imported(path: str) -> Callable:
+    """The function "module.function" of pggan_fast.kernels, which needs Triton."""
+    module, function = path.split(".")
+
+    def call(*args):
+        return getattr(importlib.import_module(f"pggan_fast.kernels.{module}"), function)(*args)
+
+    return call
+
+
+def _on_its_device(run: Callable) -> Callable:
+    """Triton launches on the current device, which need not be that of the tensors."""
+
+    def call(*args, **kwargs):
+        device = next(a.device for a in args if isinstance(a, torch.Tensor))
+        if device.type != "cuda":
+            return run(*args, **kwargs)
+        with torch.cuda.device(device):
+            return run(*args, **kwargs)
+
+    return call
+
+
+def _decomposed(run: Callable) -> Callable:
+    """Lets torch.compile see the kernels inside an op, as torch.library.triton_op does; torch.export keeps the op."""
+
+    def rule(mode, op, types, args, kwargs):
+        if torch.compiler.is_exporting():
+            return mode.__torch_dispatch__(op, types, args, kwargs)
+        with mode:
+            return run(*args, **kwargs)
+
+    return rule
+
+
 def differentiate(op: torch._ops.OpOverload, apply: Callable) -> None:
     """Makes `apply`, which takes the op's arguments in order, the op's autograd formula.
 
     It applies an autograd.Function. The public functions apply the same one without the detour
     through the dispatcher, which halves the host time of a small op.
     """
-    name = op._schema.name.partition("::")[2]
-    _library.impl(name, _all_positional(op._schema, apply), "Autograd")
+    namespace, _, name = op._schema.name.partition("::")
+    library = _library if namespace == "pggan_fast" else _triton_library
+    library.impl(name, _all_positional(op._schema, apply), "Autograd")
+
+
+def differentiate_forms(forms: dict[str, torch._ops.OpOverload], apply: Callable) -> None:
+    """As `differentiate`, for each form of an op: `apply` takes its name after the op's arguments."""
+    for impl, op in forms.items():
+        differentiate(op, lambda *args, impl=impl: apply(*args, impl))
 
 
 def _all_positional(schema: FunctionSchema, function: Callable) -> Callable:

@@ -6,7 +6,7 @@ from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.choice import choose
-from pggan_fast.ops.registry import below_autograd, define, differentiate
+from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms
 from pggan_fast.ops.weights import is_channels_last
 
 
@@ -16,10 +16,12 @@ def upsample2x(x: Tensor, *, impl: str = "auto") -> Tensor:
     Any floating dtype and strides; the result has x's dtype and layout. Differentiable to any order.
     """
     check_image("upsample2x", x)
-    if choose("upsample2x", x, impl) == "reference":
+    impl = choose("upsample2x", x, impl)
+    if impl == "reference":
         return reference.upsample2x(x)
-    run = torch.ops.pggan_fast.upsample2x if torch.compiler.is_compiling() else Upsample2x.apply
-    return run(x, 1.0, 0, 0)
+    if torch.compiler.is_compiling():
+        return _upsample[impl](x, 1.0, 0, 0)
+    return Upsample2x.apply(x, 1.0, 0, 0, impl)
 
 
 def downsample2x(x: Tensor, *, impl: str = "auto") -> Tensor:
@@ -29,10 +31,12 @@ def downsample2x(x: Tensor, *, impl: str = "auto") -> Tensor:
     Differentiable to any order.
     """
     check_image("downsample2x", x)
-    if choose("downsample2x", x, impl) == "reference":
+    impl = choose("downsample2x", x, impl)
+    if impl == "reference":
         return reference.downsample2x(x)
-    run = torch.ops.pggan_fast.downsample2x if torch.compiler.is_compiling() else Downsample2x.apply
-    return run(x, 0.25)
+    if torch.compiler.is_compiling():
+        return _downsample[impl](x, 0.25)
+    return Downsample2x.apply(x, 0.25, impl)
 
 
 def check_image(op: str, x: Tensor) -> None:
@@ -41,29 +45,29 @@ def check_image(op: str, x: Tensor) -> None:
 
 
 class Upsample2x(Function):
-    """(x, scale, extra_h, extra_w): scale * upsample2x(x), then extra rows and columns (0 or 1) of zeros."""
+    """(x, scale, extra_h, extra_w, impl): scale * upsample2x(x), then extra rows and columns (0 or 1) of zeros."""
 
     @staticmethod
-    def forward(ctx, x, scale, extra_h, extra_w):
-        ctx.scale = scale
-        return below_autograd(_upsample, x, scale, extra_h, extra_w)
+    def forward(ctx, x, scale, extra_h, extra_w, impl):
+        ctx.scale, ctx.impl = scale, impl
+        return below_autograd(_upsample[impl], x, scale, extra_h, extra_w)
 
     @staticmethod
     def backward(ctx, dy):
-        return Downsample2x.apply(dy, ctx.scale), None, None, None
+        return Downsample2x.apply(dy, ctx.scale, ctx.impl), None, None, None, None
 
 
 class Downsample2x(Function):
-    """(x, scale): scale * the sum over 2x2 blocks; an odd last row or column is dropped."""
+    """(x, scale, impl): scale * the sum over 2x2 blocks; an odd last row or column is dropped."""
 
     @staticmethod
-    def forward(ctx, x, scale):
-        ctx.scale, ctx.extra = scale, (x.shape[2] % 2, x.shape[3] % 2)
-        return below_autograd(_downsample, x, scale)
+    def forward(ctx, x, scale, impl):
+        ctx.scale, ctx.extra, ctx.impl = scale, (x.shape[2] % 2, x.shape[3] % 2), impl
+        return below_autograd(_downsample[impl], x, scale)
 
     @staticmethod
     def backward(ctx, dy):
-        return Upsample2x.apply(dy, ctx.scale, *ctx.extra), None
+        return Upsample2x.apply(dy, ctx.scale, *ctx.extra, ctx.impl), None, None
 
 
 def like_layout(x: Tensor, shape: list) -> Tensor:
@@ -94,15 +98,17 @@ def _downsample_fallback(x, scale):
     return _downsample_fake(x, scale).copy_(reference.downsample2x(wide) * (4 * scale))
 
 
-_upsample = define(
+_upsample = define_forms(
     "upsample2x(Tensor x, float scale=1.0, SymInt extra_h=0, SymInt extra_w=0) -> Tensor",
     fallback=_upsample_fallback,
     fake=_upsample_fake,
+    triton="resample.upsample",
 )
-_downsample = define(
+_downsample = define_forms(
     "downsample2x(Tensor x, float scale=0.25) -> Tensor",
     fallback=_downsample_fallback,
     fake=_downsample_fake,
+    triton="resample.downsample",
 )
-differentiate(_upsample, Upsample2x.apply)
-differentiate(_downsample, Downsample2x.apply)
+differentiate_forms(_upsample, Upsample2x.apply)
+differentiate_forms(_downsample, Downsample2x.apply)

@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.choice import choose
-from pggan_fast.ops.registry import below_autograd, define, differentiate, last_order
+from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, last_order
 from pggan_fast.ops.resample import check_image, like_layout
 
 _OPTIONS = "SymInt group, SymInt num_channels, float eps, bool strided, int correction"
@@ -63,45 +63,48 @@ def minibatch_stddev(
             "so the statistics are constant",
             stacklevel=2,
         )
-    if choose("minibatch_stddev", x, impl) == "reference":
+    impl = choose("minibatch_stddev", x, impl)
+    if impl == "reference":
         return reference.minibatch_stddev(x, group_size, num_channels, eps, grouping=grouping, correction=correction)
-    run = torch.ops.pggan_fast.minibatch_stddev if torch.compiler.is_compiling() else MinibatchStddev.apply
-    return run(x, group, num_channels, eps, grouping == "strided", correction)
+    options = (group, num_channels, eps, grouping == "strided", correction)
+    if torch.compiler.is_compiling():
+        return _forward[impl](x, *options)
+    return MinibatchStddev.apply(x, options, impl)
 
 
 class MinibatchStddev(Function):
-    """(x, group, num_channels, eps, strided, correction) -> y."""
+    """(x, (group, num_channels, eps, strided, correction), impl) -> y."""
 
     @staticmethod
-    def forward(ctx, x, *options):
-        ctx.options = options
+    def forward(ctx, x, options, impl):
+        ctx.options, ctx.impl = options, impl
         ctx.save_for_backward(x)
-        return below_autograd(_forward, x, *options)
+        return below_autograd(_forward[impl], x, *options)
 
     @staticmethod
     def backward(ctx, dy):
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            dx = MinibatchStddevBackward.apply(dy, x, *ctx.options)
+            dx = MinibatchStddevBackward.apply(dy, x, ctx.options, ctx.impl)
         else:
-            dx = below_autograd(_backward, dy, x, *ctx.options)
-        return dx, None, None, None, None, None
+            dx = below_autograd(_backward[ctx.impl], dy, x, *ctx.options)
+        return dx, None, None
 
 
 class MinibatchStddevBackward(Function):
-    """(dy, x, *options) -> dx."""
+    """(dy, x, options, impl) -> dx."""
 
     @staticmethod
-    def forward(ctx, dy, x, *options):
-        ctx.options = options
+    def forward(ctx, dy, x, options, impl):
+        ctx.options, ctx.impl = options, impl
         ctx.save_for_backward(dy, x)
-        return below_autograd(_backward, dy, x, *options)
+        return below_autograd(_backward[impl], dy, x, *options)
 
     @staticmethod
     @last_order
     def backward(ctx, g):
-        d_dy, dx = below_autograd(_double_backward, g, *ctx.saved_tensors, *ctx.options)
-        return d_dy, dx, None, None, None, None, None
+        d_dy, dx = below_autograd(_double_backward[ctx.impl], g, *ctx.saved_tensors, *ctx.options)
+        return d_dy, dx, None, None
 
 
 # The formulas in plain PyTorch, for devices that have no kernels of their own.
@@ -175,20 +178,23 @@ def _double_backward_fallback(g, dy, x, group, num_channels, eps, strided, corre
     return d_dy, dx
 
 
-_forward = define(
+_forward = define_forms(
     f"minibatch_stddev(Tensor x, {_OPTIONS}) -> Tensor",
     fallback=_forward_fallback,
     fake=_forward_fake,
+    triton="stddev.forward",
 )
-_backward = define(
+_backward = define_forms(
     f"minibatch_stddev_backward(Tensor dy, Tensor x, {_OPTIONS}) -> Tensor",
     fallback=_backward_fallback,
     fake=lambda dy, x, *options: torch.empty_like(x),
+    triton="stddev.backward",
 )
-_double_backward = define(
+_double_backward = define_forms(
     f"minibatch_stddev_double_backward(Tensor g, Tensor dy, Tensor x, {_OPTIONS}) -> (Tensor d_dy, Tensor dx)",
     fallback=_double_backward_fallback,
     fake=lambda g, dy, x, *options: (torch.empty_like(dy), torch.empty_like(x)),
+    triton="stddev.double_backward",
 )
-differentiate(_forward, MinibatchStddev.apply)
-differentiate(_backward, MinibatchStddevBackward.apply)
+differentiate_forms(_forward, lambda x, *rest: MinibatchStddev.apply(x, rest[:-1], rest[-1]))
+differentiate_forms(_backward, lambda dy, x, *rest: MinibatchStddevBackward.apply(dy, x, rest[:-1], rest[-1]))

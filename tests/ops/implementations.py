@@ -12,12 +12,15 @@ import torch
 from pggan_fast import ops, reference
 from pggan_fast.ops.choice import passed_over
 from pggan_fast.ops.fade import split_alpha
+from tests.kernels.guards import guarded_allocations
+from tests.ops.samples import DTYPES
 
 
 class Implementation(NamedTuple):
     missing: Callable[[], str | None]  # why it cannot run here, or None
     function: Callable[[str], Callable]  # the op of this name, with the public function's arguments
     active: Callable[[], AbstractContextManager] = nullcontext  # entered around every call, backward included
+    dtypes: tuple[torch.dtype, ...] = DTYPES
 
 
 def _public(impl: str) -> Implementation:
@@ -113,6 +116,10 @@ _ARGUMENTS = {
 IMPLEMENTATIONS = {
     "reference": _public("reference"),
     "native": _public("native"),
+    # In its interpreter, which has bfloat16 wrong.
+    "triton": _public("triton")._replace(
+        active=guarded_allocations, dtypes=tuple(d for d in DTYPES if d != torch.bfloat16)
+    ),
     "torch_ops": Implementation(lambda: None, _torch_op),
     "fallback": Implementation(lambda: None, _torch_op, fallback_kernels),
 }

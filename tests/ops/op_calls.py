@@ -57,6 +57,12 @@ class Call(NamedTuple):
     def overload(self) -> torch._ops.OpOverload:
         return getattr(torch.ops.pggan_fast, self.op).default
 
+    @property
+    def triton(self) -> torch._ops.OpOverload | None:
+        """The op's Triton form, where it has one."""
+        packet = getattr(torch.ops.pggan_fast_triton, self.op, None)
+        return None if packet is None else packet.default
+
 
 CALLS = [
     Call("bias_act", "norm", lambda t: (t(*IMAGE), t(5), *NORM, EPS)),

@@ -11,9 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pggan_fast
 from pggan_fast import _native, ops
+from pggan_fast.ops import choice
 from pggan_fast.ops.choice import IMPLEMENTATIONS, OPS, passed_over
 from tests.ops.samples import SAMPLES
 
+TRITON = pytest.mark.skipif(passed_over("triton", "cpu") is not None, reason=str(passed_over("triton", "cpu")))
 NATIVE = pytest.mark.skipif(not _native.cpu_available, reason=_native.cpu_reason)
 FIRST = {s.op: s for s in reversed(SAMPLES)}
 
@@ -23,11 +25,12 @@ class FusedOps(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.seen, self.namespaces = [], set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "pggan_fast":
-            self.seen.append(func._schema.name.removeprefix("pggan_fast::"))
+        if func.namespace in ("pggan_fast", "pggan_fast_triton"):
+            self.seen.append(func._schema.name.partition("::")[2])
+            self.namespaces.add(func.namespace)
         return func(*args, **kwargs or {})
 
 
@@ -107,6 +110,47 @@ def test_backward_keeps_forwards_choice_in_another_thread():
     thread.join()
     assert seen == [False]
     assert x.grad is not None
+
+
+@TRITON
+@pytest.mark.parametrize("op", [op for op in OPS if op != "equalized_conv2d"])
+def test_backward_keeps_to_triton_in_another_thread(op):
+    sample = FIRST[op]
+    inputs = [t.requires_grad_() for t in sample.tensors(torch.float32).values()]
+    with pggan_fast.use_impl("triton"), FusedOps() as mode:
+        y = getattr(ops, op)(*inputs, **sample.options)
+    seen = [mode.namespaces]
+
+    def backward():
+        with FusedOps() as mode:
+            first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+            torch.autograd.grad(sum(t.square().sum() for t in first), inputs)
+        seen.append(mode.namespaces)
+
+    thread = threading.Thread(target=backward)
+    thread.start()
+    thread.join()
+    assert seen == [{"pggan_fast_triton"}] * 2
+
+
+def test_the_cpu_takes_triton_only_when_told():
+    """Its interpreter is for tests."""
+    assert all(states["triton"] != "chosen" for states in ops.implementations("cpu").values())
+
+
+def test_a_gpu_takes_native_kernels_then_triton(monkeypatch):
+    def chosen():
+        return {next(i for i, s in states.items() if s == "chosen") for states in ops.implementations("cuda").values()}
+
+    monkeypatch.setattr(choice, "TRITON_INSTALLED", True)
+    monkeypatch.setattr(_native, "cuda_available", False)
+    assert chosen() == {"triton"}
+    monkeypatch.setattr(_native, "cuda_available", True)
+    assert chosen() == {"native"}
+    monkeypatch.setattr(_native, "cuda_available", False)
+    monkeypatch.setattr(choice, "TRITON_INSTALLED", False)
+    assert chosen() == {"reference"}
+    assert ops.implementations("cuda")["bias_act"]["triton"] == "Triton is not installed (pip install triton)"
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -6,7 +6,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from pggan_fast import _native, ops, use_impl
+from pggan_fast import ops, use_impl
+from pggan_fast.ops.choice import passed_over
 from tests.ops.samples import SAMPLES, Sample, laid_out
 from tests.tolerances import COMPILED
 
@@ -31,10 +32,10 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.fixture(params=["native", "reference"])
+@pytest.fixture(params=["native", "triton", "reference"])
 def impl(request):
-    if request.param == "native" and not _native.cpu_available:
-        pytest.skip(_native.cpu_reason)
+    if (reason := passed_over(request.param, "cpu")) is not None:
+        pytest.skip(reason)
     with use_impl(request.param):
         yield request.param
 

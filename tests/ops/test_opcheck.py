@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pggan_fast.ops.choice import passed_over
 from tests.ops.implementations import op_names
 from tests.ops.op_calls import CALLS, Make
 
@@ -28,3 +29,15 @@ def test_every_op_has_a_call():
 def test_opcheck(call, layout, dtype, only):
     arguments = call.arguments(Make(dtype, layout, requires_grad=call.differentiable))
     torch.library.opcheck(call.overload, arguments, **({"test_utils": only} if only else {}))
+
+
+@pytest.mark.skipif(passed_over("triton", "cpu") is not None, reason=str(passed_over("triton", "cpu")))
+@pytest.mark.parametrize(
+    ("layout", "dtype", "only"),
+    [("contiguous", torch.float32, None), ("strided", torch.float16, SHAPES_ALONE)],
+    ids=str,
+)
+@pytest.mark.parametrize("call", [c for c in CALLS if c.triton is not None], ids=str)
+def test_opcheck_of_triton(call, layout, dtype, only):
+    arguments = call.arguments(Make(dtype, layout, requires_grad=call.differentiable))
+    torch.library.opcheck(call.triton, arguments, **({"test_utils": only} if only else {}))

@@ -18,7 +18,7 @@ STDDEV = [s for s in SAMPLES if s.op == "minibatch_stddev"]
 def test_x_is_copied_and_maps_are_constant(implementation, sample):
     function = implementation.function("minibatch_stddev")
     for layout in LAYOUTS:
-        for dtype in DTYPES:
+        for dtype in implementation.dtypes:
             x = sample.tensors(dtype)["x"]
             y = function(laid_out(x, layout), **sample.options)
             maps = y[:, x.shape[1] :]

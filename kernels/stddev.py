@@ -1,0 +1,331 @@
+"""minibatch_stddev and its gradients; the formulas stand in pggan_fast/ops/stddev.py.
+
+A program takes BLOCK neighbouring positions of one map of all samples of a group, so that mean and deviation stay in
+its registers. Statistics that all programs of a map share are one number from each, which the next kernel adds up.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pggan_fast.kernels.tensors import Output, accumulation_dtype, arrange, check_floating, is_channels_last, launch
+
+
+@triton.jit
+def _samples(index, groups, group, STRIDED: tl.constexpr, GROUP: tl.constexpr):
+    """The numbers of a group's samples, and which of them exist."""
+    i = tl.arange(0, GROUP)
+    number = i * groups + index if STRIDED else index * group + i
+    return number.to(tl.int64), i < group
+
+
+@triton.jit
+def _positions(
+    groups, group, maps, rows, run, spread, blocks, STRIDED: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Offsets [GROUP, BLOCK] of a program's values in a tensor like x and in one with maps, a mask, and which positions
+    [BLOCK] exist.
+
+    A sample is `rows` rows of `run` values; one with maps has maps * spread more behind each.
+    """
+    share = tl.program_id(0) // blocks
+    number, exists = _samples(share // maps, groups, group, STRIDED, GROUP)
+    part = run // maps
+    i = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row, column = i // part, share % maps * part + i % part
+    wide = run + maps * spread
+    narrow_at = (number * rows * run)[:, None] + (row * run + column)[None, :]
+    wide_at = (number * rows * wide)[:, None] + (row * wide + column)[None, :]
+    inside = i < rows * part
+    return narrow_at, wide_at, exists[:, None] & inside[None, :], inside
+
+
+@triton.jit
+def _moments(x, mask, group, divisor, eps):
+    """x minus its mean over the group, and the deviation [BLOCK], of values that are 0 outside the mask."""
+    mean = tl.sum(x, axis=0) / group
+    centred = tl.where(mask, x - mean[None, :], 0.0)
+    return centred, tl.sqrt(tl.sum(centred * centred, axis=0) / divisor + eps)
+
+
+@triton.jit
+def forward_kernel(
+    x,
+    y,
+    sums,
+    divisor: tl.float64,
+    eps: tl.float64,
+    groups,
+    group,
+    maps,
+    rows,
+    run,
+    spread,
+    blocks,
+    STRIDED: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Copies x into y; each program leaves the sum of its deviations."""
+    ACC: tl.constexpr = sums.dtype.element_ty
+    at, wide_at, mask, inside = _positions(groups, group, maps, rows, run, spread, blocks, STRIDED, GROUP, BLOCK)
+    v = tl.load(x + at, mask=mask, other=0)
+    tl.store(y + wide_at, v, mask=mask)
+    _, s = _moments(v.to(ACC), mask, group, tl.full([], divisor, ACC), tl.full([], eps, ACC))
+    tl.store(sums + tl.program_id(0), tl.sum(tl.where(inside, s, 0.0), axis=0))
+
+
+@triton.jit
+def write_maps_kernel(
+    sums,
+    y,
+    factor: tl.float64,
+    groups,
+    group,
+    maps,
+    rows,
+    run,
+    spread,
+    blocks,
+    STRIDED: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Fills a map of a group's samples with factor times the sum of its `blocks` sums."""
+    ACC: tl.constexpr = sums.dtype.element_ty
+    share = tl.program_id(0)
+    total = tl.zeros([BLOCK], ACC)
+    for first in range(0, blocks, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        total += tl.load(sums + share.to(tl.int64) * blocks + i, mask=i < blocks, other=0)
+    value = tl.sum(total, axis=0) * tl.full([], factor, ACC)
+    number, exists = _samples(share // maps, groups, group, STRIDED, GROUP)
+    wide = run + maps * spread
+    i = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    at = i // spread * wide + run + share % maps * spread + i % spread
+    mask = exists[:, None] & (i < rows * spread)[None, :]
+    filled = tl.full([GROUP, BLOCK], 0, ACC) + value
+    tl.store(y + (number * rows * wide)[:, None] + at[None, :], filled.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def sum_maps_kernel(
+    dy,
+    gradients,
+    factor: tl.float64,
+    groups,
+    group,
+    maps,
+    rows,
+    run,
+    spread,
+    STRIDED: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """T of the formulas times factor: the sum of a map's gradient over a group and all pixels."""
+    ACC: tl.constexpr = gradients.dtype.element_ty
+    share = tl.program_id(0)
+    number, exists = _samples(share // maps, groups, group, STRIDED, GROUP)
+    wide = run + maps * spread
+    total = tl.zeros([GROUP, BLOCK], ACC)
+    for first in range(0, rows * spread, BLOCK):
+        i = (first + tl.arange(0, BLOCK)).to(tl.int64)
+        at = i // spread * wide + run + share % maps * spread + i % spread
+        mask = exists[:, None] & (i < rows * spread)[None, :]
+        total += tl.load(dy + (number * rows * wide)[:, None] + at[None, :], mask=mask, other=0).to(ACC)
+    tl.store(gradients + share, tl.sum(tl.sum(total, axis=1), axis=0) * tl.full([], factor, ACC))
+
+
+@triton.jit
+def backward_kernel(
+    dy,
+    x,
+    gradients,
+    dx,
+    divisor: tl.float64,
+    eps: tl.float64,
+    groups,
+    group,
+    maps,
+    rows,
+    run,
+    spread,
+    blocks,
+    STRIDED: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dx, from dy and each map's gradient."""
+    ACC: tl.constexpr = gradients.dtype.element_ty
+    at, wide_at, mask, inside = _positions(groups, group, maps, rows, run, spread, blocks, STRIDED, GROUP, BLOCK)
+    gradient = tl.load(gradients + tl.program_id(0) // blocks)
+    v = tl.load(x + at, mask=mask, other=0).to(ACC)
+    centred, s = _moments(v, mask, group, tl.full([], divisor, ACC), tl.full([], eps, ACC))
+    out = tl.load(dy + wide_at, mask=mask, other=0).to(ACC)
+    if GROUP > 1:
+        # The deviation of one sample is constant.
+        out += gradient * centred / s[None, :]
+    tl.store(dx + at, out.to(dx.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def double_backward_kernel(
+    g,
+    x,
+    gradients,
+    d_dy,
+    dx,
+    sums,
+    divisor: tl.float64,
+    eps: tl.float64,
+    groups,
+    group,
+    maps,
+    rows,
+    run,
+    spread,
+    blocks,
+    STRIDED: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Copies g into d_dy and writes dx; each program leaves its sum of a / s."""
+    ACC: tl.constexpr = gradients.dtype.element_ty
+    at, wide_at, mask, inside = _positions(groups, group, maps, rows, run, spread, blocks, STRIDED, GROUP, BLOCK)
+    gradient = tl.load(gradients + tl.program_id(0) // blocks)
+    divisor = tl.full([], divisor, ACC)
+    v = tl.load(x + at, mask=mask, other=0).to(ACC)
+    centred, s = _moments(v, mask, group, divisor, tl.full([], eps, ACC))
+    g_ = tl.load(g + at, mask=mask, other=0)
+    tl.store(d_dy + wide_at, g_, mask=mask)
+    g_ = g_.to(ACC)
+    mean = tl.sum(g_, axis=0) / group
+    a_over_s = tl.sum(g_ * centred, axis=0) / s
+    out = gradient * (g_ - mean[None, :] - centred * (a_over_s / s / divisor)[None, :]) / s[None, :]
+    if GROUP == 1:
+        # The deviation of one sample is constant.
+        out = tl.zeros([GROUP, BLOCK], ACC)
+        a_over_s = tl.zeros([BLOCK], ACC)
+    tl.store(dx + at, out.to(dx.dtype.element_ty), mask=mask)
+    tl.store(sums + tl.program_id(0), tl.sum(tl.where(inside, a_over_s, 0.0), axis=0))
+
+
+class Samples(NamedTuple):
+    """How a batch is cut. contiguous: a sample is one row of C P values, channels_last: P rows of C."""
+
+    groups: int
+    group: int
+    maps: int
+    rows: int
+    run: int
+    spread: int
+    blocks: int  # programs for each map of each group
+    constants: dict
+
+    @property
+    def sizes(self) -> tuple:
+        return self[:6]
+
+    @property
+    def shares(self) -> int:
+        """Maps of all groups."""
+        return self.groups * self.maps
+
+    @property
+    def elements(self) -> int:
+        """E of the formulas: values of a sample that a map's mean is over."""
+        return self.rows * self.run // self.maps
+
+
+def samples_of(x: Tensor, last: bool, group: int, maps: int, strided: bool) -> Samples:
+    n, c, h, w = x.shape
+    if group < 1 or maps < 1 or n % group or c % maps:
+        raise ValueError(f"minibatch_stddev: groups of {group} and {maps} maps do not divide [{n}, {c}]")
+    rows, run, spread = (h * w, c, 1) if last else (1, c * h * w, h * w)
+    size = triton.next_power_of_2(int(group))
+    block = max(4096 // size, 16)
+    blocks = triton.cdiv(rows * (run // maps), block)
+    return Samples(n // group, group, maps, rows, run, spread, blocks, dict(STRIDED=strided, GROUP=size, BLOCK=block))
+
+
+def _check(x: Tensor, *narrow: Tensor, wide: Tensor | None = None, maps: int = 0) -> None:
+    """Refuses shapes that a kernel would read past the end of."""
+    check_floating("minibatch_stddev", x, *narrow, wide)
+    if x.ndim != 4 or any(t.shape != x.shape for t in narrow):
+        raise ValueError(f"minibatch_stddev: x is {list(x.shape)}, must be [N, C, H, W], and a gradient like it")
+    if wide is not None and wide.shape != (x.shape[0], x.shape[1] + maps, *x.shape[2:]):
+        raise ValueError(f"minibatch_stddev: dy is {list(wide.shape)}, must have {maps} channels more than x")
+
+
+def _write_maps(sums: Tensor, y: Tensor, factor: float, s: Samples) -> None:
+    constants = s.constants | {"BLOCK": 64}
+    grid = (s.shares, triton.cdiv(s.rows * s.spread, 64))
+    launch(write_maps_kernel, grid, sums, y, factor, *s.sizes, s.blocks, **constants)
+
+
+def _sum_maps(dy: Tensor, s: Samples, divisor: int) -> Tensor:
+    gradients = dy.new_empty(s.shares, dtype=accumulation_dtype(dy))
+    constants = s.constants | {"BLOCK": 64}
+    launch(sum_maps_kernel, (s.shares,), dy, gradients, 1 / (divisor * s.elements), *s.sizes, **constants)
+    return gradients
+
+
+def forward(x: Tensor, group: int, num_channels: int, eps: float, strided: bool, correction: int) -> Tensor:
+    """y [N, C + num_channels, H, W]. Two launches."""
+    _check(x)
+    n, c, h, w = x.shape
+    last = is_channels_last(x)
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    y = torch.empty([n, c + num_channels, h, w], dtype=x.dtype, device=x.device, memory_format=memory_format)
+    if x.numel():
+        s = samples_of(x, last, group, num_channels, strided)
+        sums = x.new_empty(s.shares * s.blocks, dtype=accumulation_dtype(x))
+        numbers = (float(max(group - correction, 1)), eps)
+        launch(forward_kernel, (sums.numel(),), arrange(x, last), y, sums, *numbers, *s.sizes, s.blocks, **s.constants)
+        _write_maps(sums, y, 1 / s.elements, s)
+    return y
+
+
+def backward(
+    dy: Tensor, x: Tensor, group: int, num_channels: int, eps: float, strided: bool, correction: int
+) -> Tensor:
+    """dx. Two launches."""
+    _check(x, wide=dy, maps=num_channels)
+    dx = Output(torch.empty_like(x))
+    if x.numel():
+        s = samples_of(x, dx.last, group, num_channels, strided)
+        divisor = max(group - correction, 1)
+        dy = arrange(dy, dx.last)
+        gradients = _sum_maps(dy, s, divisor)
+        tensors = (dy, arrange(x, dx.last), gradients, dx.buffer)
+        grid = (s.shares * s.blocks,)
+        launch(backward_kernel, grid, *tensors, float(divisor), eps, *s.sizes, s.blocks, **s.constants)
+    return dx.finish()
+
+
+def double_backward(
+    g: Tensor, dy: Tensor, x: Tensor, group: int, num_channels: int, eps: float, strided: bool, correction: int
+) -> tuple[Tensor, Tensor]:
+    """(d_dy, dx). Three launches."""
+    _check(x, g, wide=dy, maps=num_channels)
+    last = is_channels_last(x)
+    d_dy, dx = torch.empty_like(dy), Output(torch.empty_like(x))
+    if x.numel():
+        s = samples_of(x, last, group, num_channels, strided)
+        divisor = max(group - correction, 1)
+        gradients = _sum_maps(arrange(dy, last), s, divisor)
+        sums = gradients.new_empty(s.shares * s.blocks)
+        # d_dy is laid out as dy, which may not be as x is.
+        buffer = arrange(d_dy, last)
+        tensors = (arrange(g, last), arrange(x, last), gradients, buffer, dx.buffer, sums)
+        launch(
+            double_backward_kernel, (sums.numel(),), *tensors, float(divisor), eps, *s.sizes, s.blocks, **s.constants
+        )
+        _write_maps(sums, buffer, 1 / (divisor * s.elements), s)
+        if buffer is not d_dy:
+            d_dy.copy_(buffer)
+    return d_dy, dx.finish()
