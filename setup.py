@@ -3,15 +3,17 @@
 A native module that cannot be built never stops an installation: the package is installed without
 it, and the reason is left in `pggan_fast/<module>.txt`, where `pggan-fast doctor` reads it.
 PGGAN_FAST_CUDA=0 leaves the CUDA module out, auto, the default, builds it for the GPU that the build sees,
-and 1 builds it for every GPU and makes its absence an error.
+and 1 builds it for every GPU and makes its absence an error. TORCH_CUDA_ARCH_LIST names other GPUs to build for.
 The modules use torch's stable ABI and nothing of Python's, so one binary serves every Python and
 every torch >= 2.10. Metadata and dependencies are in pyproject.toml.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -54,12 +56,16 @@ def find_sources(folder: str) -> list[Path]:
     return sorted(found, key=lambda p: (x86_level(p), p.name))
 
 
-def compile_command(source: Path, compiler: str, torch_dir: Path) -> list[str]:
+def compile_command(source: Path, compiler: str, torch_dir: Path, gpus: list[str]) -> list[str]:
     """The command that compiles one source, without its output: the only place with flags."""
     command = [compiler, "-std=c++17", "-O3", "-isystem", str(torch_dir / "include")]
     command += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # 2.10, the oldest torch supported
     if source.suffix == ".cu":
-        command += ["-arch=all-major" if CUDA == "1" else "-arch=native"]
+        # The toolkit's own headers come first; those it lacks are in the packages that torch needs.
+        for folder in sorted(torch_dir.parent.glob("nvidia/*/include")):
+            command += ["-isystem", str(folder)]
+        command += [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus]
+        command += [f"-gencode=arch=compute_{gpus[-1]},code=compute_{gpus[-1]}"]  # for GPUs that come later
         command += ["-DUSE_CUDA", "-Xcompiler=-fPIC,-fvisibility=hidden"]
         return [*command, "-c", str(source)]
     # These let sqrt and comparisons vectorise; no result changes, only errno and trap flags.
@@ -83,12 +89,39 @@ def find_cxx() -> str:
     raise NotBuilt(f"no C++ compiler ({'CXX=' if wanted else ''}{', '.join(names)} not found)")
 
 
-def find_nvcc() -> str:
+def find_nvcc(torch_dir: Path) -> str:
+    """Of CUDA_HOME, of the path, or of the package nvidia-cuda-nvcc beside torch."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     name = str(Path(home, "bin", "nvcc")) if home else "nvcc"
-    if found := shutil.which(name):
-        return found
-    raise NotBuilt(f"no CUDA compiler ({name} not found)")
+    beside_torch = sorted(torch_dir.parent.glob("nvidia/*/bin/nvcc"))
+    for candidate in [name] if home else [name, *beside_torch]:
+        if found := shutil.which(candidate):
+            return found
+    raise NotBuilt(f"no CUDA compiler ({name} not found{'' if home else '; pip install nvidia-cuda-nvcc has one'})")
+
+
+def find_gpus(nvcc: str, torch) -> list[str]:
+    """The compute capabilities to compile for, such as 90, ascending."""
+    if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        names = re.split(r"[;, ]+", listed.strip())
+        if not all(re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", name) for name in names):
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST={listed!r}: must be numbers such as 8.0;9.0")
+        found = {name.removesuffix("+PTX").replace(".", "") for name in names}
+    elif CUDA == "1":
+        codes = re.findall(r"sm_(\d+)$", output_of([nvcc, "--list-gpu-code"]), re.MULTILINE)
+        # Code for a major version runs on its minor ones; the oldest is the first that this nvcc has.
+        found = {code for code in codes if code.endswith("0")} | {min(codes, key=int)}
+    elif torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        found = {"{}{}".format(*torch.cuda.get_device_capability(i)) for i in range(count)}
+    else:
+        # Compiling for every GPU takes minutes, which an installation that cannot use it should not.
+        raise NotBuilt("no GPU is visible (PGGAN_FAST_CUDA=1 builds for every GPU, without one)")
+    return sorted(found, key=lambda gpu: int(gpu.rstrip("af")))
+
+
+def output_of(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def import_torch():
@@ -136,13 +169,15 @@ class BuildNative(build_ext):
         module = ext.name.rpartition(".")[2]
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
-        reports = [library.with_name(f"{module}.txt")]
-        if self.editable_mode:
-            reports.append(Path("pggan_fast", f"{module}.txt"))
+        folders = [library.parent, *([Path("pggan_fast")] if self.editable_mode else [])]
+        reports = [folder / f"{module}.txt" for folder in folders]
         for report in reports:
             report.unlink(missing_ok=True)
+            report.with_suffix(".json").unlink(missing_ok=True)
         try:
-            self.build_module(module, [Path(s) for s in ext.sources], library)
+            facts = self.build_module(module, [Path(s) for s in ext.sources], library)
+            for report in reports if facts else []:
+                report.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
         except NotBuilt as reason:
             if module == "_C_cuda" and CUDA == "1":
                 raise SystemExit(f"PGGAN_FAST_CUDA=1, but {reason}") from None
@@ -152,28 +187,30 @@ class BuildNative(build_ext):
                 # An older build would no longer match the Python side.
                 report.with_name(library.name).unlink(missing_ok=True)
 
-    def build_module(self, module: str, sources: list[Path], library: Path) -> None:
+    def build_module(self, module: str, sources: list[Path], library: Path) -> dict[str, object]:
+        """Builds `library`; returns what `pggan-fast doctor` says of a CUDA module, {} for another."""
         is_cuda = module == "_C_cuda"
         if is_cuda and CUDA == "0":
             raise NotBuilt("PGGAN_FAST_CUDA=0")
         if not sources:
             raise NotBuilt(f"there are no sources in csrc/{'cuda' if is_cuda else 'cpu'}")
         compilers = {".cpp": find_cxx()}
-        if is_cuda:
-            compilers[".cu"] = find_nvcc()
         torch = import_torch()
-        if is_cuda and torch.version.cuda is None:
-            raise NotBuilt(f"torch {torch.__version__} is a build without CUDA")
-        if is_cuda and CUDA == "auto" and not torch.cuda.is_available():
-            # Compiling for every GPU takes minutes, which an installation that cannot use it should not.
-            raise NotBuilt("no GPU is visible (PGGAN_FAST_CUDA=1 builds for every GPU, without one)")
         torch_dir = Path(torch.__file__).parent
+        gpus, facts = [], {}
+        if is_cuda:
+            if torch.version.cuda is None:
+                raise NotBuilt(f"torch {torch.__version__} is a build without CUDA")
+            nvcc = compilers[".cu"] = find_nvcc(torch_dir)
+            gpus = find_gpus(nvcc, torch)
+            cuda = re.search(r"release (\d+\.\d+)", output_of([nvcc, "--version"])).group(1)
+            facts = {"cuda": cuda, "architectures": [f"sm_{gpu}" for gpu in gpus]}
         # Not build_temp: editable installs put that into a temporary folder and compile all again.
         folder = Path("build", f"native-{platform.machine()}", module)
         folder.mkdir(parents=True, exist_ok=True)
 
         def compile_one(source: Path) -> Path:
-            command = compile_command(source, compilers[source.suffix], torch_dir)
+            command = compile_command(source, compilers[source.suffix], torch_dir, gpus)
             return compile_source(source, command, folder, torch.__version__)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -183,6 +220,7 @@ class BuildNative(build_ext):
         libraries = ["torch_cuda", "torch_cpu"] if is_cuda else ["torch_cpu"]
         link = link_command(linker, objects, torch_dir, libraries)
         run([*link, "-o", str(library)], module)
+        return facts
 
 
 class Wheel(bdist_wheel):

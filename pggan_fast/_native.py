@@ -5,10 +5,12 @@ torch's dispatcher; it has no Python interface. Importing this file never raises
 
     cpu_available, cuda_available   bool
     cpu_reason, cuda_reason         why not, in one line; empty when available
+    cuda_build()                    what the CUDA kernels were compiled with and for, if they were
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -33,6 +35,12 @@ def load_cuda(folder: Path) -> str:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     return load("_C_cuda", folder)
+
+
+def cuda_build(folder: Path = Path(__file__).parent) -> dict[str, object] | None:
+    """{"cuda": the toolkit's version, "architectures": ["sm_90", ...]}, as setup.py left it; None without a build."""
+    facts = folder / "_C_cuda.json"
+    return json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else None
 
 
 cpu_reason: str = load("_C", Path(__file__).parent)

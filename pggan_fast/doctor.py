@@ -13,6 +13,9 @@ import torch
 from pggan_fast import __version__, _native
 from pggan_fast.ops import implementations
 
+# The oldest driver that runs what a toolkit of this major version compiled (CUDA release notes, table 2).
+LINUX_DRIVERS = {12: "525.60.13", 13: "580.65.06"}
+
 
 def report() -> str:
     """Versions, compilers, devices, and the implementation that each op takes on each device."""
@@ -53,8 +56,18 @@ def _cuda() -> str:
 def _kernels() -> list[str]:
     return [
         f"{'native CPU kernels':<22}{'loaded' if _native.cpu_available else _native.cpu_reason}",
-        f"{'native CUDA kernels':<22}{'loaded' if _native.cuda_available else _native.cuda_reason}",
+        f"{'native CUDA kernels':<22}{_cuda_kernels()}",
     ]
+
+
+def _cuda_kernels() -> str:
+    if not _native.cuda_available:
+        return _native.cuda_reason
+    built = _native.cuda_build()
+    if built is None:
+        return "loaded"
+    driver = LINUX_DRIVERS.get(int(built["cuda"].partition(".")[0]), "its own")
+    return f"loaded; CUDA {built['cuda']} for {', '.join(built['architectures'])}; needs driver {driver} or newer"
 
 
 def _choices(device: str) -> list[str]:

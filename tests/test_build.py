@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pggan_fast import _native
 
@@ -206,6 +207,58 @@ def test_a_cuda_build_that_cannot_be_had_is_an_error(checkout: Path, value: str,
     done = python("setup.py", "-q", "build_ext", cwd=checkout, PGGAN_FAST_CUDA=value)
     assert done.returncode != 0
     assert message in done.stderr.splitlines()
+
+
+# An nvcc that writes down what it is asked and leaves an empty file for what it should have made.
+NVCC = """#!{python}
+import sys
+from pathlib import Path
+arguments = sys.argv[1:]
+if arguments == ["--version"]:
+    print("Cuda compilation tools, release 13.0, V13.0.88")
+elif arguments == ["--list-gpu-code"]:
+    print("\\n".join("sm_" + n for n in ("75", "80", "86", "90", "100")))
+else:
+    with open("asked.txt", "a") as asked:
+        print(*arguments, file=asked)
+    Path(arguments[arguments.index("-o") + 1]).touch()
+    if "-MF" in arguments:
+        Path(arguments[arguments.index("-MF") + 1]).touch()
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is a build without CUDA")
+@pytest.mark.parametrize(
+    ("env", "gpus"),
+    [
+        ({"PGGAN_FAST_CUDA": "1"}, ["75", "80", "90", "100"]),
+        ({"PGGAN_FAST_CUDA": "auto", "TORCH_CUDA_ARCH_LIST": "9.0a;8.0+PTX"}, ["80", "90a"]),
+    ],
+)
+def test_a_cuda_build_says_which_gpus_it_is_for(checkout: Path, env: dict[str, str], gpus: list[str]) -> None:
+    use_sources(checkout, {"operators.cpp": OPERATORS})
+    (checkout / "csrc/cuda").mkdir()
+    (checkout / "csrc/cuda/kernel.cu").touch()
+    nvcc = checkout.parent / "cuda/bin/nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(NVCC.format(python=sys.executable))
+    nvcc.chmod(0o755)
+    target = install(checkout, CUDA_HOME=str(nvcc.parents[1]), **env)
+    facts = json.loads((target / "pggan_fast/_C_cuda.json").read_text())
+    assert facts == {"cuda": "13.0", "architectures": [f"sm_{gpu}" for gpu in gpus]}
+    assert (target / "pggan_fast/_C_cuda.abi3.so").exists()
+    compiled = (checkout / "asked.txt").read_text().splitlines()[0].split()
+    generated = [argument for argument in compiled if argument.startswith("-gencode")]
+    newest = f"-gencode=arch=compute_{gpus[-1]},code=compute_{gpus[-1]}"
+    assert generated == [*(f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus), newest]
+
+
+def test_a_gpu_that_is_none_is_an_error(checkout: Path) -> None:
+    done = python("setup.py", "-q", "build_ext", cwd=checkout, PGGAN_FAST_CUDA="1", TORCH_CUDA_ARCH_LIST="hopper")
+    if torch.version.cuda is None or shutil.which("nvcc") is None:
+        pytest.skip("no CUDA to build with")
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == "TORCH_CUDA_ARCH_LIST='hopper': must be numbers such as 8.0;9.0"
 
 
 def test_triton_kernels_are_a_subpackage() -> None:
