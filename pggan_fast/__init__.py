@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from pggan_fast.dropin import accelerate, explain, restore
 from pggan_fast.layers import (
     Downsample2x,
     EqualizedConv2d,
@@ -47,15 +48,18 @@ __all__ = [
     "ResidualBlock",
     "SelfAttention2d",
     "Upsample2x",
+    "accelerate",
     "bias_act",
     "downsample2x",
     "equalized_conv2d",
     "equalized_linear",
+    "explain",
     "fade_in",
     "fade_reals",
     "kept_weights",
     "minibatch_stddev",
     "pixel_norm",
+    "restore",
     "upsample2x",
     "use_impl",
 ]

@@ -1,0 +1,178 @@
+"""A module whose forward runs a rewritten graph while that is right, and else its own code.
+
+The module's class is exchanged for a subclass of the same name, so that parameters, children, hooks, buffers and
+every attribute stay what and where they are; copies and pickles come out the same way.
+"""
+
+import copyreg
+import functools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pggan_fast.dropin.rewrite import Options, Rewriter, mentions_stddev
+from pggan_fast.dropin.trace import BranchesOnValues, Guards, arguments, trace
+from pggan_fast.dropin.watch import NotTraceable
+
+STATE = "_pggan_fast"
+MOST_VARIANTS = 16
+"""Traces kept for one module; a forward that wants more (an attribute that changes at each step) runs its own code."""
+
+# Under autocast the original's dtypes depend on each function's place in torch's lists: only convolutions are fused.
+_AUTOCAST = Options(bias_act=False, minibatch_stddev=False)
+
+
+@dataclass
+class Variant:
+    """A trace that was rewritten, or found not worth it (`run` is None)."""
+
+    run: Callable | None
+    guards: Guards
+    shapes: tuple | None
+    autocast: bool
+    replaced: list[tuple[str, str]] = field(default_factory=list)
+    """(path below the module, what)."""
+
+
+class State:
+    """The variants of one module. Copies and pickles start without any and trace again."""
+
+    def __init__(self, options: Options):
+        self.options = options
+        self.variants: list[Variant] = []
+        self.required: int | None = None
+        self.by_shape = False
+        """Whether only the trace for a known shape finds all there is to replace."""
+        self.reason = ""
+        self.lock = threading.Lock()
+
+    def __reduce__(self) -> tuple:
+        return State, (self.options,)
+
+    def prepare(self, module: nn.Module) -> None:
+        """Traces without shapes, once."""
+        if self.required is not None:
+            return
+        try:
+            self.required = len(arguments(original(module))[0])
+            self.add(module, None, False)
+        except NotTraceable as error:
+            self.required = -1
+            self.reason = str(error)
+
+    def add(self, module: nn.Module, shapes: tuple[Tensor, ...] | None, autocast: bool) -> Variant:
+        options = self.options
+        if autocast:
+            options = Options(options.bias_act and _AUTOCAST.bias_act, options.conv, options.resample, False)
+        key = None if shapes is None else tuple(t.shape for t in shapes)
+        try:
+            variant = self._rewrite(module, shapes, key, options, autocast)
+        except NotTraceable as error:
+            self.by_shape |= isinstance(error, BranchesOnValues) and shapes is None
+            self.reason = str(error)
+            variant = Variant(None, Guards(), key, autocast)
+        self.variants.append(variant)
+        return variant
+
+    def _rewrite(self, module: nn.Module, shapes: Any, key: Any, options: Options, autocast: bool) -> Variant:
+        traced = trace(module, shapes)
+        guards = traced.guards
+        rewriter = Rewriter(traced.graph, module, options, guards.add_attribute)
+        replaced = rewriter.run()
+        for absorbed in rewriter.absorbed:
+            guards.add_module(absorbed)
+        if shapes is None and options.minibatch_stddev and mentions_stddev(traced.graph):
+            self.by_shape = True
+        return Variant(_compiled(traced.graph) if replaced else None, guards, key, autocast, replaced)
+
+    def find(self, module: nn.Module, args: tuple, kwargs: dict) -> Callable | None:
+        """The rewritten forward that is right for this call."""
+        if self.required is None:
+            with self.lock:
+                self.prepare(module)
+        if kwargs or len(args) != self.required or not all(type(a) in (Tensor, nn.Parameter) for a in args):
+            return None
+        if _transformed():
+            return None
+        autocast = torch.is_autocast_enabled(args[0].device.type)
+        key = tuple(a.shape for a in args) if self.by_shape else None
+        variant = self._known(key, autocast)
+        if variant is None:
+            if len(self.variants) >= MOST_VARIANTS:
+                variant = self._known(None, autocast)
+                return None if variant is None else variant.run
+            with self.lock:
+                variant = self._known(key, autocast) or self.add(module, args if self.by_shape else None, autocast)
+        return variant.run
+
+    def _known(self, key: tuple | None, autocast: bool) -> Variant | None:
+        for variant in self.variants:
+            if variant.shapes == key and variant.autocast == autocast and variant.guards.hold():
+                return variant
+        return None
+
+
+def _transformed() -> bool:
+    """Whether a transformation is at work that the ops do not know: torch.func, forward mode, tracing."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+        or fx._symbolic_trace.is_fx_symbolic_tracing()
+    )
+
+
+def _compiled(graph: fx.Graph) -> Callable:
+    """The graph as a function of (module, *arguments), which looks parameters and children up in the module."""
+    graph.lint()
+    code = graph.python_code("self")
+    namespace = dict(code.globals)
+    exec(code.src, namespace)
+    return namespace["forward"]
+
+
+@functools.cache
+def accelerated(cls: type[nn.Module]) -> type[nn.Module]:
+    """The subclass whose forward looks for a rewritten one first."""
+    forward = cls.forward
+
+    @functools.wraps(forward)
+    def accelerated_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return forward(self, *args, **kwargs)
+        run = vars(self)[STATE].find(self, args, kwargs)
+        return forward(self, *args, **kwargs) if run is None else run(self, *args)
+
+    def reduce_ex(self: nn.Module, protocol: int) -> tuple:
+        maker, arguments, *rest = super(subclass, self).__reduce_ex__(protocol)
+        if maker is copyreg.__newobj__:
+            return _rebuild, (cls, *arguments[1:]), *rest
+        return maker, arguments, *rest
+
+    namespace = {
+        "forward": accelerated_forward,
+        "__reduce_ex__": reduce_ex,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "_pggan_fast_class": cls,
+    }
+    subclass = type(cls)(cls.__name__, (cls,), namespace)
+    return subclass
+
+
+def _rebuild(cls: type[nn.Module], *arguments: Any) -> nn.Module:
+    return copyreg.__newobj__(accelerated(cls), *arguments)
+
+
+def original(module: nn.Module) -> type[nn.Module]:
+    """The module's class as it is without acceleration."""
+    return getattr(type(module), "_pggan_fast_class", type(module))
+
+
+def is_accelerated(module: nn.Module) -> bool:
+    return STATE in vars(module)

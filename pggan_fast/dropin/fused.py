@@ -1,0 +1,143 @@
+"""What rewritten forwards call. Each computes what the operations it stands for compute, the faster way of two."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pggan_fast import ops
+
+FOLD_FROM = 512
+"""Output pixels of a batch from which folding a weight with the rescaling costs less than it saves."""
+
+BATCH_NORM_FROM = 4
+"""Output pixels per weight of one output channel from which scaling the weights costs less than scaling the image."""
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    batch_norm: nn.BatchNorm2d | None = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    up: bool = False,
+    down: bool = False,
+    weight_scale: float = 1.0,
+    act: str = "linear",
+    slope: float = 0.0,
+    gain: float = 1.0,
+    pixel_norm: bool = False,
+    eps: float = 1e-8,
+) -> Tensor:
+    """Nearest upsampling, convolution, 2x2 mean, bias, batch norm, activation, gain and pixel norm, in this order.
+
+    x [N, C_in, H, W]; weight [C_out, C_in / groups, kh, kw], multiplied by `weight_scale`; bias of C_out values.
+    Differentiable twice.
+    """
+    epilogue = dict(act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+    bias = bias if bias is None else bias.reshape(-1)
+    geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode)
+    if batch_norm is not None:
+        pixels = _output_pixels(x, up, down)
+        if not _foldable_batch_norm(batch_norm, weight) or pixels < BATCH_NORM_FROM * weight[0].numel():
+            z = convolution(x, weight, bias, **geometry, up=up, down=down, weight_scale=weight_scale)
+            return activate(batch_norm(z), **epilogue)
+        weight, bias = fold_batch_norm(weight, bias, batch_norm, weight_scale)
+        weight_scale = 1.0
+    same = _same_padding(weight, **geometry)
+    if x.ndim == 4 and same is not None and _worth_fusing(x, up, down, weight_scale, pixel_norm):
+        rescale = dict(up=2 if up else 1, down=2 if down else 1)
+        return ops.equalized_conv2d(x, weight, bias, weight_scale=weight_scale, padding=same, **rescale, **epilogue)
+    x = F.interpolate(x, scale_factor=2.0, mode="nearest") if up else x
+    weight = weight * weight_scale if weight_scale != 1 else weight
+    z = _convolve(x, weight, None if pixel_norm else bias, **geometry)
+    z = F.avg_pool2d(z, 2) if down else z
+    return activate(z, bias if pixel_norm else None, **epilogue)
+
+
+def activate(
+    z: Tensor,
+    bias: Tensor | None = None,
+    *,
+    act: str = "linear",
+    slope: float = 0.0,
+    gain: float = 1.0,
+    pixel_norm: bool = False,
+    eps: float = 1e-8,
+) -> Tensor:
+    """`bias_act`, or torch's own functions in place where they are as good. Nothing else may read z [N, C, ...]."""
+    if pixel_norm or bias is not None or gain != 1:
+        bias = bias if bias is None else bias.reshape(-1)
+        return ops.bias_act(z, bias, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+    if act == "relu":
+        return F.relu_(z)
+    return F.leaky_relu_(z, slope) if act == "lrelu" else z
+
+
+def bias_act(z: Tensor, bias: Tensor | None = None, **epilogue: Any) -> Tensor:
+    """`ops.bias_act`; z [N, C, ...] may have other readers, bias is of C values in any shape."""
+    return ops.bias_act(z, bias if bias is None else bias.reshape(-1), **epilogue)
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str, padding: Any, **geometry: Any
+) -> Tensor:
+    if padding_mode == "zeros":
+        return F.conv2d(x, weight, bias, padding=padding, **geometry)
+    (top, left) = (padding, padding) if isinstance(padding, int) else padding
+    x = F.pad(x, (left, left, top, top), mode=padding_mode)
+    return F.conv2d(x, weight, bias, **geometry)
+
+
+def _same_padding(
+    weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, padding_mode: str
+) -> int | None:
+    """The padding if `ops.equalized_conv2d` can take this convolution, else None."""
+    kh, kw = weight.shape[2:]
+    one = (1, (1, 1), [1, 1])
+    if kh != kw or stride not in one or dilation not in one or groups != 1 or padding_mode != "zeros":
+        return None
+    if isinstance(padding, str):
+        return 0 if padding == "valid" else kh // 2 if kh % 2 else None
+    pair = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    return pair[0] if pair[0] == pair[-1] and pair[0] < kh else None
+
+
+def _output_pixels(x: Tensor, up: bool, down: bool) -> int:
+    n, h, w = x.shape[0], x.shape[-2], x.shape[-1]
+    return n * h * w * 4 if up else n * h * w // 4 if down else n * h * w
+
+
+def _worth_fusing(x: Tensor, up: bool, down: bool, weight_scale: float, pixel_norm: bool) -> bool:
+    if up or down:
+        return _output_pixels(x, up, down) * (4 if down else 1) >= FOLD_FROM
+    # cuDNN adds a bias in a pass of its own; oneDNN does not.
+    return pixel_norm or weight_scale != 1 or x.is_cuda
+
+
+def _foldable_batch_norm(batch_norm: nn.BatchNorm2d, weight: Tensor) -> bool:
+    if batch_norm.training or batch_norm.running_mean is None:
+        return False
+    return batch_norm.running_mean.dtype == weight.dtype
+
+
+def fold_batch_norm(
+    weight: Tensor, bias: Tensor | None, batch_norm: nn.BatchNorm2d, weight_scale: float
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution with the batch norm of eval mode in them; differentiable."""
+    factor = torch.rsqrt(batch_norm.running_var + batch_norm.eps)
+    factor = factor if batch_norm.weight is None else factor * batch_norm.weight
+    shift = -batch_norm.running_mean if bias is None else bias - batch_norm.running_mean
+    shift = shift * factor if batch_norm.bias is None else torch.addcmul(batch_norm.bias, shift, factor)
+    return weight * (factor * weight_scale).view(-1, 1, 1, 1), shift
+
+
+def minibatch_stddev(x: Tensor, **options: Any) -> Tensor:
+    """`ops.minibatch_stddev`."""
+    return ops.minibatch_stddev(x, **options)

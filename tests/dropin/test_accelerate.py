@@ -1,0 +1,128 @@
+"""What accelerate promises about a model: the same objects, the way back, what is replaced."""
+
+import pytest
+import torch
+from torch import nn
+
+from pggan_fast import accelerate, explain, restore
+from tests.dropin.helpers import CLOSE, X, block, calls
+from tests.dropin.progressive import UpBlock
+from tests.dropin.zoo import network
+
+# The same objects
+
+
+def test_a_copy_shares_everything_and_the_model_stays():
+    model = block()
+    fast = accelerate(model)
+    assert type(model) is UpBlock and fast is not model
+    assert isinstance(fast, UpBlock) and repr(fast) == repr(model)
+    assert [id(p) for p in fast.parameters()] == [id(p) for p in model.parameters()]
+    assert list(fast.state_dict()) == list(model.state_dict())
+    assert not explain(model) and explain(fast).replaced
+
+
+def test_in_place_is_the_same_object():
+    model = block()
+    parameters = dict(model.named_parameters())
+    assert accelerate(model, inplace=True) is model
+    assert {n: id(p) for n, p in model.named_parameters()} == {n: id(p) for n, p in parameters.items()}
+
+
+def test_buffers_are_shared():
+    model = network("stackgan").train()
+    fast = accelerate(model)
+    fast(torch.randn(4, 16))
+    torch.testing.assert_close(fast.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert model.fc[1].num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_restore(inplace, monkeypatch):
+    model = block()
+    expected = model(X)
+    fast = restore(accelerate(model, inplace=inplace))
+    called = calls(monkeypatch)
+    assert type(fast) is UpBlock and not explain(fast)
+    assert torch.equal(fast(X), expected) and not called
+    assert vars(fast).keys() == vars(block()).keys()
+
+
+def test_accelerating_twice_is_once():
+    fast = accelerate(accelerate(block()))
+    assert type(fast).__mro__.count(UpBlock) == 1 and len(type(fast).__mro__) == len(UpBlock.__mro__) + 1
+    torch.testing.assert_close(fast(X), block()(X), **CLOSE)
+
+
+def test_no_module():
+    with pytest.raises(TypeError, match="accelerate: model is a int, must be a torch.nn.Module"):
+        accelerate(3)
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({"bias_act": False}, "pixel norm"),
+        ({"resample": False}, "nearest upsampling"),
+        ({"conv": False}, "equalized conv"),
+    ],
+)
+def test_options_leave_things_alone(options, left):
+    everything = " ".join(row.what for row in explain(accelerate(block())).replaced)
+    fast = accelerate(block(), **options)
+    assert left in everything and left not in " ".join(row.what for row in explain(fast).replaced)
+    torch.testing.assert_close(fast(X), block()(X), **CLOSE)
+
+
+def test_minibatch_stddev_can_be_left_alone(monkeypatch):
+    fast = accelerate(network("pggan_discriminator"), minibatch_stddev=False)
+    called = calls(monkeypatch)
+    fast(torch.randn(4, 3, 32, 32))
+    assert called and "minibatch_stddev" not in called
+
+
+# What is replaced
+
+
+def test_what_runs(monkeypatch):
+    fast = accelerate(block())
+    expected = block()(X)
+    called = calls(monkeypatch)
+    torch.testing.assert_close(fast(X), expected, **CLOSE)
+    assert called == ["equalized_conv2d"] * 2
+    rows = explain(fast).replaced
+    assert [row.what for row in rows] == [
+        "nearest upsampling + equalized conv + lrelu + pixel norm",
+        "equalized conv + lrelu + pixel norm",
+    ]
+    assert "nearest upsampling" in str(explain(fast))
+
+
+@pytest.mark.parametrize("name", ["pggan_discriminator", "pggan_batch_deviation", "pggan_function_deviation"])
+@pytest.mark.parametrize("batch", [2, 4, 6, 8])
+def test_stddev_of_any_batch(name, batch, monkeypatch):
+    model = network(name).double()
+    fast = accelerate(model)
+    images = torch.randn(batch, 3, 32, 32, dtype=torch.float64)
+    if name == "pggan_discriminator" and batch == 6:  # its reshape refuses such a batch, and so must ours
+        with pytest.raises(RuntimeError):
+            fast(images)
+        return
+    called = calls(monkeypatch)
+    torch.testing.assert_close(fast(images), model(images), rtol=1e-10, atol=1e-10)
+    assert "minibatch_stddev" in called
+
+
+def test_one_sample_has_no_deviation():
+    model = network("pggan_discriminator").double()
+    torch.testing.assert_close(accelerate(model)(X[:1, :3].double()), model(X[:1, :3].double()))
+
+
+def test_a_deviation_with_weights_of_its_own_is_left_alone(monkeypatch):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.cat([x, torch.sqrt(x.var(0) + 1e-8).square().mean().expand(4, 1, 16, 16)], 1)
+
+    fast = accelerate(Odd())
+    called = calls(monkeypatch)
+    assert torch.equal(fast(X), Odd()(X)) and not called

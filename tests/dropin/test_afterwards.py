@@ -1,0 +1,175 @@
+"""What is done with an accelerated model: hooks, copies, pickles, dtypes, autocast, threads."""
+
+import copy
+import io
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import pggan_fast
+from pggan_fast import accelerate, explain, restore
+from pggan_fast.dropin import fused
+from tests.dropin.helpers import CLOSE, X, block, calls
+from tests.dropin.progressive import UpBlock
+from tests.dropin.zoo import network
+
+# Hooks
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
+def test_hooks_run_and_their_module_is_left_alone(kind):
+    model = block()
+    seen = []
+    getattr(model.conv1, f"register_{kind}_hook")(lambda *_: seen.append(kind))
+    fast = accelerate(model)
+    fast(X.clone().requires_grad_()).sum().backward()
+    assert seen
+    assert ("conv1", "it has hooks") in [(row.module, row.what) for row in explain(fast).left]
+    assert [row.what for row in explain(fast).replaced] == ["equalized conv + lrelu + pixel norm", "pixel norm"] or [
+        row.what for row in explain(fast).replaced
+    ]
+
+
+def test_batch_norm_is_never_stale(monkeypatch):
+    monkeypatch.setattr(fused, "BATCH_NORM_FROM", 0)
+    model = network("stackgan").eval()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    z = torch.randn(4, 16)
+
+    def check():
+        for a, b in zip(fast(z), model(z), strict=True):
+            torch.testing.assert_close(a, b, **CLOSE)
+
+    check()
+    for net in (fast, model):
+        net.train()
+        net(z * 3)
+    check()
+    fast.eval(), model.eval()
+    check()
+    state = {k: v * 1.5 for k, v in model.state_dict().items()}
+    fast.load_state_dict(state), model.load_state_dict(state)
+    check()
+
+
+# Afterwards
+
+
+def test_deepcopy_is_independent(monkeypatch):
+    fast = accelerate(block())
+    other = copy.deepcopy(fast)
+    with torch.no_grad():
+        other.conv1.weight.mul_(2)
+        other.conv1.bias.add_(1)
+    called = calls(monkeypatch)
+    torch.testing.assert_close(fast(X), block()(X), **CLOSE)
+    assert not torch.allclose(other(X), fast(X), atol=1e-2)
+    assert len(called) == 6 and explain(other).replaced
+    assert type(restore(other)) is UpBlock
+
+
+@pytest.mark.parametrize("save", ["pickle", "torch"])
+def test_pickle(save):
+    fast = accelerate(block())
+    fast(X)
+    if save == "pickle":
+        other = pickle.loads(pickle.dumps(accelerate(network("pggan_generator").start)))
+        assert type(other) is not nn.Sequential and isinstance(other, nn.Sequential)
+        return
+    file = io.BytesIO()
+    torch.save(fast, file)
+    file.seek(0)
+    other = torch.load(file, weights_only=False)
+    assert explain(other).replaced
+    torch.testing.assert_close(other(X), fast(X))
+
+
+def test_state_dicts_go_both_ways():
+    model, fast = block(), accelerate(block(gain=1.0))
+    fast.load_state_dict(model.state_dict())
+    model.load_state_dict(fast.state_dict())
+    assert torch.equal(fast.conv1.weight, model.conv1.weight)
+
+
+def test_moving_to_a_dtype_and_layout():
+    model = block()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    for net in (fast, model):
+        net.double().to(memory_format=torch.channels_last)
+    x = X.double().contiguous(memory_format=torch.channels_last)
+    y = fast(x)
+    torch.testing.assert_close(y, model(x))
+    assert y.dtype == torch.float64 and y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", ["pggan_generator", "stackgan", "wgan_gp_critic"])
+def test_autocast_has_the_dtypes_of_the_original(name):
+    model = network(name)
+    fast = accelerate(model)
+    inputs = torch.randn(4, 16) if name != "wgan_gp_critic" else torch.randn(4, 3, 32, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        a, b = fast(inputs), model(inputs)
+    for mine, theirs in zip(*(t if isinstance(t, list) else [t] for t in (a, b)), strict=True):
+        assert mine.dtype == theirs.dtype
+        torch.testing.assert_close(mine.float(), theirs.float(), rtol=0.1, atol=0.1)
+
+
+def test_transforms_of_torch_func_see_the_original():
+    fast, model = accelerate(block()), block()
+    for net in (fast, model):
+        net.requires_grad_(False)
+    tangent = torch.randn_like(X)
+    expected = torch.func.jvp(model, (X,), (tangent,))
+    for a, b in zip(torch.func.jvp(fast, (X,), (tangent,)), expected, strict=True):
+        torch.testing.assert_close(a, b)
+    traced = torch.fx.symbolic_trace(fast)
+    torch.testing.assert_close(traced(X), model(X), **CLOSE)
+
+
+def test_threads_trace_at_once():
+    model = network("pggan_discriminator")
+    fast = accelerate(model)
+    expected = {n: model(X[:n, :3].repeat(1, 1, 2, 2)) for n in (2, 4)}
+    wrong = []
+
+    def work(n):
+        for _ in range(5):
+            if not torch.allclose(fast(X[:n, :3].repeat(1, 1, 2, 2)), expected[n], atol=1e-4):
+                wrong.append(n)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in (2, 4, 2, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_example_inputs_settle_what_depends_on_shapes():
+    images = torch.randn(4, 3, 32, 32)
+    fast = accelerate(network("pggan_discriminator"), example_inputs=images)
+    assert any("minibatch stddev" in row.what for row in explain(fast).replaced)
+    by_name = accelerate(block(), example_inputs={"x": X})
+    assert explain(by_name).replaced
+    several = accelerate(network("biggan_generator"), example_inputs=(torch.randn(4, 16), torch.randn(4, 16)))
+    assert explain(several).replaced
+
+
+def test_example_inputs_leave_no_trace_and_catch_a_difference(monkeypatch):
+    model = network("stackgan").train()
+    before = copy.deepcopy(model.state_dict())
+    accelerate(model, example_inputs=torch.randn(4, 16))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    wrong = fused.activate
+    monkeypatch.setattr(fused, "activate", lambda *args, **options: wrong(*args, **options) * 1.1)
+    fast = accelerate(model, example_inputs=torch.randn(4, 16))
+    assert type(fast.up1) is nn.Sequential
+    (row,) = explain(fast)
+    assert row.status == "left" and "differ" in row.what
+
+
+def test_names_are_exported():
+    assert {"accelerate", "explain", "restore"} <= set(pggan_fast.__all__)

@@ -1,0 +1,226 @@
+"""Control flow stays alive under acceleration, and what a trace would lose is left alone."""
+
+import copy
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pggan_fast import accelerate, explain
+from tests.dropin.helpers import CLOSE, X, block
+from tests.dropin.progressive import EqualConv, PixelNorm
+
+# Control flow stays alive
+
+
+class Alive(nn.Module):
+    """Everything that Python may change between two calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = EqualConv(8, 8, 3, padding=1), PixelNorm()
+        self.depth, self.extra = 1, nn.ModuleList()
+
+    def forward(self, x):
+        for _ in range(self.depth):
+            x = self.norm(F.leaky_relu(self.conv(x), SLOPE))
+        for module in self.extra:
+            x = module(x)
+        return x * 2 if self.training else x
+
+
+SLOPE = 0.2
+
+
+def changes() -> dict:
+    def slope(model):
+        global SLOPE
+        SLOPE = 0.7
+
+    def exchange(model):
+        torch.manual_seed(5)
+        model.conv = EqualConv(8, 8, 3, padding=1)
+
+    def weight(model):
+        model.conv.weight = nn.Parameter(model.conv.weight.detach() * 3)
+
+    def hook(model):
+        model.conv.register_forward_hook(lambda module, inputs, output: output + 1)
+
+    return {
+        "training": lambda model: model.eval(),
+        "depth": lambda model: setattr(model, "depth", 3),
+        "list": lambda model: model.extra.append(nn.Tanh()),
+        "global": slope,
+        "child": exchange,
+        "parameter": weight,
+        "scale": lambda model: setattr(model.conv, "scale", 0.5),
+        "epsilon": lambda model: setattr(model.norm, "epsilon", 0.5),
+        "hook": hook,
+        "forward": lambda model: setattr(model.norm, "forward", lambda x: x * 3),
+        "spectral norm": lambda model: nn.utils.parametrizations.spectral_norm(model.conv),
+        "weight norm": lambda model: nn.utils.parametrizations.weight_norm(model.conv),
+    }
+
+
+@pytest.mark.parametrize("change", changes())
+def test_changes_after_acceleration_count(change, monkeypatch):
+    monkeypatch.setitem(globals(), "SLOPE", 0.2)
+    torch.manual_seed(6)
+    model = Alive()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    torch.testing.assert_close(fast(X), model(X), **CLOSE)
+    before = fast(X)
+    for net in (fast, model):
+        torch.manual_seed(7)
+        changes()[change](net)
+    torch.testing.assert_close(fast(X), model(X), **CLOSE)
+    assert not torch.allclose(fast(X), before)
+
+
+def test_an_attribute_that_always_changes_falls_back():
+    class Fading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.alpha = block(), 0.0
+
+        def forward(self, x):
+            return self.block(x) * self.alpha
+
+    model = Fading()
+    fast = accelerate(model, inplace=True)
+    for i in range(40):
+        fast.alpha = i / 40
+        torch.testing.assert_close(fast(X), block()(X) * fast.alpha, **CLOSE)
+
+
+class Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+def untraceable() -> dict:
+    norm, act = PixelNorm(), nn.LeakyReLU(0.2)
+    switch = [True]
+
+    class Base(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(8)
+            self.conv, self.norm, self.seen = EqualConv(8, 8, 3, padding=1), norm, []
+
+        def body(self, x):
+            return self.norm(act(self.conv(x)))
+
+    class Noise(Base):
+        def forward(self, x):
+            return self.norm(F.leaky_relu(self.conv(x), 0.2)) + torch.randn(8, 1, 1)
+
+    class Lottery(Base):
+        def forward(self, x):
+            return self.norm(F.leaky_relu(self.conv(x), 0.2)) * random.random()
+
+    class NoGrad(Base):
+        def forward(self, x):
+            with torch.no_grad():
+                return self.norm(F.leaky_relu(self.conv(x), 0.2))
+
+    class Decorated(Base):
+        @torch.no_grad()
+        def forward(self, x):
+            return self.norm(F.leaky_relu(self.conv(x), 0.2))
+
+    class Straight(Base):
+        def forward(self, x):
+            return Step.apply(self.norm(F.leaky_relu(self.conv(x), 0.2)))
+
+    class Mode(Base):
+        def forward(self, x):
+            y = self.norm(F.leaky_relu(self.conv(x), 0.2))
+            return y if torch.is_grad_enabled() else y * 2
+
+    class Sets(Base):
+        def forward(self, x):
+            self.features = self.norm(F.leaky_relu(self.conv(x), 0.2))
+            return self.features
+
+    class Appends(Base):
+        def forward(self, x):
+            self.seen.append(self.norm(F.leaky_relu(self.conv(x), 0.2)))
+            return self.seen[-1]
+
+    class Values(Base):
+        def forward(self, x):
+            y = self.norm(F.leaky_relu(self.conv(x), 0.2))
+            return y if y.sum() > 0 else -y
+
+    class Closure(Base):
+        def forward(self, x):
+            return self.norm(F.leaky_relu(self.conv(x), 0.2)) if switch[0] else x
+
+    class Checkpointed(Base):
+        def forward(self, x):
+            part = lambda x: self.norm(F.leaky_relu(self.conv(x), 0.2))  # noqa: E731
+            return torch.utils.checkpoint.checkpoint(part, x, use_reentrant=False)
+
+    kinds = (Noise, Lottery, NoGrad, Decorated, Straight, Mode, Sets, Appends, Values, Closure, Checkpointed)
+    return {kind.__name__: kind for kind in kinds}
+
+
+@pytest.mark.parametrize("kind", untraceable())
+def test_what_a_trace_would_lose_is_left_alone(kind):
+    model = untraceable()[kind]()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    assert not [row for row in explain(fast).replaced if row.module in ("", "conv")]
+    reason = next(row.what for row in explain(fast) if row.module == "")
+    assert reason
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            outputs = []
+            for net in (fast, model):
+                torch.manual_seed(9), random.seed(9)
+                outputs += [net(X), net(X * 2)]
+            for a, b in zip(outputs[:2], outputs[2:], strict=True):
+                torch.testing.assert_close(a, b, **CLOSE)
+                assert a.requires_grad == b.requires_grad
+    assert not any(isinstance(value, torch.fx.Proxy) for value in vars(fast).values())
+
+
+def test_a_tensor_that_is_overwritten_later_is_read_first():
+    class Overwriting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x):
+            x = x * 1
+            y = self.conv(x)
+            x.add_(1)
+            return F.leaky_relu(y, 0.2) + x
+
+    torch.testing.assert_close(accelerate(Overwriting())(X), Overwriting()(X), **CLOSE)
+
+
+def test_a_convolution_that_others_read_is_left_alone():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return F.relu(y), y
+
+    fast = accelerate(Both())
+    assert not explain(fast).replaced
+    for a, b in zip(fast(X), Both()(X), strict=True):
+        assert torch.equal(a, b)
