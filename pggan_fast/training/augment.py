@@ -135,8 +135,9 @@ class AdaptiveAugment(nn.Module):
         place = place @ _translation(2 * normal(0.125) * shifted, 2 * normal(0.125) * shifted)
 
         # Rotations are of pixels, which these units are not in an image that is no square.
-        shape = torch.tensor([[1, height / width, 1], [width / height, 1, 1]], device=images.device)
-        grid = F.affine_grid((place[:, :2] * shape).to(images.dtype), list(images.shape), align_corners=False)
+        place[:, 0, 1] *= height / width
+        place[:, 1, 0] *= width / height
+        grid = F.affine_grid(place[:, :2].to(images.dtype), list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
     def _recolor(self, images, drawn, around, normal) -> Tensor:
@@ -153,7 +154,7 @@ class AdaptiveAugment(nn.Module):
         matrix = wide(contrast) * (identity - 2 * wide(drawn(p / 2)) * gray)
         if channels == 3:
             angle, saturation = wide(around(2 * math.pi) * drawn(p)), wide((normal(1.0) * drawn(p)).exp2())
-            turned = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=images.device) / math.sqrt(3)
+            turned = (identity.roll(1, 0) - identity.roll(-1, 0)) / math.sqrt(3)  # a quarter turn around that axis
             hue = gray + angle.cos() * (identity - gray) + angle.sin() * turned
             matrix = (gray + saturation * (identity - gray)) @ hue @ matrix
         color = torch.einsum("nij,njhw->nihw", matrix.to(color.dtype), color + brightness[:, None, None, None])

@@ -20,6 +20,9 @@ def written_aside(path: Path) -> Iterator[Path]:
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which file it was
+        raise
     finally:
         aside.unlink(missing_ok=True)
     _flush_folder(path.parent)

@@ -1,7 +1,13 @@
-"""Memory that stays with the process instead of going back to the kernel after every step."""
+"""Memory that stays with the process instead of going back to the kernel after every step, and what to do without."""
 
 import ctypes
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pggan_fast.training.errors import UserError
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -23,3 +29,24 @@ def keep_freed_memory(threshold: int = GIBIBYTE) -> bool:
     libc = ctypes.CDLL(None)
     kept = libc.mallopt(M_MMAP_THRESHOLD, threshold) or libc.mallopt(M_MMAP_THRESHOLD, OLDER_LIMIT)
     return bool(kept and libc.mallopt(M_TRIM_THRESHOLD, threshold))
+
+
+@contextmanager
+def advice_when_out_of_memory() -> Iterator[None]:
+    """Turns the many forms of that error into a UserError that names the settings to change."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _advice(error) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch's allocator for the CPU has no class for it
+            raise
+        raise _advice(error) from error
+
+
+def _advice(error: BaseException) -> UserError:
+    reason = (str(error).splitlines() or ["no memory is left"])[0]
+    return UserError(
+        f"out of memory ({reason}); go on with one or more of: --micro-batch N below the batch size,"
+        " --activation-checkpointing, --precision bf16"
+    )

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pggan_fast import __version__
-from pggan_fast.training.checkpoint import checkpoints
 from pggan_fast.training.config import TrainConfig
 from pggan_fast.training.dataset import PreparedData, check_free, resolutions_up_to
 from pggan_fast.training.device import find_device
+from pggan_fast.training.distributed import process_count
 from pggan_fast.training.errors import UserError
 from pggan_fast.training.files import ASIDE, write_json, written_aside
 from pggan_fast.training.options import flag, from_json, to_json
+from pggan_fast.training.schedule import from_table
 
 
 class RunFolder:
@@ -38,6 +39,8 @@ class RunFolder:
                 f"--out {out}: holds a run already; go on with it by"
                 f" `pggan-fast train --resume {out}` or choose another folder"
             )
+        for unfinished in out.glob(f".config.json.*{ASIDE}"):  # of a run that was killed as it began
+            unfinished.unlink()
         check_free(out)
         data = PreparedData(config.data)
         if config.resolution is None:
@@ -48,9 +51,10 @@ class RunFolder:
         return run
 
     @classmethod
-    def open(cls, out: Path, changes: dict[str, Any]) -> RunFolder:
+    def open(cls, out: Path, changes: dict[str, Any], *, writes: bool = True) -> RunFolder:
         """Go on with the run in `out`, with `changes` to those settings that may change.
 
+        Of several processes only one `writes`, before the others open the run.
         Raises UserError if there is no run, a setting is fixed, or the data are not those that
         the run was started with.
         """
@@ -73,14 +77,11 @@ class RunFolder:
             )
         run = cls(config, data)
         run._check()
-        for unfinished in out.rglob(f".*{ASIDE}"):  # of a process that was killed while writing
-            unfinished.unlink()
-        run._write_config()
+        if writes:
+            for unfinished in out.rglob(f".*{ASIDE}"):  # of a process that was killed while writing
+                unfinished.unlink()
+            run._write_config()
         return run
-
-    def newest_checkpoint(self) -> Path | None:
-        found = checkpoints(self.checkpoints)
-        return found[-1] if found else None
 
     def forget_stats_after(self, images: int) -> None:
         """Drop the lines that a run stopped after its last checkpoint will write again."""
@@ -96,14 +97,27 @@ class RunFolder:
 
     def _check(self) -> None:
         config, data = self.config, self.data
-        find_device(config.device)
+        device = find_device(config.device)
+        if config.cuda_graphs and (device.type != "cuda" or process_count() > 1):
+            raise UserError(
+                f"--cuda-graphs: is for one process on a CUDA device, this is {process_count()} on {device}"
+            )
         if config.resolution > data.resolution:
             raise UserError(f"--resolution {config.resolution}: the data in {data.path} end at {data.resolution} px")
         if config.labels and not data.classes:
             raise UserError(f"--labels: {data.path} has no classes; prepare a folder with one subfolder each")
+        if config.labels and not 0 <= data.labels.min() <= data.labels.max() < len(data.classes):
+            raise UserError(f"--labels: {data.path} has labels outside of its {len(data.classes)} classes")
         for resolution in resolutions_up_to(config.resolution):
-            if resolution >= config.start_resolution:
-                data.images(resolution)
+            if resolution < config.start_resolution:
+                continue
+            data.images(resolution)
+            batch_size = from_table(config.batch_size, resolution)
+            if batch_size % process_count():
+                raise UserError(
+                    f"--batch-size {batch_size} at {resolution} px: is what all processes have together,"
+                    f" and must be a multiple of their number, {process_count()}"
+                )
 
     def _write_config(self) -> None:
         contents = {

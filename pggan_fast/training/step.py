@@ -1,53 +1,23 @@
 """One training step: D, the average of G, then G. For the trainer, and for loops of one's own."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from pggan_fast.networks import Discriminator, Generator
+from pggan_fast.networks import AutoencoderDiscriminator, Discriminator, Generator
 from pggan_fast.ops import kept_weights
 from pggan_fast.reference import stddev_group
-from pggan_fast.training.losses import OBJECTIVES, Scored, Stats
+from pggan_fast.training.augment import AUGMENTS, AdaptiveAugment, DiffAugment
+from pggan_fast.training.critic import DiscriminatorCritic
+from pggan_fast.training.distributed import Processes
+from pggan_fast.training.losses import OBJECTIVES, Ebgan, Objective, Stats
+from pggan_fast.training.parts import fewest_parts, keeps_groups, take
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class _Critic:
-    """`losses.Critic` of a discriminator."""
-
-    def __init__(self, D: Discriminator, alpha: float | Tensor, autocast: Callable[[], torch.autocast]):
-        self.D, self.alpha, self.autocast = D, alpha, autocast
-
-    def __call__(self, images: Tensor, labels: Tensor | None) -> Scored:
-        with self.autocast():
-            return self.D(images, labels, alpha=self.alpha)
-
-    def pair(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Scored, Scored]:
-        """One call on both batches, ordered so that each stddev group holds what it would hold in two calls.
-
-        Group m of M has samples m, m + M, ...: of twice the batch, with runs of M reals and M fakes in turn,
-        group m has those reals and group M + m those fakes.
-        """
-        n, group_size = len(real), self.D.options["mbstd_group_size"]
-        group = stddev_group(n, group_size)
-        if stddev_group(2 * n, group_size) != group:
-            return self(real, labels), self(fake, labels)
-
-        def interleave(real: Tensor, fake: Tensor) -> Tensor:
-            runs = (t.unflatten(0, (group, n // group)) for t in (real, fake))
-            both = torch.stack(tuple(runs), dim=1).flatten(0, 2)
-            return both.contiguous(memory_format=torch.channels_last) if both.ndim == 4 else both
-
-        def separate(both: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-            if both is None:
-                return None, None
-            runs = both.unflatten(0, (group, 2, n // group))
-            return runs[:, 0].flatten(0, 1), runs[:, 1].flatten(0, 1)
-
-        scores, logits = self(interleave(real, fake), None if labels is None else interleave(labels, labels))
-        return tuple(zip(separate(scores), separate(logits), strict=True))
+COMPILED_STAGES = 64  # more than all resolutions, fading and stable, in training, in G's step and in sample grids
 
 
 class TrainStep:
@@ -55,14 +25,29 @@ class TrainStep:
 
     Args:
         G, D: moved to channels_last, in place.
-        objective: "wgan-gp", or an object like `losses.WganGp`.
-        learning_rate: of both Adam optimizers (betas 0 and 0.99, eps 1e-8; the official settings).
+        objective: a name of `losses.OBJECTIVES`, or an object of such a class; "ebgan" needs an
+            `AutoencoderDiscriminator`.
+        learning_rate: of both Adam optimizers (betas 0 and 0.99, eps 1e-8; the official settings), or (G's, D's).
+        d_steps: steps of D for each of G. A call then takes as many batches, one after the other.
+        augment: "diffaugment", "ada" or an object of `augment.AUGMENTS`, of what D sees; None for nothing.
         ema_decay: weight of the past in `G_ema`, per step.
         precision: "fp32"; "bf16" or "fp16" compute under autocast with fp32 weights, fp16 with a dynamic loss scale.
+        micro_batch: most samples that go through the networks at once; the gradients of a batch's parts add up. Parts
+            of whole minibatch-stddev groups give what the whole batch gives, to rounding; a warning says when they
+            cannot be.
+        activation_checkpointing: G and D keep only what enters a block for their backward passes, which compute the
+            rest again: less memory, more time, the same numbers.
+        compile: G and D through torch.compile, once per stage. The gradient penalty still runs op by op: torch cannot
+            differentiate a compiled backward.
+        processes: those that train together, see `distributed`. Each gets its part of the batch, `parts.take` of it,
+            and all of them the same random state; what they compute is what one process would of the whole batch.
 
-    `step(real, labels=None, *, alpha=1.0)` takes images [N, C, r, r] in -1..1, already faded and mirrored,
-    and returns detached scalars: d_loss, g_loss, real_score, fake_score, gradient_norm, and skipped, the number
-    of optimizer steps (0 to 2) left out because a gradient was not finite. Nothing waits for the device.
+    `step(real, labels=None, *, alpha=1.0)` takes images [d_steps * N, C, H, W] in -1..1, already faded and mirrored,
+    and returns detached scalars, of the last of D's steps where there are several: d_loss, g_loss, real_score,
+    fake_score; gradient_norm, real_gradient_norm, overfitting and augment_p where these exist; and skipped, the number
+    of optimizer steps (0 to d_steps + 1) left out because the loss or a gradient was not finite. Nothing waits for the
+    device.
+    `bad_steps` (int32, on the device) counts the steps since the last one in which nothing was left out.
     Latents come from torch's default generator of the device.
     """
 
@@ -71,74 +56,178 @@ class TrainStep:
         G: Generator,
         D: Discriminator,
         *,
-        objective: str = "wgan-gp",
-        learning_rate: float = 1e-3,
+        objective: str | Objective = "wgan-gp",
+        learning_rate: float | tuple[float, float] = 1e-3,
+        d_steps: int = 1,
+        augment: str | DiffAugment | AdaptiveAugment | None = None,
         ema_decay: float = 0.999,
         precision: str = "fp32",
+        micro_batch: int | None = None,
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+        processes: Processes = Processes(),  # noqa: B008 - frozen
     ):
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}, allowed: {', '.join(PRECISIONS)}")
         if isinstance(objective, str) and objective not in OBJECTIVES:
             raise ValueError(f"objective is {objective!r}, allowed: {', '.join(OBJECTIVES)}")
+        if isinstance(augment, str) and augment not in AUGMENTS:
+            raise ValueError(f"augment is {augment!r}, allowed: {', '.join(AUGMENTS)}")
+        if d_steps < 1:
+            raise ValueError(f"d_steps is {d_steps}, must be 1 or more")
+        if compile and activation_checkpointing:
+            raise ValueError("compile and activation_checkpointing are both True: torch cannot compile the latter")
+        if activation_checkpointing and any(True for net in (G, D) for _ in net.buffers()):
+            raise ValueError("activation_checkpointing is True: not with spectral_norm, which each pass would move on")
         self.G = G.to(memory_format=torch.channels_last)
         self.D = D.to(memory_format=torch.channels_last)
         self.G_ema = copy.deepcopy(G).eval().requires_grad_(False)
         self.objective = OBJECTIVES[objective]() if isinstance(objective, str) else objective
-        self.ema_decay, self.precision = ema_decay, precision
+        if isinstance(self.objective, Ebgan) and not isinstance(D, AutoencoderDiscriminator):
+            raise ValueError(f"objective is ebgan, so D must be an AutoencoderDiscriminator, is a {type(D).__name__}")
+        self.ema_decay, self.precision, self.d_steps = ema_decay, precision, d_steps
+        self.micro_batch, self.processes = micro_batch, processes
         self.device = next(G.parameters()).device
-        # fused: one pass over all parameters instead of a dozen small ops for each.
-        adam = dict(lr=learning_rate, betas=(0.0, 0.99), eps=1e-8, fused=True)
-        self.optimizer_G = torch.optim.Adam(G.parameters(), **adam)
-        self.optimizer_D = torch.optim.Adam(D.parameters(), **adam)
+        self.augment = AUGMENTS[augment]() if isinstance(augment, str) else augment
+        if self.augment is not None:
+            self.augment.to(self.device)
+        self.objective.reports_overfitting = isinstance(self.augment, AdaptiveAugment)
+        for module in (*G.modules(), *D.modules()):
+            if isinstance(module, (Generator, Discriminator)):
+                module.activation_checkpointing = activation_checkpointing
+        self.run_G, self.run_D = (_compiled(network) if compile else network for network in (G, D))
+
+        def adam(network: nn.Module, learning_rate: float) -> torch.optim.Adam:
+            # The rate on the device, so that a captured step reads it there; Adam counts its steps there too.
+            rate = torch.full((), learning_rate, device=self.device)
+            # fused: one pass over all parameters instead of a dozen small ops for each.
+            return torch.optim.Adam(network.parameters(), lr=rate, betas=(0.0, 0.99), eps=1e-8, fused=True)
+
+        g_rate, d_rate = learning_rate if isinstance(learning_rate, tuple) else (learning_rate, learning_rate)
+        self.optimizer_G, self.optimizer_D = adam(G, g_rate), adam(D, d_rate)
         # Only fp16 needs a loss scale; its value stays 1 otherwise.
         self.loss_scale = torch.full((), 65536.0 if precision == "fp16" else 1.0, device=self.device)
         self.good_steps = torch.zeros((), dtype=torch.int32, device=self.device)
+        self.bad_steps = torch.zeros((), dtype=torch.int32, device=self.device)
 
     def __call__(self, real: Tensor, labels: Tensor | None = None, *, alpha: float | Tensor = 1.0) -> Stats:
-        real = real.contiguous(memory_format=torch.channels_last)
-        n, resolution = len(real), real.shape[-1]
+        if len(real) % self.d_steps:
+            raise ValueError(f"real has {len(real)} images, must be a multiple of d_steps={self.d_steps}")
+        n, resolution = len(real) // self.d_steps, min(real.shape[-2:])
         fading = isinstance(alpha, Tensor) or alpha != 1.0
+        scale = self.loss_scale if self.precision == "fp16" else None
+        critic = DiscriminatorCritic(self.D, self.run_D, alpha, self._autocast, scale)
         stats: Stats = {}
 
-        def generate() -> Tensor:
-            z = torch.randn(n, self.G.latent_dim, device=self.device)
+        def generate(z: Tensor, labels: Tensor | None) -> Tensor:
             with self._autocast():
-                return self.G(z, labels, resolution=resolution, alpha=alpha)
+                return self.run_G(z, labels, resolution=resolution, alpha=alpha)
 
-        critic = _Critic(self.D, alpha, self._autocast)
-        with kept_weights() as forget:
+        def discriminator_terms(
+            real: Tensor, labels: Tensor | None, noise: Tensor | None, z: Tensor, mixing: Tensor
+        ) -> Iterable[Tensor]:
             with torch.no_grad():
-                fake = generate().to(real.dtype)
-            mixing = torch.rand(n, 1, 1, 1, device=self.device)
-            terms = self.objective.discriminator_terms(critic, real, fake, labels, mixing, stats)
-            stats["d_loss"] = self._backward(terms)
-            skipped = self._update(self.optimizer_D)
-            forget(self.D.parameters())
+                fake = generate(z, labels).to(real.dtype)
+                if noise is not None:
+                    of_real, of_fake = noise.chunk(2, dim=1)
+                    real, fake = _laid_out(self.augment(real, of_real)), _laid_out(self.augment(fake, of_fake))
+            return self.objective.discriminator_terms(critic, real, fake, labels, mixing, stats)
+
+        def generator_terms(labels: Tensor | None, noise: Tensor | None, z: Tensor) -> Iterable[Tensor]:
+            fake = generate(z, labels)
+            if noise is not None:
+                fake = _laid_out(self.augment(fake.to(real.dtype), noise))
+            yield self.objective.generator_loss(critic, fake, labels)
+
+        batches = [(real, labels)]
+        if self.d_steps > 1:
+            parts = (None,) * self.d_steps if labels is None else labels.split(n)
+            batches = list(zip(real.split(n), parts, strict=True))
+        with kept_weights() as forget:
+            skipped = torch.zeros((), device=self.device)
+            for reals, labels in batches:
+                z, mixing = self._draw(torch.randn, n, self.G.latent_dim), self._draw(torch.rand, n, 1, 1, 1)
+                noise = self._augment_noise(n, images=2)
+                loss = self._backward(discriminator_terms, stats, reals, labels, noise, z, mixing)
+                skipped += self._update(self.optimizer_D, loss, stats)
+                stats["d_loss"] = loss
+                self.objective.constrain(self.D)
+                forget(self.D.parameters())
+                self._adapt(stats, n)
 
             self._average(resolution, fading)
 
             self.D.requires_grad_(False)
-            stats["g_loss"] = self._backward([self.objective.generator_loss(critic, generate(), labels)])
+            noise, z = self._augment_noise(n), self._draw(torch.randn, n, self.G.latent_dim)
+            stats["g_loss"] = self._backward(generator_terms, {}, labels, noise, z)
             self.D.requires_grad_(True)
-            stats["skipped"] = skipped + self._update(self.optimizer_G)
+            stats["skipped"] = skipped + self._update(self.optimizer_G, stats["g_loss"], {})
+        self.bad_steps.add_(1).mul_(stats["skipped"] > 0)
         return stats
 
     def _autocast(self) -> torch.autocast:
         dtype = PRECISIONS[self.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
-    def _backward(self, terms: Iterable[Tensor]) -> Tensor:
-        """Accumulates the gradients of the terms' sum and returns it."""
-        total = torch.zeros((), device=self.device)
-        for term in terms:
-            (term * self.loss_scale if self.precision == "fp16" else term).backward()
-            total += term.detach()
+    def _draw(self, random: Callable[..., Tensor], n: int, *shape: int) -> Tensor:
+        """Random numbers [n, *shape]: this process's part of what is drawn for the batch of all of them."""
+        rank, count = self.processes.rank, self.processes.count
+        drawn = random(n * count, *shape, device=self.device)
+        return take(drawn, rank, count, stddev_group(n * count, self.D.mbstd_group_size))
+
+    def _augment_noise(self, n: int, images: int = 1) -> Tensor | None:
+        """What augmenting `images` images for each of n samples takes."""
+        return None if self.augment is None else self._draw(torch.rand, n, images * self.augment.draws)
+
+    def _adapt(self, stats: Stats, n: int) -> None:
+        """Tells an adaptive augmentation how D does on its reals."""
+        if self.objective.reports_overfitting:
+            self.augment.update(stats["overfitting"], n * self.processes.count)
+            stats["augment_p"] = self.augment.p.clone()
+
+    def _backward(self, terms: Callable[..., Iterable[Tensor]], stats: Stats, *batch: Tensor | None) -> Tensor:
+        """Adds up the gradients of the mean, over the batch's parts, of the sum of `terms(*part)`. Returns that mean.
+
+        The values that `terms` leaves in `stats` become their means too.
+        """
+        count, group = self._parts(len(batch[-1]))
+        total, sums = torch.zeros((), device=self.device), {}
+        for index in range(count):
+            part = [None if tensor is None else _laid_out(take(tensor, index, count, group)) for tensor in batch]
+            for term in terms(*part):
+                term = term / count if count > 1 else term
+                (term * self.loss_scale if self.precision == "fp16" else term).backward()
+                total += term.detach()
+            if count > 1:
+                sums = {name: sums.get(name, 0) + value / count for name, value in stats.items()}
+        stats.update(sums)
         return total
 
-    def _update(self, optimizer: torch.optim.Adam) -> Tensor:
-        """One optimizer step unless a gradient is not finite; returns whether it was left out, without asking."""
+    def _parts(self, n: int) -> tuple[int, int]:
+        """In how many parts a batch of n goes through the networks, and the size of its stddev groups."""
+        group = stddev_group(n, self.D.mbstd_group_size)
+        if self.micro_batch is None or n <= self.micro_batch:
+            return 1, group
+        count = fewest_parts(n, self.micro_batch, group)
+        split = None if keeps_groups(n, count, group) else f"the groups of {group} of the minibatch standard deviation"
+        split = "the batch that minibatch discrimination compares" if self.D.sees_minibatch else split
+        if split is not None:
+            warnings.warn(
+                f"a batch of {n} in parts of {n // count} splits {split}: results differ from those of the whole batch",
+                stacklevel=3,
+            )
+        return count, group
+
+    def _update(self, optimizer: torch.optim.Adam, loss: Tensor, stats: Stats) -> Tensor:
+        """One optimizer step with the gradients' mean over the processes; leaves them at None.
+
+        `loss` and `stats` become their means over the processes in the same reduction.
+        It is left out if the loss or a gradient is not finite, in all processes or none. Returns whether it was,
+        without asking the device.
+        """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        found = torch.zeros((), device=self.device)
+        self.processes.average_([*gradients, loss, *stats.values()])
+        found = (~loss.isfinite()).float()
         torch._amp_foreach_non_finite_check_and_unscale_(
             gradients, found, self.loss_scale.double().reciprocal().float()
         )
@@ -154,11 +243,15 @@ class TrainStep:
         """G_ema follows G; layers that are not live have not moved."""
         averages = self.G_ema.live_parameters(resolution, fading)
         torch._foreach_lerp_(averages, self.G.live_parameters(resolution, fading), 1 - self.ema_decay)
+        for average, buffer in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
+            average.copy_(buffer)  # the singular vectors of spectral norm
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        for optimizer in (self.optimizer_G, self.optimizer_D):
+    def set_learning_rate(self, learning_rate: float, d_learning_rate: float | None = None) -> None:
+        """Of both optimizers, or of G's and D's."""
+        d_learning_rate = learning_rate if d_learning_rate is None else d_learning_rate
+        for optimizer, rate in ((self.optimizer_G, learning_rate), (self.optimizer_D, d_learning_rate)):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"].fill_(rate)
 
     def reset_optimizers(self) -> None:
         """Drops Adam's state, as the official code does whenever the set of live layers changes."""
@@ -168,24 +261,43 @@ class TrainStep:
     def state_dict(self) -> dict:
         """Tensors and plain numbers, for `torch.load(weights_only=True)`."""
         return {
-            "G": self.G.state_dict(),
-            "D": self.D.state_dict(),
-            "G_ema": self.G_ema.state_dict(),
-            "optimizer_G": self.optimizer_G.state_dict(),
-            "optimizer_D": self.optimizer_D.state_dict(),
-            "loss_scale": self.loss_scale,
-            "good_steps": self.good_steps,
+            **{name: part.state_dict() for name, part in self._modules().items()},
+            **{name: part.state_dict() for name, part in self._optimizers().items()},
+            **self._counters(),
+            "precision": self.precision,
         }
 
     def load_state_dict(self, state: dict) -> None:
-        parts: dict[str, nn.Module | torch.optim.Optimizer] = {
-            "G": self.G,
-            "D": self.D,
-            "G_ema": self.G_ema,
-            "optimizer_G": self.optimizer_G,
-            "optimizer_D": self.optimizer_D,
-        }
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        self.loss_scale.copy_(state["loss_scale"])
-        self.good_steps.copy_(state["good_steps"])
+        """Raises RuntimeError if it is of networks with other shapes. The precision may have changed."""
+        for name, module in self._modules().items():
+            module.load_state_dict(state[name])
+        for name, optimizer in self._optimizers().items():
+            rates = [group["lr"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(state[name])
+            # torch takes the loaded tensors themselves; a captured step knows ours.
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate.copy_(group["lr"])
+        for name, counter in self._counters().items():
+            if name == "bad_steps" or state["precision"] == self.precision:  # another one finds its own scale
+                counter.copy_(state[name])
+
+    def _modules(self) -> dict[str, nn.Module]:
+        modules = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
+        return modules if self.augment is None else {**modules, "augment": self.augment}
+
+    def _optimizers(self) -> dict[str, torch.optim.Adam]:
+        return {"optimizer_G": self.optimizer_G, "optimizer_D": self.optimizer_D}
+
+    def _counters(self) -> dict[str, Tensor]:
+        return {"loss_scale": self.loss_scale, "good_steps": self.good_steps, "bad_steps": self.bad_steps}
+
+
+def _compiled(network: nn.Module) -> nn.Module:
+    # Each resolution, fading and not, is a graph of its own; torch falls back to running op by op at its limit.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, COMPILED_STAGES)
+    return torch.compile(network, dynamic=False)
+
+
+def _laid_out(part: Tensor) -> Tensor:
+    return part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pggan_fast.networks import Discriminator, Generator
+from pggan_fast.networks import Generator
 from pggan_fast.ops import fade_reals
+from pggan_fast.training.ahead import ReadAhead
+from pggan_fast.training.build import build_augment, build_networks, build_objective
+from pggan_fast.training.capture import CapturedStep, CudaRecorder
 from pggan_fast.training.checkpoint import (
+    checkpoints,
     load_checkpoint,
+    newest_whole,
     random_state,
     save_checkpoint,
     set_random_state,
@@ -18,103 +27,180 @@ from pggan_fast.training.checkpoint import (
 from pggan_fast.training.config import TrainConfig, images_of
 from pggan_fast.training.data import Batches
 from pggan_fast.training.dataset import PreparedData
-from pggan_fast.training.device import find_device
+from pggan_fast.training.device import LateReading, find_device, sent
+from pggan_fast.training.distributed import Processes
+from pggan_fast.training.errors import UserError
 from pggan_fast.training.images import save_png
-from pggan_fast.training.memory import keep_freed_memory
+from pggan_fast.training.initial import start_from
+from pggan_fast.training.memory import advice_when_out_of_memory, keep_freed_memory
+from pggan_fast.training.observers import Observers
 from pggan_fast.training.progress import Progress, duration
 from pggan_fast.training.run import RunFolder
 from pggan_fast.training.samples import SampleGrid
-from pggan_fast.training.schedule import Schedule
+from pggan_fast.training.schedule import Schedule, Stage, from_table
 from pggan_fast.training.stats import Statistics
 from pggan_fast.training.step import TrainStep
-from pggan_fast.training.stop import StopSignal
+from pggan_fast.training.stop import Requests
 from pggan_fast.training.weights import save_weights
 
+Judge = Callable[[Generator, Stage, float | torch.Tensor], dict[str, float]]
 
-def train(run: RunFolder) -> bool:
+MOST_BAD_STEPS = 50  # in a row; fp16 needs some 20 at the start to find its loss scale
+
+
+def train(
+    run: RunFolder,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+    judge: Judge | None = None,
+) -> bool:
     """Train `run` from its newest checkpoint, or from nothing, to the end of its schedule.
 
-    Returns False if Ctrl-C stopped it before; its state is saved then.
+    What `judge` says about the averaged generator, every `metric_kimg` and at the end, goes into stats.jsonl.
+
+    Returns False if Ctrl-C, SIGTERM or the time limit stopped it before; its state is saved then. Raises
+    UserError if it cannot go on; what was saved stays.
     """
     config, schedule = run.config, run.config.schedule()
     device = find_device(config.device)
     kept = keep_freed_memory()
     torch.manual_seed(config.seed)
-    step = build_step(config, run.data, device)
-    batches = Batches(run.data, seed=config.seed, mirror=config.mirror)
-    stats = Statistics(run.stats_file)
+    step = build_step(config, run.data, device, processes)
+    advance = CapturedStep(step, CudaRecorder()) if config.cuda_graphs else step
+    group_size = step.D.mbstd_group_size
+    batches = ReadAhead(
+        Batches(run.data, seed=config.seed, mirror=config.mirror, processes=processes, group_size=group_size)
+    )
+    stats = Statistics(run.stats_file, writes=processes.writes)
     grid = SampleGrid(step.G, config.seed)
+    bad_steps = LateReading(step.bad_steps)
 
     images, live = 0, None
-    if checkpoint := run.newest_checkpoint():
-        state = load_checkpoint(checkpoint)
-        step.load_state_dict(state["step"])
+    if path := processes.shared(processes.first(lambda: newest_whole(run.checkpoints))):
+        state = load_checkpoint(path)
+        restore(step, path, state)
         batches.load_state_dict(state["batches"])
         stats.load_state_dict(state["stats"], device)
         images, live = state["images"], tuple(state["live"])
-        set_random_state(state["random"])
-    run.forget_stats_after(images)
-    _print_opening(run, step, device, images, kept)
+        set_random_state(state["random"], device)
+    elif config.init_from:
+        start_from(step, config.init_from)
+    if processes.writes:
+        run.forget_stats_after(images)
+    _print_opening(run, step, device, images, kept, processes)
+
+    def save() -> None:
+        if not processes.writes:
+            return
+        state = {
+            "step": step.state_dict(),
+            "batches": batches.state_dict(),
+            "stats": stats.state_dict(),
+            "live": list(live),
+            "random": random_state(device),
+            "generator": generator_facts(run, step, schedule, images),
+        }
+        save_checkpoint(run.checkpoints, images, state)
 
     leaving = images >= schedule.total_images
-    with StopSignal() as stop, Progress(schedule, images) as progress:
+    time_limit = None if config.time_limit is None else 60 * config.time_limit
+    with (
+        Requests(time_limit, forwarded=processes.count > 1) as requests,
+        Progress(schedule, images) as progress,
+        Observers(run, images, writes=processes.writes) as observers,
+        closing(batches),
+        advice_when_out_of_memory(),
+    ):
         while not leaving:
             stage = schedule.at(images)
             if stage.live != live:  # new layers begin to fade in, or the old path has died
                 step.reset_optimizers()
                 live = stage.live
                 progress.note_stage(images, stage)
-            step.set_learning_rate(stage.learning_rate)
+            step.set_learning_rate(stage.learning_rate, stage.learning_rate * config.d_learning_rate_factor)
+            if config.micro_batch:
+                step.micro_batch = from_table(config.micro_batch, stage.resolution)
             # While fading a tensor, so that one graph serves all values; 1.0 leaves the old path out.
             alpha = torch.full((), stage.alpha, device=device) if stage.fading else 1.0
 
-            pixels, labels = batches.next(stage.batch_size, stage.resolution)
-            reals = fade_reals(pixels.to(device), alpha)
+            try:
+                drawn = [batches.next(stage.batch_size, stage.resolution) for _ in range(config.d_steps)]
+            except (UserError, OSError):  # the data are gone: what was learnt from them is kept
+                save()
+                raise
+            pixels, labels = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+            reals = fade_reals(sent(pixels, device), alpha)
             reals = reals.contiguous(memory_format=torch.channels_last)
-            scalars = step(reals, labels.to(device) if config.labels else None, alpha=alpha)
-            before, images = images, images + stage.batch_size
+            scalars = advance(reals, sent(labels, device) if config.labels else None, alpha=alpha)
+            before, images = images, images + stage.batch_size * config.d_steps
             stats.add(scalars)
             progress.update(images, stage, scalars)
 
+            # Together, so that every process does the same; nobody waits for the device.
+            leave, asked, bad = processes.largest(requests.leave(), requests.save(), bad_steps.read())
+            if bad >= MOST_BAD_STEPS:
+                raise UserError(_what_helps(run, images))
             finished = images >= schedule.total_images
-            leaving = finished or bool(stop)
+            leaving = finished or bool(leave)
+            if judge is not None and (finished or crossed(config.metric_kimg, before, images)):
+                stats.note(partial(judge, step.G_ema, stage, alpha))
             if finished or crossed(config.tick_kimg, before, images):
-                progress.note_tick(stats.write(images, stage))
-            if finished or crossed(config.sample_kimg, before, images):
-                save_png(run.samples / f"{images:09d}.png", grid.draw(step.G_ema, stage, alpha))
-            if leaving or crossed(config.checkpoint_kimg, before, images):
-                state = {
-                    "step": step.state_dict(),
-                    "batches": batches.state_dict(),
-                    "stats": stats.state_dict(),
-                    "live": list(live),
-                    "random": random_state(),
-                    "generator": generator_facts(run, step, schedule, images),
-                }
-                save_checkpoint(run.checkpoints, images, state)
+                line = stats.write(images, stage)
+                progress.note_tick(line)
+                observers.tick(line)
+            if processes.writes and (finished or crossed(config.sample_kimg, before, images)):
+                picture = grid.draw(step.G_ema, stage, alpha)
+                save_png(run.samples / f"{images:09d}.png", picture)
+                observers.grid(images, picture)
+            if leaving or asked or crossed(config.checkpoint_kimg, before, images):
+                save()
 
     if images < schedule.total_images:
         print(f"stopped and saved; go on with: pggan-fast train --resume {run.path}")
         return False
-    facts = generator_facts(run, step, schedule, images)
-    save_weights(run.final / "generator.safetensors", step.G_ema, facts)
-    save_weights(run.final / "discriminator.safetensors", step.D, {"options": step.D.options})
+    if processes.writes:
+        facts = generator_facts(run, step, schedule, images)
+        save_weights(run.final / "generator.safetensors", step.G_ema, facts)
+        save_weights(run.final / "discriminator.safetensors", step.D, {"options": step.D.options})
     print(f"finished after {images:,} images in {duration(stats.seconds())}, weights in {run.final}")
     return True
 
 
-def build_step(config: TrainConfig, data: PreparedData, device: torch.device) -> TrainStep:
+def build_step(
+    config: TrainConfig,
+    data: PreparedData,
+    device: torch.device,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+) -> TrainStep:
     """Fresh networks in channels_last on `device`, with their optimizers."""
-    common = {
-        "image_channels": data.channels,
-        "label_dim": len(data.classes) if config.labels else 0,
-        "fmap_base": config.fmap_base,
-        "fmap_max": config.fmap_max,
-    }
-    G = Generator(config.resolution, latent_dim=config.latent_dim, **common)
-    D = Discriminator(config.resolution, **common)
-    G, D = (network.to(device, memory_format=torch.channels_last) for network in (G, D))
-    return TrainStep(G, D, ema_decay=config.ema_decay, precision=config.precision)
+    networks = build_networks(config, data)
+    G, D = (network.to(device, memory_format=torch.channels_last) for network in networks)
+    return TrainStep(
+        G,
+        D,
+        objective=build_objective(config),
+        d_steps=config.d_steps,
+        augment=build_augment(config),
+        ema_decay=config.ema_decay,
+        precision=config.precision,
+        activation_checkpointing=config.activation_checkpointing,
+        compile=config.compile,
+        processes=processes,
+    )
+
+
+def restore(step: TrainStep, path: Path, state: dict[str, Any]) -> None:
+    """Give `step` the state of the checkpoint in `path`. Raises UserError if that is of another network."""
+    expected, found = step.G.options, state["generator"]["options"]
+    for name in expected:
+        if found.get(name) != expected[name]:
+            raise UserError(
+                f"checkpoint {path}: is of another network ({name} {found.get(name)}, this run has {expected[name]})"
+            )
+    try:
+        step.load_state_dict(state["step"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"checkpoint {path}: does not fit this run ({reason})") from error
 
 
 def crossed(every_kimg: float, before: int, after: int) -> bool:
@@ -135,12 +221,26 @@ def generator_facts(run: RunFolder, step: TrainStep, schedule: Schedule, images:
     }
 
 
-def _print_opening(run: RunFolder, step: TrainStep, device: torch.device, images: int, kept: bool) -> None:
+def _what_helps(run: RunFolder, images: int) -> str:
+    saved = checkpoints(run.checkpoints)
+    last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+    return (
+        f"no finite gradient in {MOST_BAD_STEPS} steps, after {images:,} images; {last}; try a lower --learning-rate"
+        " in a new run, or --resume this one with --precision bf16 or fp32"
+    )
+
+
+def _print_opening(
+    run: RunFolder, step: TrainStep, device: torch.device, images: int, kept: bool, processes: Processes
+) -> None:
     G, D = (sum(p.numel() for p in network.parameters()) for network in (step.G, step.D))
     data, config = run.data, run.config
-    print(f"{run.path}: {config.start_resolution} to {config.resolution} px in {config.precision}")
+    start = config.start_resolution if config.progressive else config.resolution
+    print(f"{run.path}: {start} to {config.resolution} px in {config.precision}")
     print(f"data: {data.path}, {data.count:,} images, {data.channels} channels")
     print(f"networks: G {G:,} and D {D:,} parameters on {device}, channels_last")
+    if processes.count > 1:
+        print(f"processes: {processes.count}, each with its part of every batch")
     if kept:
         print("memory: malloc keeps what is freed (mmap and trim thresholds at 1 GiB)")
     if images:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -37,12 +38,12 @@ def test_a_failed_save_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, 
 
     def full_disk(*arguments):
         if fault == "save":
-            arguments[1].write_bytes(b"half a file")
+            arguments[1].write(b"half a file")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.torch if fault == "save" else files.os, fault, full_disk)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); 000000007.pt is the last"):
             checkpoint.save_checkpoint(tmp_path, 7, state(2))
     assert os.listdir(tmp_path) == [path.name]
     assert checkpoint.load_checkpoint(path)["weights"]["a"][0] == 1
@@ -61,9 +62,46 @@ def test_the_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
 def test_a_damaged_file_is_named(tmp_path, kept):
     path = checkpoint.save_checkpoint(tmp_path, 7, state(1))
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"000000007.pt: cannot be read") as error:
+    with pytest.raises(UserError, match=r"000000007.pt: is damaged") as error:
         checkpoint.load_checkpoint(path)
     assert "\n" not in str(error.value)
+
+
+def test_every_changed_bit_is_found(tmp_path):
+    path = checkpoint.save_checkpoint(tmp_path, 7, state(1))
+    whole = path.read_bytes()
+    assert checkpoint.find_damage(path) is None
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        assert checkpoint.find_damage(path) is not None
+
+
+def test_a_sealed_file_is_still_an_archive_that_torch_reads(tmp_path):
+    path = checkpoint.save_checkpoint(tmp_path, 7, state(1))
+    assert torch.load(path, weights_only=True)["images"] == 7
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None and len(archive.comment) == 64
+
+
+def test_a_damaged_file_is_set_aside_for_the_one_before(tmp_path, capsys):
+    for images in (5, 10, 20):
+        path = checkpoint.save_checkpoint(tmp_path, images, state(images))
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 16
+    path.write_bytes(contents)
+    assert checkpoint.newest_whole(tmp_path).name == "000000010.pt"
+    assert "000000020.pt: is damaged" in capsys.readouterr().out
+    assert (tmp_path / "000000020.pt.damaged").read_bytes() == contents
+    assert [int(p.stem) for p in checkpoint.checkpoints(tmp_path)] == [5, 10]
+
+
+def test_if_all_are_damaged_none_is_touched(tmp_path):
+    assert checkpoint.newest_whole(tmp_path) is None
+    for images in (5, 10):
+        checkpoint.save_checkpoint(tmp_path, images, state(images)).write_bytes(b"nothing")
+    with pytest.raises(UserError, match="000000010.pt: is damaged .* there is no whole one"):
+        checkpoint.newest_whole(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["000000005.pt", "000000010.pt"]
 
 
 class Surprise:
@@ -76,13 +114,15 @@ def test_code_in_a_file_is_not_run(tmp_path, monkeypatch):
     torch.save({"format": 1, "x": Surprise()}, tmp_path / "1.pt")
     (tmp_path / "2.pt").write_bytes(pickle.dumps(Surprise(), protocol=2))
     for name in ("1.pt", "2.pt"):
-        with pytest.raises(UserError, match="cannot be read"):
+        with pytest.raises(UserError, match="is damaged|cannot be read"):
             checkpoint.load_checkpoint(tmp_path / name)
     assert not (tmp_path / "surprised").exists()
 
 
-def test_another_format_is_refused(tmp_path):
-    torch.save({"format": 99}, tmp_path / "1.pt")
+def test_another_format_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", 99)
+        checkpoint.save_checkpoint(tmp_path, 1, {}).rename(tmp_path / "1.pt")
     with pytest.raises(UserError, match="has format 99"):
         checkpoint.load_checkpoint(tmp_path / "1.pt")
 
@@ -90,8 +130,8 @@ def test_another_format_is_refused(tmp_path):
 def test_random_state_goes_on_where_it_was():
     torch.manual_seed(1)
     torch.randn(3)
-    saved = checkpoint.random_state()
+    saved = checkpoint.random_state(torch.device("cpu"))
     expected = torch.randn(5)
     torch.manual_seed(2)
-    checkpoint.set_random_state(saved)
+    checkpoint.set_random_state(saved, torch.device("cpu"))
     assert torch.equal(torch.randn(5), expected)

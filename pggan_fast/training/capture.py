@@ -1,0 +1,99 @@
+"""The training step as a CUDA graph: recorded once per stage, then started as a whole.
+
+At 4 to 16 px the host needs longer to start a step's thousands of small kernels than the device to run
+them. A recorded step leaves that out; whatever changes from step to step lives on the device: images,
+alpha, learning rates, Adam's step count, the loss scale, the random generator's position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pggan_fast.training.losses import Stats
+from pggan_fast.training.step import TrainStep
+
+WARM_UP = 3  # steps of a stage that run as usual: Adam's state and the libraries' work space must exist before
+
+
+class Recorder(Protocol):
+    """How work on a device is recorded."""
+
+    def warm_up(self, work: Callable[[], Stats]) -> Stats:
+        """Does `work` under the conditions of a recording, without one."""
+
+    def record(self, work: Callable[[], Stats]) -> tuple[Callable[[], None], Stats]:
+        """Records `work` without doing it: a function that does it once, and the tensors of its results."""
+
+
+class CudaRecorder:
+    """CUDA graphs; warms up beside the default stream, which cannot be recorded."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+
+    def warm_up(self, work: Callable[[], Stats]) -> Stats:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            results = work()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return results
+
+    def record(self, work: Callable[[], Stats]) -> tuple[Callable[[], None], Stats]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = work()
+        return graph.replay, results
+
+
+class CapturedStep:
+    """A TrainStep, called the same way, that records itself whenever shapes or the kind of alpha change.
+
+    The first WARM_UP steps after a change run as usual. The scalars returned are overwritten by the next call.
+    Adam's state may only be dropped where shapes or the kind of alpha change too, as stages do it.
+    """
+
+    def __init__(self, step: TrainStep, recorder: Recorder) -> None:
+        self._step = step
+        self._recorder = recorder
+        self._kind: tuple | None = None
+        self._warm_steps = 0
+        self._replay: Callable[[], None] | None = None
+        self._inputs: list[Tensor] = []
+        self._results: Stats = {}
+
+    def __call__(self, real: Tensor, labels: Tensor | None = None, *, alpha: float | Tensor = 1.0) -> Stats:
+        kind = real.shape, labels is None, None if isinstance(alpha, Tensor) else alpha
+        if kind != self._kind:
+            self._kind, self._warm_steps = kind, 0
+            self._replay, self._inputs, self._results = None, [], {}  # frees the old graph's memory
+        if self._warm_steps < WARM_UP:
+            self._warm_steps += 1
+            return self._recorder.warm_up(lambda: self._step(real, labels, alpha=alpha))
+        if self._replay is None:
+            self._record(real, labels, alpha)
+        for kept, given in zip(self._inputs, _tensors(real, labels, alpha), strict=True):
+            kept.copy_(given)
+        self._replay()
+        return self._results
+
+    def _record(self, real: Tensor, labels: Tensor | None, alpha: float | Tensor) -> None:
+        real = real.contiguous(memory_format=torch.channels_last).clone()
+        labels = None if labels is None else labels.clone()
+        alpha = alpha.clone() if isinstance(alpha, Tensor) else alpha
+        self._inputs = _tensors(real, labels, alpha)
+        groups = [*self._step.optimizer_G.param_groups, *self._step.optimizer_D.param_groups]
+        for group in groups:
+            group["capturable"] = True  # torch wants this said; fused Adam counts on the device in any case
+        try:
+            self._replay, self._results = self._recorder.record(lambda: self._step(real, labels, alpha=alpha))
+        finally:
+            for group in groups:
+                group["capturable"] = False
+
+
+def _tensors(*values: float | Tensor | None) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor)]

@@ -1,0 +1,74 @@
+"""The discriminator as objectives see it, with the stage, the precision and its speed settled."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pggan_fast.networks import Discriminator
+from pggan_fast.reference import stddev_group
+from pggan_fast.training.losses import Scored
+
+
+class DiscriminatorCritic:
+    """`losses.Critic` of D at one stage.
+
+    Args:
+        D: the discriminator, and `run`: the same as a function, compiled or not.
+        alpha: weight of the newest layers.
+        autocast: makes the context that D runs in.
+        scale: fp16's loss scale, None for the other precisions.
+    """
+
+    def __init__(
+        self,
+        D: Discriminator,
+        run: nn.Module,
+        alpha: float | Tensor,
+        autocast: Callable[[], torch.autocast],
+        scale: Tensor | None,
+    ):
+        self.D, self.run, self.alpha, self.autocast, self.scale = D, run, alpha, autocast, scale
+
+    def __call__(self, images: Tensor, labels: Tensor | None) -> Scored:
+        with self.autocast():
+            return self.run(images, labels, alpha=self.alpha)
+
+    def gradient(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scores [N] of `images`, and the gradient of their sum, in fp32 and differentiable.
+
+        Under fp16 it is computed with the loss scale, as the official code does: a score's gradient with respect
+        to one of many pixels would round to zero. D itself runs: torch cannot differentiate a compiled backward.
+        """
+        images = images.detach().requires_grad_()
+        with self.autocast():
+            scores, _ = self.D(images, labels, alpha=self.alpha)
+        total = scores.sum() if self.scale is None else scores.sum() * self.scale
+        (gradient,) = torch.autograd.grad(total, images, create_graph=True)
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        return scores, gradient if self.scale is None else gradient / self.scale
+
+    def pair(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Scored, Scored]:
+        """One call on both batches, ordered so that each stddev group holds what it would hold in two calls.
+
+        Group m of M has samples m, m + M, ...: of twice the batch, with runs of M reals and M fakes in turn,
+        group m has those reals and group M + m those fakes.
+        """
+        n, group_size = len(real), self.D.mbstd_group_size
+        group = stddev_group(n, group_size)
+        if self.D.sees_minibatch or stddev_group(2 * n, group_size) != group:
+            return self(real, labels), self(fake, labels)
+
+        def interleave(real: Tensor, fake: Tensor) -> Tensor:
+            runs = (t.unflatten(0, (group, n // group)) for t in (real, fake))
+            both = torch.stack(tuple(runs), dim=1).flatten(0, 2)
+            return both.contiguous(memory_format=torch.channels_last) if both.ndim == 4 else both
+
+        def separate(both: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+            if both is None:
+                return None, None
+            runs = both.unflatten(0, (group, 2, n // group))
+            return runs[:, 0].flatten(0, 1), runs[:, 1].flatten(0, 1)
+
+        scores, logits = self(interleave(real, fake), None if labels is None else interleave(labels, labels))
+        return tuple(zip(separate(scores), separate(logits), strict=True))
