@@ -11,10 +11,15 @@ from pggan_fast import __version__
 from pggan_fast.demo import DemoConfig, demo
 from pggan_fast.doctor import report
 from pggan_fast.training import RunFolder, TrainConfig, UserError, train
+from pggan_fast.training.distributed import join
 from pggan_fast.training.generate import GenerateConfig, generate_images
+from pggan_fast.training.initial import find_weights, settings_to_grow
+from pggan_fast.training.interpolate import InterpolateConfig, interpolate
 from pggan_fast.training.options import Parser, from_options
 from pggan_fast.training.prepare import PrepareConfig, prepare
+from pggan_fast.training.presets import PRESETS
 from pggan_fast.training.threads import spin_briefly
+from pggan_fast.training.video import VideoConfig, training_video
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
@@ -46,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prepare(arguments: list[str]) -> None:
-    """a folder of images -> arrays that training reads"""
+    """images (folder, zip, npy, TFRecords, Hugging Face, torch) -> arrays that training reads"""
     prepare(from_options(PrepareConfig, _parse("prepare", PrepareConfig, arguments)))
 
 
@@ -61,16 +66,37 @@ def _train(arguments: list[str]) -> int:
         metavar="RUN",
         help="go on with the run in RUN (or in --out) from its newest checkpoint",
     )
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="settings to start from; other options go before it")
+    parser.add_argument(
+        "--grow-from",
+        type=Path,
+        metavar="RUN",
+        help="grow the networks of the finished run RUN to a higher --resolution, with its settings, in a new --out",
+    )
     given = vars(parser.parse_strictly(arguments))
-    resume = given.pop("resume")
+    resume, preset, grown = (given.pop(name) for name in ("resume", "preset", "grow_from"))
+    if resume is not None and grown:
+        raise UserError(f"--grow-from {grown}: makes a new run, --resume goes on with an old one; only one of them")
+    if preset and (grown or resume is not None):
+        raise UserError(f"--preset {preset}: cannot be with --resume or --grow-from, which keep a run's settings")
+    if preset:
+        given = {**PRESETS[preset], **given}
+    if grown:
+        given = settings_to_grow(grown, given)
     if resume is None:
-        run = RunFolder.create(from_options(TrainConfig, given))
+        config = from_options(TrainConfig, given)
+        out = config.out
+        if config.init_from:
+            find_weights(config.init_from)  # an error before there is a run
     else:
-        out = given.pop("out", None)
-        if resume == Path() and out is None:
+        out = given.pop("out", None) if resume == Path() else resume
+        if out is None:
             raise UserError("--resume: which run? give its folder")
-        run = RunFolder.open(out if resume == Path() else resume, given)
-    return 0 if train(run) else INTERRUPTED
+    with join() as processes:
+        run = processes.first(lambda: RunFolder.create(config) if resume is None else RunFolder.open(out, given))
+        if run is None:  # another process has made it
+            run = RunFolder.open(out, {}, writes=False)
+        return 0 if train(run, processes) else INTERRUPTED
 
 
 def _generate(arguments: list[str]) -> None:
@@ -78,6 +104,18 @@ def _generate(arguments: list[str]) -> None:
     config = from_options(GenerateConfig, _parse("generate", GenerateConfig, arguments))
     paths = generate_images(config)
     print(f"{len(paths)} written: {paths[0]}" + (f" to {paths[-1]}" if len(paths) > 1 else ""))
+
+
+def _interpolate(arguments: list[str]) -> None:
+    """a film that goes from latent to latent"""
+    config = from_options(InterpolateConfig, _parse("interpolate", InterpolateConfig, arguments))
+    print(f"written: {interpolate(config)}")
+
+
+def _video(arguments: list[str]) -> None:
+    """a film of a run's sample grids"""
+    config = from_options(VideoConfig, _parse("video", VideoConfig, arguments))
+    print(f"written: {training_video(config)}")
 
 
 def _demo(arguments: list[str]) -> int:
@@ -95,6 +133,8 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "prepare": _prepare,
     "train": _train,
     "generate": _generate,
+    "interpolate": _interpolate,
+    "video": _video,
     "demo": _demo,
     "doctor": _doctor,
 }
@@ -102,7 +142,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
 
 def _overview() -> str:
     lines = ["usage: pggan-fast VERB [options]", "", "verbs (each has --help):"]
-    lines += [f"  {name:<10}{run.__doc__}" for name, run in VERBS.items()]
+    lines += [f"  {name:<12}{run.__doc__}" for name, run in VERBS.items()]
     return "\n".join([*lines, "", "  --version prints the version"])
 
 

@@ -55,7 +55,7 @@ def fails(capsys, *arguments):
 def test_help_names_every_verb(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for verb in ("prepare", "train", "generate", "demo", "doctor"):
+    for verb in ("prepare", "train", "generate", "interpolate", "video", "demo", "doctor"):
         assert f"  {verb} " in text
         with pytest.raises(SystemExit) as left:
             main([verb, "--help"])
@@ -135,6 +135,10 @@ def test_generate_from_an_unfinished_run(work):
         ("prepare --images {work}/nowhere --out {new}", "no such folder"),
         ("prepare --images {work}/run --out {new} --crop left", "invalid choice: 'left'"),
         ("prepare --images {work} --out {work}/data", "not empty"),
+        ("prepare --images {work} --out {new} --channels 5", "invalid choice: 5"),
+        ("interpolate --run {new} --out {new}", "holds no run"),
+        ("interpolate --run {work}/run --out {new}.avi", "must end in .mp4 or .gif"),
+        ("video --run {new} --out {new}", "holds no run"),
         ("generate --out {new}", "exactly one of them"),
         ("generate --run {new} --out {new}", "holds no run"),
         ("generate --weights {work}/x.safetensors --out {new}", "no such file"),
