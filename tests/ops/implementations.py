@@ -13,6 +13,7 @@ from pggan_fast import ops, reference
 from pggan_fast.ops.choice import passed_over
 from pggan_fast.ops.fade import split_alpha
 from tests.kernels.guards import guarded_allocations
+from tests.ops.devices import on_device
 from tests.ops.samples import DTYPES
 
 
@@ -21,6 +22,7 @@ class Implementation(NamedTuple):
     function: Callable[[str], Callable]  # the op of this name, with the public function's arguments
     active: Callable[[], AbstractContextManager] = nullcontext  # entered around every call, backward included
     dtypes: tuple[torch.dtype, ...] = DTYPES
+    slow: bool = False  # the matrix then has fewer layouts of each sample, and no large samples
 
 
 def _public(impl: str) -> Implementation:
@@ -118,7 +120,7 @@ IMPLEMENTATIONS = {
     "native": _public("native"),
     # In its interpreter, which has bfloat16 wrong.
     "triton": _public("triton")._replace(
-        active=guarded_allocations, dtypes=tuple(d for d in DTYPES if d != torch.bfloat16)
+        active=guarded_allocations, dtypes=tuple(d for d in DTYPES if d != torch.bfloat16), slow=True
     ),
     "torch_ops": Implementation(lambda: None, _torch_op),
     "fallback": Implementation(lambda: None, _torch_op, fallback_kernels),
@@ -126,3 +128,11 @@ IMPLEMENTATIONS = {
 if os.environ.get("PGGAN_FAST_TEST_KERNELS"):
     # Slow to build and to run: in `make test-kernels`.
     IMPLEMENTATIONS["cuda_on_cpu"] = Implementation(lambda: None, _torch_op, cuda_kernels_on_cpu)
+
+# Where there is a GPU, or where `make gpu-check` is rehearsed without one: on the harness, through the same moves.
+if torch.cuda.is_available():
+    for impl in ("native", "triton"):
+        missing, there = partial(passed_over, impl, "cuda"), on_device(_public(impl).function, "cuda")
+        IMPLEMENTATIONS[f"gpu_{impl}"] = Implementation(missing, there)
+elif os.environ.get("PGGAN_FAST_REHEARSE_GPU"):
+    IMPLEMENTATIONS["gpu_rehearsed"] = Implementation(lambda: None, on_device(_torch_op, "cpu"), cuda_kernels_on_cpu)
