@@ -6,6 +6,7 @@ import pytest
 
 from bench import report
 from bench.bench_memory import memory_record
+from bench.bench_metrics import distance_case
 from bench.bench_step import step_case
 from bench.cases import LAYOUTS, OPS, SMALL_OPS, Op, op_case
 
@@ -33,6 +34,10 @@ def test_smoke_step(timed) -> None:
 @pytest.mark.parametrize("network", ["G", "D"])
 def test_smoke_memory(network: str) -> None:
     assert memory_record(network, resolution=8, batch=4, fmap_max=8)["kept_bytes"]["ours"] > 0
+
+
+def test_smoke_distance(timed) -> None:
+    assert timed(distance_case((64, 3, 32, 32)), seconds=0.05)["speedups"]["ours"]["numpy"]["median"] > 0
 
 
 @pytest.mark.parametrize("factor", [1.1, float("nan")])

@@ -89,7 +89,12 @@ def suite_section(suite: str, records: list[dict]) -> str:
         return "## Training step\n\n" + step_table(records)
     if suite.startswith("memory"):
         return f"## Kept for backward: {suite.removeprefix('memory ')}\n\n" + memory_table(records)
-    parts = [f"## {suite}", "Times as fast as eager:", pivot(records, "eager", "{:.2f}")]
+    parts = [f"## {suite}"]
+    if any("eager" in record["seconds"] for record in records):
+        parts += ["Times as fast as eager:", pivot(records, "eager", "{:.2f}")]
+    for library in ("numpy", "scipy"):
+        if any(library in record["seconds"] for record in records):
+            parts += [f"Times as fast as {library}:", pivot(records, library, "{:.2f}")]
     if any("compile" in record["seconds"] for record in records):
         parts += ["Times as fast as torch.compile of eager:", pivot(records, "compile", "{:.2f}")]
     if any("copy" in record["seconds"] for record in records):

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SMALLEST = 16  # pixels; the side of the last level is at least this
-_BINOMIAL = (1, 4, 6, 4, 1)
 
 
 def level_sizes(height: int, width: int) -> list[tuple[int, int]]:
@@ -35,10 +34,8 @@ def pyr_down(x: Tensor) -> Tensor:
 
     Beyond the border lies the mirrored image, without the edge pixel twice. H and W must be even.
     """
-    height, width = x.shape[2:]
     x = F.pad(x, (2, 1, 2, 1), mode="reflect")
-    rows = sum(weight * x[:, :, i : i + height - 1 : 2] for i, weight in enumerate(_BINOMIAL))
-    return sum(weight * rows[..., i : i + width - 1 : 2] for i, weight in enumerate(_BINOMIAL)) / 256
+    return _halve(_halve(x, 2), 3).div_(256)
 
 
 def pyr_up(x: Tensor) -> Tensor:
@@ -50,12 +47,23 @@ def pyr_up(x: Tensor) -> Tensor:
     return _double(_double(x, 2), 3)
 
 
+def _halve(x: Tensor, axis: int) -> Tensor:
+    """The sums of 5 neighbours with weights 1, 4, 6, 4, 1, at every second place: [..., 2n + 3] -> [..., n]."""
+    taken = [slice(None)] * x.ndim
+
+    def places(first: int) -> Tensor:
+        taken[axis] = slice(first, x.shape[axis] + first - 4, 2)
+        return x[tuple(taken)]
+
+    return (places(0) + places(4)).add_(places(1), alpha=4).add_(places(3), alpha=4).add_(places(2), alpha=6)
+
+
 def _double(x: Tensor, axis: int) -> Tensor:
     size = x.shape[axis]
     before = torch.cat([x.narrow(axis, 1, 1), x.narrow(axis, 0, size - 1)], axis)
     after = torch.cat([x.narrow(axis, 1, size - 1), x.narrow(axis, size - 1, 1)], axis)
-    even = (before + 6 * x + after) / 8
-    odd = (x + after) / 2
+    even = before.add_(after).add_(x, alpha=6).div_(8)
+    odd = after.add_(x).div_(2)
     return torch.stack((even, odd), axis + 1).flatten(axis, axis + 1)
 
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pggan_fast.metrics.patches import PATCH, PatchStore, Positions, cut_patches
+from pggan_fast.metrics.patches import PATCH, PER_IMAGE, PatchStore, Positions, cut_patches
 from pggan_fast.metrics.pyramid import laplacian_pyramid, level_sizes
 
+SCALE = 1000  # as the paper prints it
 DIRECTIONS = 4 * 128  # the paper's 4 repeats of 128 are averaged, so they are one set of 512
-AT_ONCE = 128  # directions projected in one pass over the patches, if the projections stay below ...
-WORKSPACE = 2**29  # ... this many bytes
+WORKSPACE = 2**28  # bytes of projections; so many directions are taken in one pass over the patches
 PIECE = 64  # images taken through the pyramid at once, if their values stay below ...
 PIECE_VALUES = 2**22  # ... this many
 
@@ -37,7 +37,7 @@ class SlicedWasserstein:
     more that stay even while they are halved to 16 px.
 
     The result follows from the images and `seed` alone; their order, the batches and `device`, where the computing is
-    done, change it by rounding errors only. Memory holds at most 512 MB of projections, 32 MB of patches per set and
+    done, change it by rounding errors only. Memory holds at most 256 MB of projections, 32 MB of patches per set and
     level, and what 64 images need. Further patches, 25 KB per image, channel and level, wait in temporary files, which
     `close`, or the end of a with block, removes.
     """
@@ -63,6 +63,10 @@ class SlicedWasserstein:
         self._sets["fakes"].close()
         self._sets["fakes"] = _ImageSet(self.seed)
 
+    def settings(self) -> dict[str, object]:
+        """What the values depend on beside images and seed."""
+        return {"patches": PER_IMAGE, "patch_size": PATCH, "directions": DIRECTIONS, "scale": SCALE}
+
     def values(self) -> dict[str, float]:
         """The distance x 1000 of each level, by its shorter side ("64", "32", "16"), and their "average".
 
@@ -76,8 +80,8 @@ class SlicedWasserstein:
         random = np.random.Generator(np.random.PCG64([self.seed, 0]))
         values = {}
         for size, a, b in zip(level_sizes(*self._shape[1:]), reals.stores, fakes.stores, strict=True):
-            directions = random_directions(random, self._shape[0] * PATCH**2, DIRECTIONS)
-            values[str(min(size))] = 1000 * distance(a, b, directions.to(self.device))
+            directions = random_directions(random, PATCH**2 * self._shape[0], DIRECTIONS)
+            values[str(min(size))] = SCALE * distance(a, b, directions.to(self.device))
         return {**values, "average": sum(values.values()) / len(values)}
 
     def close(self) -> None:
@@ -139,42 +143,58 @@ def random_directions(random: np.random.Generator, size: int, count: int) -> Ten
 
 
 def distance(a: PatchStore, b: PatchStore, directions: Tensor) -> float:
-    """The sliced Wasserstein distance of two stores of one count, normalised, along float32 directions [C*49, K]."""
-    at_once = min(AT_ONCE, max(1, WORKSPACE // (4 * (a.count + b.count))))
+    """The sliced Wasserstein distance of two stores of one count, normalised, along float32 directions [49*C, K]."""
+    at_once = min(directions.shape[1], max(1, WORKSPACE // (4 * (a.count + b.count))))
+    # Made once: fresh memory costs about as much as what is computed in it.
+    projections = torch.empty(2, at_once, a.count, device=directions.device)
+    statistics = a.mean_std(), b.mean_std()
     total = 0.0
     for some in directions.split(at_once, dim=1):
-        difference = sort_rows(project(a, some, *a.mean_std()))
-        difference -= sort_rows(project(b, some, *b.mean_std()))
-        total += difference.abs_().mean(dim=1).sum().item()
-    return total / directions.shape[1]
+        x, y = projections[:, : some.shape[1]]
+        shift = project(b, some, *statistics[1], y) - project(a, some, *statistics[0], x)
+        total += _sum_of_differences(x, y, shift)
+    return total / (a.count * directions.shape[1])
 
 
-def project(patches: PatchStore, directions: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """float32 [K, count]: `(patch - mean) / std` along directions [C*49, K]; mean, std [C]; 0 where std is 0.
+def project(patches: PatchStore, directions: Tensor, mean: Tensor, std: Tensor, out: Tensor) -> Tensor:
+    """`(patch - mean) / std` along directions [49*C, K], as the difference of `out` [K, count] and the result [K].
 
-    The directions are scaled in place of the patches, which are many more.
+    out is written; mean, std: [C]; both results are 0 where std is 0. float32. The directions are scaled in place of
+    the patches, which are many more.
     """
-    inverse = torch.where(std > 0, 1 / std, 0).float().repeat_interleave(PATCH**2).to(directions.device)
+    inverse = torch.where(std > 0, 1 / std, 0).float().repeat(PATCH**2).to(directions.device)
     scaled = directions * inverse[:, None]
-    offset = mean.float().repeat_interleave(PATCH**2).to(directions.device) @ scaled
-    result = torch.empty(directions.shape[1], patches.count, device=directions.device)
     start = 0
     for chunk in patches.chunks():
         stop = start + len(chunk)
-        torch.mm(scaled.t(), chunk.to(directions.device).t(), out=result[:, start:stop])
+        torch.mm(scaled.t(), chunk.to(directions.device).t(), out=out[:, start:stop])
         start = stop
-    return result.sub_(offset[:, None])
+    return mean.float().repeat(PATCH**2).to(directions.device) @ scaled
 
 
-def sort_rows(x: Tensor) -> Tensor:
-    """Rows of x [K, N] in ascending order; on the CPU in place."""
-    if x.device.type != "cpu":
-        return x.sort(dim=1).values
-    # NumPy's vectorised sort is 20 times as fast as torch's, which carries indices along.
-    parts = np.array_split(x.numpy(), torch.get_num_threads())
+def _sum_of_differences(a: Tensor, b: Tensor, shift: Tensor) -> float:
+    """The sum of |x - y + shift| over rows of a and b [K, N], each in ascending order; shift: [K]. Overwrites both."""
+    if a.device.type != "cpu":
+        differences = a.sort(dim=1).values - b.sort(dim=1).values + shift[:, None]
+        return differences.abs_().sum(dtype=torch.float64).item()
+
+    # NumPy's vectorised sort is 20 times as fast as torch's, which carries indices along. Row by row, so that what is
+    # sorted is still in the cache when it is subtracted.
+    def some(rows: np.ndarray) -> float:
+        total = 0.0
+        for i in rows:
+            x, y = a_rows[i], b_rows[i]
+            x.sort()
+            y.sort()
+            x -= y
+            x += shifts[i]
+            total += float(np.abs(x, out=x).sum(dtype=np.float64))
+        return total
+
+    a_rows, b_rows, shifts = a.numpy(), b.numpy(), shift.numpy()
+    parts = np.array_split(np.arange(len(a)), torch.get_num_threads())
     with ThreadPoolExecutor(len(parts)) as pool:
-        list(pool.map(np.ndarray.sort, parts))
-    return x
+        return sum(pool.map(some, parts))
 
 
 def sliced_wasserstein(

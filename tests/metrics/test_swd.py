@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from bench import plain_swd
 from pggan_fast.metrics import SlicedWasserstein, sliced_wasserstein, sliced_wasserstein_of, swd
 from pggan_fast.metrics.pyramid import pyr_down, pyr_up
-from tests.metrics import plain
 from tests.metrics.golden import golden, images
 
 SEEDS = 4
@@ -104,7 +104,7 @@ def test_one_channel_gives_what_three_equal_ones_give():
 @pytest.mark.parametrize("channels", [1, 4])
 def test_plain_numpy_gives_the_same(channels):
     reals, fakes = (images(32, name).reshape(-1, channels, 32, 32)[:180] for name in "AB")
-    assert distances(fakes, reals)[:-1] == pytest.approx(plain.sliced_wasserstein(reals, fakes, seed=0), rel=0.15)
+    assert distances(fakes, reals)[:-1] == pytest.approx(plain_swd.sliced_wasserstein(reals, fakes, seed=0), rel=0.15)
 
 
 def test_sets_without_contrast_give_numbers():
@@ -115,20 +115,20 @@ def test_sets_without_contrast_give_numbers():
 
 
 def test_faster_than_plain_numpy():
-    """CPU time of one thread, the best of interleaved runs; 2.5 to 3 times was measured, other work disturbs it."""
+    """CPU time of one thread, the best of interleaved runs; 4 times was measured, other work disturbs it."""
     reals, fakes = images(64, "A")[:128], images(64, "B")[:128]
     times = {"plain": [], "ours": []}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for _ in range(3):
-            for name, function in (("plain", plain.sliced_wasserstein), ("ours", sliced_wasserstein)):
+            for name, function in (("plain", plain_swd.sliced_wasserstein), ("ours", sliced_wasserstein)):
                 start = time.process_time()
                 function(reals, fakes, seed=0)
                 times[name].append(time.process_time() - start)
     finally:
         torch.set_num_threads(threads)
-    assert min(times["plain"]) > 1.3 * min(times["ours"]), times
+    assert min(times["plain"]) > 2 * min(times["ours"]), times
 
 
 def test_a_generator_against_data():
