@@ -282,3 +282,22 @@ def test_the_autoencoder_learns_to_rebuild():
         errors[-1].backward()
         optimizer.step()
     assert errors[-1] < 0.3 * errors[0]
+
+
+@NETWORKS
+def test_compiles_as_one_graph(network):
+    """Everything at once, in training: spectral norm's power iterations are part of the graph."""
+    only_d = {"label_mode": "projection", "minibatch_discrimination": True} if network is Discriminator else {}
+    net = _small(network, **EVERYTHING | {"attention_at": 4, "resolution": 8} | only_d)
+    vectors = {name: value.clone() for name, value in net.named_buffers()}
+
+    def output_and_gradients():
+        for name, value in net.named_buffers():
+            value.copy_(vectors[name])
+        output = _run(net, resolution=8)
+        return output, *torch.autograd.grad(output.square().sum(), net.live_parameters(8, fading=False))
+
+    expected = output_and_gradients()
+    torch._dynamo.reset()
+    net.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(output_and_gradients(), expected)
