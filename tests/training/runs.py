@@ -20,6 +20,7 @@ SETTINGS = {
     "sample_kimg": 0.080,
     "checkpoint_kimg": 0.080,
     "device": "cpu",
+    "tensorboard": False,  # takes seconds to import
 }
 
 

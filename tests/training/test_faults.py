@@ -81,7 +81,7 @@ sys.exit(main(["train", "--resume", sys.argv[1], "--total-kimg", "0.24"]))
 def test_2_a_full_disk_while_saving(data, tmp_path):
     """The kernel refuses to let a file grow, as it does when the disk is full."""
     out = tmp_path / "run"
-    wide = {"fmap_base": 1024, "fmap_max": 64, "tensorboard": False}
+    wide = {"fmap_base": 1024, "fmap_max": 64}
     assert train(RunFolder.create(config(data, out, total_kimg=0.08, sample_kimg=1.0, **wide)))
     before = files(out / "checkpoints")
     assert min(map(len, before.values())) > 2 << 20
