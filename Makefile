@@ -10,6 +10,11 @@ demo: $(INSTALLED)
 test: lint
 	$(BIN)/python -m pytest tests -q
 
+# The sources of the CUDA kernels, run on the CPU, under sanitizers, and compiled for every GPU.
+test-kernels: lint
+	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/cuda_on_cpu -q -rs
+	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/ops -q -k cuda_on_cpu
+
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench/
 
@@ -39,4 +44,4 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test test-kernels bench lint format clean

@@ -9,26 +9,25 @@ namespace {
 // filters. A thread for each value of `to`, neighbours being neighbours in memory: filters are strided either way, so
 // these are single elements, and each of `from` is read up to four times, from the first-level cache but for once.
 template <class From, class To>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<From>)
     sum_shifts_kernel(Bank<const From> from, int k_from, Bank<To> to, int k_to, int first, int64_t a, int64_t b,
                       bool channels_last, double scale) {
   using A = std::conditional_t<std::is_same_v<From, double> || std::is_same_v<To, double>, double, float>;
-  const int64_t count = a * b * k_to * k_to;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += int64_t(gridDim.x) * kThreads) {
-    // The layout says which indices are next to each other: the filter's pixels, or one of its two channels.
-    const int64_t pixels = k_to * k_to, inner = channels_last ? (to.a == 1 ? a : b) : pixels;
-    const int64_t at = i % inner, rest = i / inner;
-    const int64_t pixel = channels_last ? rest % pixels : at;
-    const int64_t outer = channels_last ? rest / pixels : rest;
-    const int64_t j = channels_last && to.a == 1 ? at : channels_last ? outer : outer / b;
-    const int64_t l = channels_last && to.a == 1 ? outer : channels_last ? at : outer % b;
-    const int row = int(pixel / k_to), column = int(pixel % k_to);
-    A total = 0;
-    for (int r = max(row + first, 0); r <= min(row + first + 1, k_from - 1); ++r)
-      for (int c = max(column + first, 0); c <= min(column + first + 1, k_from - 1); ++c)
-        total += A(load(from.at(j, r, c) + l * from.b));
-    store(to.at(j, row, column) + l * to.b, static_cast<To>(A(scale) * total));
-  }
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= a * b * k_to * k_to) return;
+  // The layout says which indices are next to each other: the filter's pixels, or one of its two channels.
+  const int64_t pixels = k_to * k_to, inner = channels_last ? (to.a == 1 ? a : b) : pixels;
+  const int64_t at = i % inner, rest = i / inner;
+  const int64_t pixel = channels_last ? rest % pixels : at;
+  const int64_t outer = channels_last ? rest / pixels : rest;
+  const int64_t j = channels_last && to.a == 1 ? at : channels_last ? outer : outer / b;
+  const int64_t l = channels_last && to.a == 1 ? outer : channels_last ? at : outer % b;
+  const int row = int(pixel / k_to), column = int(pixel % k_to);
+  A total = 0;
+  for (int r = max(row + first, 0); r <= min(row + first + 1, k_from - 1); ++r)
+    for (int c = max(column + first, 0); c <= min(column + first + 1, k_from - 1); ++c)
+      total += A(load(from.at(j, r, c) + l * from.b));
+  store(to.at(j, row, column) + l * to.b, static_cast<To>(A(scale) * total));
 }
 
 // `from` [A, B, k_from, k_from] to `to` [A, B, k_to, k_to], or one of them with A and B swapped.

@@ -49,12 +49,18 @@ inline void check_device(const char* op, const char* name, const std::optional<T
 // Threads in every block: a multiple of the warp and a power of two.
 constexpr int kThreads = 256;
 
-// Runs kernel(arguments...) on the current stream of the current device. Kernels loop over more work than blocks.
+// Blocks of a kernel for T that a multiprocessor has room for at least, so that one loads while another waits for its
+// barrier. In fp64, which is for checks, a thread may have all the registers there are.
+template <class T>
+constexpr int kBlocks = sizeof(T) == 8 ? 1 : 2;
+
+// Runs kernel(arguments...) on the current stream of the current device.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, const Arguments&... arguments) {
   if (blocks == 0) return;
+  STD_TORCH_CHECK(blocks <= INT32_MAX, name, ": ", blocks, " blocks of threads are more than a GPU takes");
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(blocks, 1 << 30)));
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(kThreads);
   config.stream = current_stream();
 #ifdef PGGAN_FAST_CUDA_ON_CPU

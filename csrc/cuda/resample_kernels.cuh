@@ -89,18 +89,18 @@ __device__ inline void sum_high(const A (&high)[2][2][V], A (&sums)[V]) {
   for_high<V>([&](int r, int s, int v) { sums[low_of<V, last>(s, v)] += high[r][s][v]; });
 }
 
-// f(cell) for this thread's cells.
+// f(cell) for this thread's cell, if there is one.
 template <int V, bool last, class F>
-__device__ inline void for_cells(const Grid& g, const F& f) {
-  const int64_t cells = g.planes * g.h * g.w * g.c / V;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < cells; i += int64_t(gridDim.x) * kThreads)
-    f(Cell<V, last>(g, i));
+__device__ inline void for_cell(const Grid& g, const F& f) {
+  const int64_t index = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (index < g.planes * g.h * g.w * g.c / V) f(Cell<V, last>(g, index));
 }
 
 template <class T, int V, bool last>
-__global__ void __launch_bounds__(kThreads) upsample_kernel(const T* low, T* high, Acc<T> factor, Grid g) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    upsample_kernel(const T* low, T* high, Acc<T> factor, Grid g) {
   using A = Acc<T>;
-  for_cells<V, last>(g, [&](const Cell<V, last>& cell) {
+  for_cell<V, last>(g, [&](const Cell<V, last>& cell) {
     const Vec<T, V> vec = load_vec<T, V>(low + cell.low);
     A values[2][2][V];
     for_high<V>([&](int r, int s, int v) { values[r][s][v] = factor * A(vec.v[low_of<V, last>(s, v)]); });
@@ -116,9 +116,10 @@ __global__ void __launch_bounds__(kThreads) upsample_kernel(const T* low, T* hig
 }
 
 template <class T, int V, bool last>
-__global__ void __launch_bounds__(kThreads) downsample_kernel(const T* high, T* low, Acc<T> factor, Grid g) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    downsample_kernel(const T* high, T* low, Acc<T> factor, Grid g) {
   using A = Acc<T>;
-  for_cells<V, last>(g, [&](const Cell<V, last>& cell) {
+  for_cell<V, last>(g, [&](const Cell<V, last>& cell) {
     A values[2][2][V], sums[V] = {};
     load_high(g, cell, high, values);
     sum_high<A, V, last>(values, sums);
@@ -128,7 +129,8 @@ __global__ void __launch_bounds__(kThreads) downsample_kernel(const T* high, T* 
   });
 }
 
-// The weight of the new path: one value of device memory, which every thread reads, or a number where there is none.
+// The weight of the new path: one value of device memory, or a number where there is none. Every thread reads the same
+// address, which costs a warp one request and memory nothing: it is not counted among the bytes of a launch.
 template <class A>
 struct Alpha {
   const float* tensor;
@@ -137,11 +139,11 @@ struct Alpha {
 };
 
 template <class T, int V, bool last>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     fade_in_kernel(const T* low, const T* high, T* out, Alpha<Acc<T>> weight, Grid g) {
   using A = Acc<T>;
   const A alpha = weight.value();
-  for_cells<V, last>(g, [&](const Cell<V, last>& cell) {
+  for_cell<V, last>(g, [&](const Cell<V, last>& cell) {
     const Vec<T, V> vec = load_vec<T, V>(low + cell.low);
     A values[2][2][V];
     load_high(g, cell, high, values);
@@ -154,11 +156,11 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, int V, bool last>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     fade_in_backward_kernel(const T* dy, T* d_low, T* d_high, Alpha<Acc<T>> weight, Grid g) {
   using A = Acc<T>;
   const A alpha = weight.value();
-  for_cells<V, last>(g, [&](const Cell<V, last>& cell) {
+  for_cell<V, last>(g, [&](const Cell<V, last>& cell) {
     A values[2][2][V], sums[V] = {};
     load_high(g, cell, dy, values);
     sum_high<A, V, last>(values, sums);
@@ -172,11 +174,11 @@ __global__ void __launch_bounds__(kThreads)
 
 // H is T, or bytes, which become -1..1.
 template <class T, class H, int V, bool last>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     fade_reals_kernel(const H* images, T* out, Alpha<Acc<T>> weight, Grid g) {
   using A = Acc<T>;
   const A alpha = weight.value();
-  for_cells<V, last>(g, [&](const Cell<V, last>& cell) {
+  for_cell<V, last>(g, [&](const Cell<V, last>& cell) {
     A values[2][2][V], sums[V] = {};
     load_high(g, cell, images, values);
     if constexpr (std::is_same_v<H, uint8_t>)

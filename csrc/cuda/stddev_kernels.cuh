@@ -35,24 +35,28 @@ __device__ inline double block_sum(double v) {
 // *p, read once for the block.
 __device__ inline double from_first_thread(const double* p) { return block_sum(threadIdx.x == 0 ? load(p) : 0.0); }
 
-// V positions of one map of one group.
+// V positions of one map of one group, in tensors like x (narrow) and in those with maps (wide).
 template <int V>
 struct Positions {
-  int64_t narrow, wide;  // in the first sample of a tensor like x, and of one with maps
+  int64_t narrow, wide;                // of the group's first sample
+  int64_t narrow_stride, wide_stride;  // from one sample of the group to the next
 
-  __device__ Positions(const Samples& s, int64_t map, int64_t position) {
-    const int64_t run = s.run / s.maps, row = position / run, column = map * run + position % run;
+  __device__ Positions(const Samples& s, int64_t group, int64_t map, int64_t position) {
+    const int64_t run = s.run / s.maps, column = map * run + position % run;
+    const int64_t row = s.sample(group, 0) * s.rows + position / run, apart = s.strided ? s.groups : 1;
     narrow = row * s.run + column;
     wide = row * s.wide_row() + column;
+    narrow_stride = apart * s.rows * s.run;
+    wide_stride = apart * s.rows * s.wide_row();
   }
 };
 
-// f(positions, group) for this thread's positions; the block's share of one map of one group.
+// f(positions) for this thread's positions; the block's share of one map of one group.
 template <int V, class F>
 __device__ inline void for_positions(const Samples& s, const F& f) {
   const int64_t share = blockIdx.x / s.blocks, map = share % s.maps, group = share / s.maps;
   const int64_t first = (blockIdx.x % s.blocks * kThreads + threadIdx.x) * V, step = s.blocks * kThreads * V;
-  for (int64_t i = first; i < s.positions(); i += step) f(Positions<V>(s, map, i), group);
+  for (int64_t i = first; i < s.positions(); i += step) f(Positions<V>(s, group, map, i));
 }
 
 // f(index in the group, whether it is one of the first kHeld, known to the compiler).
@@ -64,25 +68,26 @@ __device__ inline void for_samples(const Samples& s, const F& f) {
   for (int64_t i = kHeld; i < s.group; ++i) f(int(i), std::false_type{});
 }
 
-// The values of a group at V positions of a tensor like x (narrow) or with maps.
+// The values of a group at V positions.
 template <class T, int V>
 struct Values {
-  Vec<T, V> held[kHeld];
+  Packed<T, V> held[kHeld];
   const T* from;
-  int64_t stride;  // between samples
+  int64_t stride;
 
-  __device__ Values(const Samples& s, const T* tensor, int64_t place, int64_t group, bool narrow) {
-    const int64_t size = s.rows * (narrow ? s.run : s.wide_row());
-    from = tensor + s.sample(group, 0) * size + place;
-    stride = (s.strided ? s.groups : 1) * size;
+  __device__ Values(const Samples& s, const T* from, int64_t stride) : from(from), stride(stride) {
     for_samples(s, [&](int i, auto is_held) {
-      if constexpr (decltype(is_held)::value) held[i] = load_vec<T, V>(from + i * stride);
+      if constexpr (decltype(is_held)::value) held[i] = load_packed<T, V>(from + i * stride);
     });
   }
   template <class Held>
   __device__ Vec<T, V> get(int i, Held) const {
-    if constexpr (Held::value) return held[i];
+    if constexpr (Held::value) return held[i].unpack();
     else return load_vec<T, V>(from + i * stride);
+  }
+  __device__ void pack_again() {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) held[i].pack_again();
   }
 };
 
@@ -92,12 +97,15 @@ struct Moments {
   A mean[V] = {}, deviation[V] = {};
 
   template <class T>
-  __device__ Moments(const Samples& s, const Values<T, V>& x, A divisor, A eps) {
+  __device__ Moments(const Samples& s, Values<T, V>& x, A divisor, A eps) {
     for_samples(s, [&](int i, auto held) {
       const Vec<T, V> vec = x.get(i, held);
 #pragma unroll
-      for (int v = 0; v < V; ++v) mean[v] += A(vec.v[v]) / A(s.group);
+      for (int v = 0; v < V; ++v) mean[v] += A(vec.v[v]);
     });
+#pragma unroll
+    for (int v = 0; v < V; ++v) mean[v] /= A(s.group);
+    x.pack_again();
     for_samples(s, [&](int i, auto held) {
       const Vec<T, V> vec = x.get(i, held);
 #pragma unroll
@@ -105,20 +113,19 @@ struct Moments {
     });
 #pragma unroll
     for (int v = 0; v < V; ++v) deviation[v] = sqrt(deviation[v] / divisor + eps);
+    x.pack_again();
   }
 };
 
 // Copies x to y; each block leaves the sum of its deviations.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     stddev_forward_kernel(const T* x, T* y, double* sums, Acc<T> divisor, Acc<T> eps, Samples s) {
   using A = Acc<T>;
   double total = 0;
-  for_positions<V>(s, [&](const Positions<V>& at, int64_t group) {
-    const Values<T, V> values(s, x, at.narrow, group, true);
-    for_samples(s, [&](int i, auto held) {
-      store_vec(y + s.sample(group, i) * s.rows * s.wide_row() + at.wide, values.get(i, held));
-    });
+  for_positions<V>(s, [&](const Positions<V>& at) {
+    Values<T, V> values(s, x + at.narrow, at.narrow_stride);
+    for_samples(s, [&](int i, auto held) { store_vec(y + at.wide + i * at.wide_stride, values.get(i, held)); });
     const Moments<A, V> moments(s, values, divisor, eps);
 #pragma unroll
     for (int v = 0; v < V; ++v) total += moments.deviation[v];
@@ -129,11 +136,13 @@ __global__ void __launch_bounds__(kThreads)
 
 // Fills the maps of every sample with its group's sum of `blocks` sums, times factor. A block fills one map.
 template <class T>
-__global__ void __launch_bounds__(kThreads) write_maps_kernel(const double* sums, T* y, double factor, Samples s) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    write_maps_kernel(const double* sums, T* y, double factor, Samples s) {
   const int64_t map = blockIdx.x % s.maps, index = blockIdx.x / s.maps % s.group;
   const int64_t group = blockIdx.x / s.maps / s.group;
   double total = 0;
-  for (int64_t i = threadIdx.x; i < s.blocks; i += kThreads) total += load(sums + (group * s.maps + map) * s.blocks + i);
+  const double* of_map = sums + (group * s.maps + map) * s.blocks;
+  for (int64_t i = threadIdx.x; i < s.blocks; i += kThreads) total += load(of_map + i);
   const T value = static_cast<T>(static_cast<Acc<T>>(block_sum(total) * factor));
   T* to = y + s.sample(group, index) * s.rows * s.wide_row() + s.run + map * s.spread;
   for (int64_t i = threadIdx.x; i < s.rows * s.spread; i += kThreads)
@@ -142,7 +151,8 @@ __global__ void __launch_bounds__(kThreads) write_maps_kernel(const double* sums
 
 // T of the formulas, times factor: the sum of dy's map over a group and all pixels. A block for each group and map.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sum_maps_kernel(const T* dy, double* gradients, double factor, Samples s) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    sum_maps_kernel(const T* dy, double* gradients, double factor, Samples s) {
   const int64_t map = blockIdx.x % s.maps, group = blockIdx.x / s.maps, pixels = s.rows * s.spread;
   double total = 0;
   for (int64_t i = threadIdx.x; i < s.group * pixels; i += kThreads) {
@@ -155,63 +165,69 @@ __global__ void __launch_bounds__(kThreads) sum_maps_kernel(const T* dy, double*
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     stddev_backward_kernel(const T* dy, const T* x, const double* gradients, T* dx, Acc<T> divisor, Acc<T> eps,
                            Samples s) {
   using A = Acc<T>;
   const A gradient = A(from_first_thread(gradients + blockIdx.x / s.blocks));
-  for_positions<V>(s, [&](const Positions<V>& at, int64_t group) {
-    const Values<T, V> values(s, x, at.narrow, group, true), incoming(s, dy, at.wide, group, false);
+  for_positions<V>(s, [&](const Positions<V>& at) {
+    Values<T, V> values(s, x + at.narrow, at.narrow_stride), incoming(s, dy + at.wide, at.wide_stride);
     const Moments<A, V> moments(s, values, divisor, eps);
+    A slope[V];
+#pragma unroll
+    // The deviation of one sample is constant.
+    for (int v = 0; v < V; ++v) slope[v] = s.group > 1 ? gradient / moments.deviation[v] : A(0);
     for_samples(s, [&](int i, auto held) {
       const Vec<T, V> x_i = values.get(i, held), dy_i = incoming.get(i, held);
       A out[V];
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        // The deviation of one sample is constant.
-        const A slope = s.group > 1 ? gradient * (A(x_i.v[v]) - moments.mean[v]) / moments.deviation[v] : A(0);
-        out[v] = A(dy_i.v[v]) + slope;
-      }
-      store_rounded(dx + s.sample(group, i) * s.rows * s.run + at.narrow, out);
+      for (int v = 0; v < V; ++v) out[v] = A(dy_i.v[v]) + slope[v] * (A(x_i.v[v]) - moments.mean[v]);
+      store_rounded(dx + at.narrow + i * at.narrow_stride, out);
     });
   });
 }
 
 // Copies g to d_dy; each block leaves its sum of a / s.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     stddev_double_backward_kernel(const T* g, const T* x, const double* gradients, T* d_dy, T* dx, double* sums,
                                   Acc<T> divisor, Acc<T> eps, Samples s) {
   using A = Acc<T>;
   const A gradient = A(from_first_thread(gradients + blockIdx.x / s.blocks));
   double total = 0;
-  for_positions<V>(s, [&](const Positions<V>& at, int64_t group) {
-    const Values<T, V> values(s, x, at.narrow, group, true), of_dx(s, g, at.narrow, group, true);
+  for_positions<V>(s, [&](const Positions<V>& at) {
+    Values<T, V> values(s, x + at.narrow, at.narrow_stride), of_dx(s, g + at.narrow, at.narrow_stride);
     const Moments<A, V> moments(s, values, divisor, eps);
     A mean[V] = {}, a[V] = {};
     for_samples(s, [&](int i, auto held) {
       const Vec<T, V> x_i = values.get(i, held), g_i = of_dx.get(i, held);
-      store_vec(d_dy + s.sample(group, i) * s.rows * s.wide_row() + at.wide, g_i);
+      store_vec(d_dy + at.wide + i * at.wide_stride, g_i);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        mean[v] += A(g_i.v[v]) / A(s.group);
+        mean[v] += A(g_i.v[v]);
         a[v] += A(g_i.v[v]) * (A(x_i.v[v]) - moments.mean[v]);
       }
     });
+    // dx = T (g - mean(g) - (x - mean) a / (s^2 D)) / s, which is 0 where the group is one sample.
+    A slope[V], turn[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const A deviation = moments.deviation[v];
+      mean[v] /= A(s.group);
+      slope[v] = s.group > 1 ? gradient / deviation : A(0);
+      turn[v] = a[v] / deviation / deviation / divisor;
+      if (s.group > 1) total += a[v] / deviation;
+    }
+    values.pack_again();
+    of_dx.pack_again();
     for_samples(s, [&](int i, auto held) {
       const Vec<T, V> x_i = values.get(i, held), g_i = of_dx.get(i, held);
       A out[V];
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const A s_v = moments.deviation[v], centred = A(x_i.v[v]) - moments.mean[v];
-        const A turn = centred / s_v * (a[v] / s_v) / divisor;
-        out[v] = s.group > 1 ? gradient * (A(g_i.v[v]) - mean[v] - turn) / s_v : A(0);
-      }
-      store_rounded(dx + s.sample(group, i) * s.rows * s.run + at.narrow, out);
+      for (int v = 0; v < V; ++v)
+        out[v] = slope[v] * (A(g_i.v[v]) - mean[v] - (A(x_i.v[v]) - moments.mean[v]) * turn[v]);
+      store_rounded(dx + at.narrow + i * at.narrow_stride, out);
     });
-    if (s.group > 1)
-#pragma unroll
-      for (int v = 0; v < V; ++v) total += a[v] / moments.deviation[v];
   });
   total = block_sum(total);
   if (threadIdx.x == 0) store(sums + blockIdx.x, total);

@@ -10,15 +10,17 @@
 
 namespace pggan_fast {
 
-// Slots that a thread holds of each of `tensors`: at most 128 bytes, or 16 single elements, for want of registers.
+// Slots that a thread holds of each of `tensors`: few enough that no register is spilled, and enough for 1024 channels
+// to a block.
 template <int V, int tensors>
-constexpr int kSlots = (V == 1 ? 16 : 8) / (tensors > 2 ? 2 : 1);
+constexpr int kSlots = V == 1 && tensors == 1 ? 8 : 4;
 
 struct Tiling {
   int64_t c, p;        // channels, pixels of a sample
   int64_t columns;     // of the tensor
   int64_t per_sample;  // columns of one sample
   int64_t slots;       // of a column
+  int64_t stride;      // from a slot to the next one
   int64_t tiles;       // of `width` columns
   int64_t chunks;      // of a column
   int parts, width;    // parts * width = kThreads
@@ -39,6 +41,7 @@ Tiling tiling_of(const Shape& s, bool norm) {
   t.per_sample = last ? s.p : s.p / V;
   t.columns = s.n * t.per_sample;
   t.slots = last ? s.c / V : s.c;
+  t.stride = last ? V : s.p;
   const int64_t fill = divide_up(t.slots, K);
   // A thread for as many slots as it holds; neighbours in memory are for neighbouring threads, 128 bytes at least;
   // a column that is not there needs no threads.
@@ -85,25 +88,32 @@ struct Column {
     base = last ? index * t.c : n * t.c * t.p + within * V;
     pixel = last ? index : n * t.p + within * V;
   }
-  __device__ int64_t place(const Tiling& t, int64_t slot) const { return base + slot * (last ? V : t.p); }
 };
 
-// f(k, slot) for each slot of a chunk that this thread holds.
+// f(k, slot, the slot's offset) for each slot of a chunk that this thread holds, in a column that begins at `base`.
 template <int K, class F>
-__device__ inline void for_slots(const Tiling& t, int part, int64_t chunk, bool exists, const F& f) {
+__device__ inline void for_slots(const Tiling& t, int part, int64_t chunk, bool exists, int64_t base, const F& f) {
+  int64_t slot = chunk * K * t.parts + part, place = base + slot * t.stride;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    const int64_t slot = (chunk * K + k) * t.parts + part;
-    if (exists && slot < t.slots) f(k, slot);
+    if (exists && slot < t.slots) f(k, slot, place);
+    slot += t.parts;
+    place += t.parts * t.stride;
   }
 }
 
 // Reads this thread's slots of a chunk.
 template <class T, int V, bool last, int K>
 __device__ inline void read(const Tiling& t, const Column<T, V, last>& at, int part, int64_t chunk, const T* from,
-                            Vec<T, V> (&to)[K]) {
-  for_slots<K>(t, part, chunk, at.exists,
-               [&](int k, int64_t slot) { to[k] = load_vec<T, V>(from + at.place(t, slot)); });
+                            Packed<T, V> (&to)[K]) {
+  for_slots<K>(t, part, chunk, at.exists, at.base,
+               [&](int k, int64_t, int64_t place) { to[k] = load_packed<T, V>(from + place); });
+}
+
+template <class T, int V, int K>
+__device__ inline void pack_again(Packed<T, V> (&held)[K]) {
+#pragma unroll
+  for (int k = 0; k < K; ++k) held[k].pack_again();
 }
 
 struct PerChannelCache;

@@ -27,16 +27,30 @@ template <> struct Word<4> { using Type = unsigned; };
 template <> struct Word<2> { using Type = unsigned short; };
 template <> struct Word<1> { using Type = unsigned char; };
 
+// A vector as it was loaded: elements of two bytes take half a register each, and a whole one once they are unpacked.
+template <class T, int V>
+struct Packed {
+  typename Word<sizeof(Vec<T, V>)>::Type word;
+
+  __device__ Vec<T, V> unpack() const {
+    Vec<T, V> vec;
+    memcpy(&vec, &word, sizeof vec);
+    return vec;
+  }
+  // Keeps the compiler from keeping what was unpacked before for what is unpacked later.
+  __device__ void pack_again() {
+    if constexpr (sizeof(T) == 2 && sizeof(word) == 16)
+      asm volatile("" : "+r"(word.x), "+r"(word.y), "+r"(word.z), "+r"(word.w));
+  }
+};
+
 // All reading and writing of global memory goes through these two, so that tests can count the bytes.
 template <class T, int V>
-__device__ inline Vec<T, V> load_vec(const T* p) {
+__device__ inline Packed<T, V> load_packed(const T* p) {
 #ifdef PGGAN_FAST_CUDA_ON_CPU
   cuda_on_cpu::count_load(sizeof(Vec<T, V>));
 #endif
-  const auto word = *reinterpret_cast<const typename Word<sizeof(Vec<T, V>)>::Type*>(p);
-  Vec<T, V> vec;
-  memcpy(&vec, &word, sizeof vec);
-  return vec;
+  return {*reinterpret_cast<const typename Word<sizeof(Vec<T, V>)>::Type*>(p)};
 }
 
 template <class T, int V>
@@ -47,6 +61,11 @@ __device__ inline void store_vec(T* p, const Vec<T, V>& vec) {
   typename Word<sizeof(Vec<T, V>)>::Type word;
   memcpy(&word, &vec, sizeof vec);
   *reinterpret_cast<decltype(word)*>(p) = word;
+}
+
+template <class T, int V>
+__device__ inline Vec<T, V> load_vec(const T* p) {
+  return load_packed<T, V>(p).unpack();
 }
 
 template <class T>

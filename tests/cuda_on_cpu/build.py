@@ -1,6 +1,6 @@
 """Compiles csrc/cuda for the CPU, with the harness, into a Python extension: `load()` in a test, or by hand
 
-python -m tests.cuda_on_cpu.build [plain | address | thread]
+python -m tests.cuda_on_cpu.build [plain | address | thread | coverage]
 """
 
 import functools
@@ -19,6 +19,8 @@ import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+TORCH = Path(torch.__file__).parent
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 NAME = "_cuda_on_cpu"
 
 # Line numbers, for what a sanitizer reports.
@@ -26,6 +28,7 @@ VARIANTS = {
     "plain": ["-O1"],
     "address": ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-O1", "-g1", "-fsanitize=thread", "-DPGGAN_FAST_CUDA_THREADS"],
+    "coverage": ["-O0", "--coverage"],
 }
 
 
@@ -47,13 +50,12 @@ def sources(variant: str) -> list[Path]:
 def command(variant: str, source: Path) -> list[str]:
     import pybind11
 
-    torch_include = Path(torch.__file__).parent / "include"
-    includes = [torch_include, pybind11.get_include(), sysconfig.get_path("include")]
+    includes = [TORCH / "include", pybind11.get_include(), sysconfig.get_path("include")]
     return [
         *("g++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", *VARIANTS[variant]),
         *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-Wno-attributes"),
         "-Wno-clobbered",  # getcontext returns twice, but not here
-        *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPGGAN_FAST_CUDA_ON_CPU", f"-I{HERE / 'include'}"),
+        *(TORCH_TARGET, "-DPGGAN_FAST_CUDA_ON_CPU", f"-I{HERE / 'include'}"),
         *(f"-isystem{path}" for path in includes),
         *("-x", "c++", "-c", str(source)),
     ]
@@ -65,20 +67,18 @@ def run(*args: str) -> None:
         raise RuntimeError(f"{' '.join(args)}\n{done.stderr[-8000:]}")
 
 
-def compile_source(variant: str, source: Path, folder: Path) -> str:
-    """The object, compiled unless it is newer than all that it was made of."""
-    target = folder / f"{source.name}.o"
-    files, recipe = target.with_suffix(".d"), target.with_suffix(".txt")
-    args = command(variant, source)
+def make(target: Path, *args: str) -> Path:
+    """The file that a compiler makes with these arguments, made unless it is newer than all that it was made of."""
+    files, recipe = target.with_name(f"{target.name}.d"), target.with_name(f"{target.name}.txt")
     text = f"{torch.__version__} {args}"
     if target.exists() and recipe.exists() and recipe.read_text() == text:
         made_of = files.read_text().replace("\\\n", " ").split()[1:]
         if all(os.path.exists(f) and os.path.getmtime(f) < target.stat().st_mtime for f in made_of):
-            return str(target)
+            return target
     recipe.unlink(missing_ok=True)
     run(*args, "-MD", "-MF", str(files), "-o", str(target))
     recipe.write_text(text)
-    return str(target)
+    return target
 
 
 @functools.cache
@@ -87,12 +87,11 @@ def build(variant: str = "plain") -> Path:
     folder = ROOT / "build/cuda_on_cpu" / variant
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: compile_source(variant, source, folder), sources(variant)))
+        objects = list(pool.map(lambda s: make(folder / f"{s.name}.o", *command(variant, s)), sources(variant)))
     library = folder / f"{NAME}.so"
     if not library.exists() or any(os.path.getmtime(o) > library.stat().st_mtime for o in objects):
-        flags = [f for f in VARIANTS[variant] if f.startswith("-fsanitize")]
-        torch_lib = Path(torch.__file__).parent / "lib"
-        run("g++", "-shared", *flags, *objects, f"-L{torch_lib}", "-ltorch_cpu", "-o", str(library))
+        flags = [f for f in VARIANTS[variant] if f.startswith(("-fsanitize", "--coverage"))]
+        run("g++", "-shared", *flags, *map(str, objects), f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-o", str(library))
     return library
 
 

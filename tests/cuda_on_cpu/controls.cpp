@@ -15,6 +15,8 @@ PYBIND11_MODULE(_cuda_on_cpu, m) {
       .value("shuffled", cuda_on_cpu::Order::shuffled);
   m.def("set_order", &cuda_on_cpu::set_order, py::arg("order"), py::arg("seed") = 0,
         "The order of a block's threads from now on. A shuffle is drawn anew for each block.");
+  m.def("set_ends", &cuda_on_cpu::set_ends, py::arg("blocks"),
+        "From now on only so many blocks run from either end of a grid; 0: all.");
 
   py::class_<cuda_on_cpu::Launch>(m, "Launch")
       .def_readonly("name", &cuda_on_cpu::Launch::name)

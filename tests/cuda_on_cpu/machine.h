@@ -48,6 +48,9 @@ void* shared_memory(const void* key, size_t bytes);  // the block's memory of th
 enum class Order { ascending, descending, shuffled };
 void set_order(Order order, uint32_t seed);
 
+// Of each grid only so many blocks run from either end; 0: all.
+void set_ends(unsigned blocks);
+
 // What a launch read from and wrote to global memory.
 struct Launch {
   std::string name;

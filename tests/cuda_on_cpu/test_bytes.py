@@ -1,21 +1,16 @@
 """How many bytes each kernel moves, as the harness counts them, over those it cannot do without."""
 
-import os
-
 import pytest
 import torch
 
 from tests.cuda_on_cpu import build
 
-pytestmark = [
-    pytest.mark.skipif("PGGAN_FAST_TEST_KERNELS" not in os.environ, reason="slow: run by make test-kernels"),
-    pytest.mark.skipif(build.missing() is not None, reason=str(build.missing())),
-]
-
 # Biases, factors and partial sums beside the tensors.
 ALLOWED = 1.05
 EPILOGUE = (0.7, "lrelu", 0.2, 1.3)
-SHAPES = [(4, 512, 16, 16), (2, 64, 32, 32), (1, 16, 64, 64)]
+SHAPES = [(1, 1024, 16, 16), (1, 512, 16, 16), (2, 64, 32, 32), (1, 16, 64, 64), (2, 3, 64, 64), (1, 37, 65, 33)]
+# A column of so many channels does not fit in a block's registers.
+WIDE = (1, 8200, 2, 4)
 
 
 def moved(call) -> int:
@@ -50,6 +45,20 @@ def test_bias_act(shape, dtype, memory_format, pixel_norm):
     tensors = 5 if pixel_norm else 3
     second = moved(lambda: ops.bias_act_double_backward(x, bias, x, r, y, r, *options))
     assert second <= ALLOWED * (tensors * size + 4 * factors)
+
+
+def test_pixel_norm_of_more_channels_reads_twice(memory_format):
+    ops = torch.ops.pggan_fast_cuda_on_cpu
+    x, bias = torch.randn(WIDE).contiguous(memory_format=memory_format), torch.randn(WIDE[1])
+    size, options = x.numel() * x.element_size(), (*EPILOGUE, True)
+    y, r = ops.bias_act(x, bias, *options)
+    calls = {
+        3: lambda: ops.bias_act(x, None, *options),
+        5: lambda: ops.bias_act_backward(x, None, y, r, *options, False),
+        8: lambda: ops.bias_act_double_backward(x, None, x, None, y, r, *options),
+    }
+    for tensors, call in calls.items():
+        assert tensors * size < moved(call) <= ALLOWED * tensors * size
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

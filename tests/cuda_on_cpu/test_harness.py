@@ -7,14 +7,10 @@ import sys
 import pytest
 import torch
 
-from tests.cuda_on_cpu import build
+from tests.cuda_on_cpu import build, coverage
+from tests.cuda_on_cpu.workload import FITS, LAYOUTS, dense
 from tests.ops.implementations import cuda_kernels_on_cpu, op_names
 from tests.ops.op_calls import CALLS, Make
-
-pytestmark = [
-    pytest.mark.skipif("PGGAN_FAST_TEST_KERNELS" not in os.environ, reason="slow: run by make test-kernels"),
-    pytest.mark.skipif(build.missing() is not None, reason=str(build.missing())),
-]
 
 PLANTED = ("overrun", "shared_overrun", "misaligned", "divergent_barrier", "missing_barrier")
 
@@ -30,14 +26,16 @@ def harness(request):
     controls.set_order(controls.Order.ascending)
 
 
-def python(variant: str, code: str) -> subprocess.CompletedProcess[str]:
-    """Runs code with `controls`, the harness built with a sanitizer."""
+def python(variant: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a process that can load the harness built with a sanitizer."""
     build.build(variant)
-    setup = f"import torch\nfrom tests.cuda_on_cpu import build\ncontrols = build.load({variant!r})\n"
     environment = {**os.environ, **build.sanitizer_environment(variant), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", setup + code], cwd=build.ROOT, env=environment, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, *arguments], cwd=build.ROOT, env=environment, capture_output=True, text=True)
+
+
+def run_planted(variant: str, call: str) -> subprocess.CompletedProcess[str]:
+    """Calls a kernel with a planted bug."""
+    return python(variant, "-c", f"from tests.cuda_on_cpu import build\nbuild.load({variant!r}).{call}\nprint('done')")
 
 
 def test_every_op_has_a_cuda_kernel():
@@ -52,7 +50,7 @@ def test_every_op_has_a_cuda_kernel():
     assert missing == []
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("call", [c for c in CALLS if not c.op.startswith("equalized")], ids=str)
 def test_the_order_of_threads_does_not_count(harness, call, layout):
     """Bit for bit: what a result depends on beyond its inputs is a race."""
@@ -103,51 +101,61 @@ def test_a_missing_barrier_shows(harness):
     ],
 )
 def test_sanitizers_find_bad_addresses(name, report):
-    right = python("address", f"controls.{name}(right=True); print('right')")
-    assert right.returncode == 0 and "right" in right.stdout, right.stderr
-    wrong = python("address", f"controls.{name}()")
+    right = run_planted("address", f"{name}(right=True)")
+    assert right.returncode == 0 and "done" in right.stdout, right.stderr
+    wrong = run_planted("address", f"{name}()")
     assert wrong.returncode != 0
     assert report in wrong.stderr and "planted.cu" in wrong.stderr
 
 
 def test_thread_sanitizer_finds_a_missing_barrier():
-    right = python("thread", "controls.missing_barrier(right=True); print('right')")
-    assert right.returncode == 0 and "right" in right.stdout, right.stderr
-    wrong = python("thread", "controls.missing_barrier()")
+    right = run_planted("thread", "missing_barrier(right=True)")
+    assert right.returncode == 0 and "done" in right.stdout, right.stderr
+    wrong = run_planted("thread", "missing_barrier()")
     assert wrong.returncode == 66
     assert "data race" in wrong.stderr and "planted.cu" in wrong.stderr
 
 
-# Every op on small tensors of odd sizes, and on such as vectors fit.
-EVERY_OP = """
-from tests.ops.op_calls import CALLS, Make
-for dtype in {dtypes}:
-    for layout in {layouts}:
-        for call in CALLS:
-            if not call.op.startswith("equalized"):
-                getattr(torch.ops.pggan_fast_cuda_on_cpu, call.op)(*call.arguments(Make(dtype, layout)))
-x, bias = torch.randn(2, 32, 8, 8), torch.randn(32)
-for x in (x, x.to(memory_format=torch.channels_last)):
-    ours = torch.ops.pggan_fast_cuda_on_cpu
-    y, r = ours.bias_act(x, bias, 1.0, "lrelu", 0.2, 1.0, True)
-    ours.bias_act_backward(x, None, y, r, 1.0, "lrelu", 0.2, 1.0, True, True)
-    ours.bias_act_double_backward(x, bias, x, r, y, r, 1.0, "lrelu", 0.2, 1.0, True)
-    ours.fade_reals(ours.upsample2x(x), None, 0.3, torch.bfloat16)
-    ours.minibatch_stddev(x, 2, 4, 1e-8, True, 0)
-print("clean")
-"""
+@pytest.mark.parametrize("variant", ["address", "thread"])
+def test_sanitizers_find_nothing_in_the_kernels(variant):
+    done = python(variant, "-m", "tests.cuda_on_cpu.workload", variant)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert int(done.stdout.split()[0]) > 300  # launches
 
 
-@pytest.mark.parametrize(
-    ("variant", "dtypes", "layouts"),
-    [
-        ("address", "torch.float64, torch.float32, torch.bfloat16, torch.float16", "'contiguous', 'channels_last'"),
-        ("thread", "torch.float32,", "'contiguous', 'channels_last'"),
-    ],
-)
-def test_sanitizers_find_nothing_in_the_kernels(variant, dtypes, layouts):
-    done = python(variant, EVERY_OP.format(dtypes=f"({dtypes})", layouts=f"({layouts})"))
-    assert done.returncode == 0 and "clean" in done.stdout, done.stderr[-4000:]
+@pytest.fixture(scope="module")
+def measured() -> coverage.Coverage:
+    return coverage.measure()
+
+
+def test_every_line_runs(measured):
+    assert len(measured.lines) > 500
+    assert sorted(place for place, count in measured.lines.items() if not count) == []
+
+
+def test_every_instance_of_a_kernel_runs(measured):
+    """Each dtype and layout, vectors and single elements."""
+    assert len(measured.kernels) > 200
+    assert sorted(kernel for kernel, count in measured.kernels.items() if not count) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_address_where_no_vector_may_be_read(dtype, layout):
+    """Dense tensors that begin one element behind an aligned address give what aligned ones do."""
+    build.load()
+    ops = torch.ops.pggan_fast_cuda_on_cpu
+    x, moved = (dense(FITS, dtype, layout, offset) for offset in (0, 1))
+    assert x.data_ptr() % 16 == 0 and moved.data_ptr() % 16 == dtype.itemsize
+    moved.copy_(x)
+    for call in (
+        lambda x: ops.bias_act(x, torch.ones(FITS[1]), 0.7, "lrelu", 0.2, 1.3, True),
+        lambda x: ops.bias_act_backward(x, None, x, None, 0.7, "lrelu", 0.2, 1.3, False, True),
+        lambda x: (ops.upsample2x(x), ops.downsample2x(x), ops.fade_reals(x, None, 0.3, dtype)),
+        lambda x: ops.fade_in_backward(x, None, 0.3),
+        lambda x: ops.minibatch_stddev(x, 2, 8),
+    ):
+        torch.testing.assert_close(call(moved), call(x))
 
 
 def test_the_matrix_runs_these_kernels():

@@ -82,5 +82,6 @@ void* shared_memory(const void* key, size_t bytes) {
 }
 
 void set_order(Order, uint32_t) {}
+void set_ends(unsigned) {}
 
 }  // namespace cuda_on_cpu

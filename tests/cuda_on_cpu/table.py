@@ -1,0 +1,70 @@
+"""The page docs/cuda-kernels.md: what nvcc makes of each kernel for each GPU.
+
+python -m tests.cuda_on_cpu.table   writes it anew
+"""
+
+import re
+import subprocess
+
+from tests.cuda_on_cpu import build, nvcc
+
+PAGE = build.ROOT / "docs/cuda-kernels.md"
+INTRODUCTION = """\
+# CUDA kernels
+
+What nvcc {version} makes of `csrc/cuda`. Written by `python -m tests.cuda_on_cpu.table`, which needs nvcc and no
+GPU; `make test-kernels` checks that the page is up to date, that no kernel spills registers or has local memory, that
+every kernel with vectors loads and stores 16 bytes at once, and that a multiprocessor has room for at least two
+blocks of every kernel, but for those in fp64. Blocks are of 256 threads.
+
+A row is one kernel in one dtype, the columns are GPUs by compute capability. Each cell has the registers of a thread
+and the occupancy, the share of a multiprocessor's threads that run at once (by NVIDIA's `cuda_occupancy.h`), of the
+neediest instance: layouts, with and without pixel norm, other dtypes read. "16 bytes" is the kernel for tensors whose
+addresses and sizes allow vectors, "single" the one for all others. Shared memory is static, the largest of all GPUs.
+
+These are memory-bound kernels, which need bytes in flight rather than many threads: a thread of `bias_act` has up to
+64 bytes of each tensor on the way at a time, so a quarter to a half of the threads suffices.
+
+Every tensor is read once and written once, with at most 5% more for biases, factors and partial sums, as
+`make test-kernels` counts. The exception: with pixel norm, more channels than a block holds in registers (1024 at
+least) are read a second time, which makes 3 of 2 passes over memory in the forward, 5 of 3 in the backward and 8 of 5
+in the double backward. A group of more than 4 samples in `minibatch_stddev` is read again, too, from cache where that
+holds it.
+
+| kernel | dtype | elements | shared, KiB |{gpus}
+|---|---|---|---|{rules}
+"""
+
+
+def page() -> str:
+    gpus = [gpu for generation in nvcc.architectures().values() for gpu in generation]
+    instances: dict[tuple[str, str, str], dict[str, list[tuple[int, int, int]]]] = {}
+    for source in nvcc.SOURCES:
+        for gpu in gpus:
+            kernels = nvcc.kernels(source.stem, gpu)
+            for kernel, count in zip(kernels, nvcc.blocks(gpu, kernels), strict=True):
+                row = kernel.name, kernel.types[0], "16 bytes" if kernel.vector > 1 else "single"
+                needs = kernel.registers, count, kernel.shared
+                instances.setdefault(row, {}).setdefault(gpu, []).append(needs)
+    lines = []
+    for row in sorted(instances):
+        of_gpu = instances[row]
+        shared = max(bytes_ for needs in of_gpu.values() for _, _, bytes_ in needs)
+        cells = [_cell(gpu, of_gpu[gpu]) for gpu in gpus]
+        lines.append(f"| {' | '.join([*row, f'{shared / 1024:g}', *cells])} |\n")
+    said = subprocess.run([nvcc.NVCC, "--version"], capture_output=True, text=True, check=True).stdout
+    introduction = INTRODUCTION.format(
+        version=re.search(r"V([\d.]+)", said)[1],
+        gpus="".join(f" {gpu[:-1]}.{gpu[-1]} |" for gpu in gpus),
+        rules="---|" * len(gpus),
+    )
+    return introduction + "".join(lines)
+
+
+def _cell(gpu: str, needs: list[tuple[int, int, int]]) -> str:
+    registers, blocks = max(r for r, _, _ in needs), min(b for _, b, _ in needs)
+    return f"{registers} {100 * blocks * 256 // nvcc.MULTIPROCESSORS[gpu][0]}%"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,95 @@
+"""Runs every kernel of csrc/cuda on small tensors, in every form that a launch chooses between.
+
+python -m tests.cuda_on_cpu.workload VARIANT   in the harness of this variant; prints the number of launches
+"""
+
+import sys
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from tests.cuda_on_cpu import build
+from tests.ops.op_calls import CALLS, Make
+from tests.ops.samples import DTYPES
+
+LAYOUTS = ("contiguous", "channels_last")
+FITS = (4, 64, 4, 16)  # vectors of 16 bytes fit in every dtype and layout, at half the resolution, too
+ODD = (4, 6, 6, 10)
+# With one channel more than a block holds in registers, pixel norm reads its inputs twice.
+WIDE = (1, 4104, 2, 4)
+EPILOGUE = (0.7, "lrelu", 0.2, 1.3)
+
+
+def dense(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: int = 0) -> Tensor:
+    """Random values in a layout, from `offset` elements after an aligned address on."""
+    n, c, h, w = shape
+    flat = torch.randn(n * c * h * w + offset, generator=torch.Generator().manual_seed(3)).to(dtype)[offset:]
+    return flat.view(shape) if layout == "contiguous" else flat.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def epilogues(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: int) -> None:
+    ops = torch.ops.pggan_fast_cuda_on_cpu
+    x, bias = dense(shape, dtype, layout, offset), torch.randn(shape[1])
+    for pixel_norm in (False, True):
+        options = (*EPILOGUE, pixel_norm)
+        y, r = ops.bias_act(x, bias, *options)
+        ops.bias_act_(x.clone(memory_format=torch.preserve_format), bias, *options)
+        r = r if pixel_norm else None
+        for bias_wanted in (False, True):
+            ops.bias_act_backward(x, r, y, r, *options, bias_wanted)
+        ops.bias_act_double_backward(x, bias, x, r, y, r, *options)
+
+
+def resamplings(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: int) -> None:
+    ops = torch.ops.pggan_fast_cuda_on_cpu
+    n, c, h, w = shape
+    high, low = dense(shape, dtype, layout, offset), dense((n, c, h // 2, w // 2), dtype, layout, offset)
+    ops.upsample2x(low)
+    ops.downsample2x(high)
+    for alpha in (torch.tensor(0.3), None):
+        ops.fade_in(low, high, alpha, 0.3)
+        ops.fade_in_backward(high, alpha, 0.3)
+        ops.fade_reals(high, alpha, 0.3, dtype)
+        ops.fade_reals(high.to(torch.uint8), alpha, 0.3, dtype)
+
+
+def deviations(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: int) -> None:
+    ops = torch.ops.pggan_fast_cuda_on_cpu
+    n, c, h, w = shape
+    maps = 8 if c % 8 == 0 else 1
+    x, dy = dense(shape, dtype, layout, offset), dense((n, c + maps, h, w), dtype, layout, offset)
+    for strided in (True, False):
+        options = (2, maps, 1e-8, strided, 0)
+        ops.minibatch_stddev(x, *options)
+        ops.minibatch_stddev_backward(dy, x, *options)
+        ops.minibatch_stddev_double_backward(x, dy, x, *options)
+
+
+def foldings(dtype: torch.dtype, to: torch.dtype) -> None:
+    ops = torch.ops.pggan_fast_cuda_on_cpu
+    weight = torch.randn(4, 3, 3, 3).to(dtype)
+    for transposed, channels_last in product((True, False), repeat=2):
+        folded = ops.fold_weight(weight, 1.0, transposed, to, channels_last)
+        ops.unfold_weight(folded, 1.0, transposed, dtype, channels_last)
+
+
+def run(dtypes: tuple[torch.dtype, ...], offsets: tuple[int, ...]) -> None:
+    """offsets: 1 is an address at which no vector may be read."""
+    for dtype, layout in product(dtypes, LAYOUTS):
+        for call in CALLS:
+            if not call.op.startswith("equalized"):
+                getattr(torch.ops.pggan_fast_cuda_on_cpu, call.op)(*call.arguments(Make(dtype, layout)))
+        for family, shape, offset in product((epilogues, resamplings, deviations), (FITS, ODD), offsets):
+            family(shape, dtype, layout, offset)
+        epilogues(WIDE, dtype, layout, 0)
+    for dtype, to in product(dtypes, repeat=2):
+        foldings(dtype, to)
+
+
+if __name__ == "__main__":
+    controls = build.load(sys.argv[1])
+    # ThreadSanitizer takes a third of a second for each block.
+    quick = sys.argv[1] == "thread"
+    run((torch.float32,) if quick else DTYPES, (0,) if quick else (0, 1))
+    print(len(controls.take_launches()), "launches")
