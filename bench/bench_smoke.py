@@ -2,19 +2,23 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from bench import report
+from bench.bench_loader import loader_record
 from bench.bench_memory import memory_record
 from bench.bench_metrics import distance_case
 from bench.bench_step import step_case
-from bench.cases import LAYOUTS, OPS, SMALL_OPS, Op, op_case
+from bench.cases import LAYOUTS, op_case
+from bench.table import MAIN, OTHERS, Op
+from pggan_fast.training import DatasetWriter
 
 SMALLEST = (4, 8, 8, 8)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("op", {op.name: op for op in (*OPS, *SMALL_OPS)}.values(), ids=lambda op: op.name)
+@pytest.mark.parametrize("op", (*MAIN, *OTHERS), ids=lambda op: op.name)
 def test_smoke_op(op: Op, layout: str, timed) -> None:
     passes = op.passes[-1]
     result = timed(op_case(op, SMALLEST, op.dtypes[-1], layout, passes, compiled=False, copied=True), seconds=0.05)
@@ -22,7 +26,7 @@ def test_smoke_op(op: Op, layout: str, timed) -> None:
 
 
 def test_smoke_compile(timed) -> None:
-    case = op_case(OPS[0], SMALLEST, "fp32", "nchw", "forward", compiled=True, copied=False)
+    case = op_case(MAIN[0], SMALLEST, "fp32", "nchw", "forward", compiled=True, copied=False)
     assert set(timed(case, seconds=0.05)["seconds"]) == {"eager", "ours", "compile"}
 
 
@@ -36,13 +40,22 @@ def test_smoke_memory(network: str) -> None:
     assert memory_record(network, resolution=8, batch=4, fmap_max=8)["kept_bytes"]["ours"] > 0
 
 
+def test_smoke_loader(tmp_path) -> None:
+    with DatasetWriter(tmp_path / "data", resolution=8, channels=3, classes=[]) as writer:
+        for index in range(5):
+            writer.add(np.full((3, 8, 8), index, np.uint8), 0, str(index))
+        writer.commit()
+    result = loader_record(tmp_path / "data", resolution=8, batch=4, seconds=0.05, fmap_max=8)
+    assert result["seconds"]["step"]["median"] > result["seconds"]["ours"]["median"] > 0
+
+
 def test_smoke_distance(timed) -> None:
     assert timed(distance_case((64, 3, 32, 32)), seconds=0.05)["speedups"]["ours"]["numpy"]["median"] > 0
 
 
 @pytest.mark.parametrize("factor", [1.1, float("nan")])
 def test_smoke_gate_refuses_a_wrong_result(factor: float) -> None:
-    wrong = replace(OPS[0], ours=lambda x, bias: OPS[0].eager(x, bias) * factor)
+    wrong = replace(MAIN[0], ours=lambda x, bias: MAIN[0].eager(x, bias) * factor)
     case = op_case(wrong, SMALLEST, "bf16", "nchw", "forward", compiled=False, copied=False)
     with pytest.raises(AssertionError, match="bias_act_pixel_norm, ours, output"):
         case.check()

@@ -34,7 +34,7 @@ trained, and its Adam is torch's default.
 def new_path(folder: Path, result: dict) -> Path:
     """A path in the folder that names device and date."""
     date = result["machine"]["date"].replace(" UTC", "").replace(":", "").replace(" ", "-")
-    return folder / f"cpu-{date}.json"
+    return folder / f"{result['machine']['device']}-{date}.json"
 
 
 def write(result: dict, path: Path) -> None:
@@ -87,6 +87,8 @@ def targets_table(records: list[dict]) -> str:
 def suite_section(suite: str, records: list[dict]) -> str:
     if suite == "step":
         return "## Training step\n\n" + step_table(records)
+    if suite == "peak memory":
+        return "## Most memory that a training step holds, above weights and optimizer\n\n" + peak_table(records)
     if suite.startswith("memory"):
         return f"## Kept for backward: {suite.removeprefix('memory ')}\n\n" + memory_table(records)
     parts = [f"## {suite}"]
@@ -95,6 +97,8 @@ def suite_section(suite: str, records: list[dict]) -> str:
     for library in ("numpy", "scipy"):
         if any(library in record["seconds"] for record in records):
             parts += [f"Times as fast as {library}:", pivot(records, library, "{:.2f}")]
+    if any("step" in record["seconds"] for record in records):
+        parts += ["How many times as long a step takes as the wait for its batch:", pivot(records, "step", "{:,.0f}")]
     if any("compile" in record["seconds"] for record in records):
         parts += ["Times as fast as torch.compile of eager:", pivot(records, "compile", "{:.2f}")]
     if any("copy" in record["seconds"] for record in records):
@@ -147,6 +151,15 @@ def memory_table(records: list[dict]) -> str:
         for name in r["kept_bytes"]
     ]
     return table(["input", "variant", "MiB alive", "MiB saved by autograd", "of eager's"], rows)
+
+
+def peak_table(records: list[dict]) -> str:
+    rows = [
+        [r["shape"], name, f"{peak / 2**20:.1f}", f"{peak / r['peak_bytes']['eager']:.2f}"]
+        for r in records
+        for name, peak in r["peak_bytes"].items()
+    ]
+    return table(["images", "variant", "MiB", "of eager's"], rows)
 
 
 def losses_list(records: list[dict]) -> str:

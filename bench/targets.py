@@ -67,5 +67,7 @@ TARGETS = (
     step("bf16: 1.4 times eager channels_last bf16", "ours_bf16", "eager_channels_last_bf16", 1.4),
     step("bf16: 3.5 times eager NCHW fp32", "ours_bf16", "eager_nchw_fp32", 3.5),
     Target("sliced Wasserstein distance: 5 times NumPy", "numpy", 5.0, {"suite": ("sliced Wasserstein distance",)}),
+    Target("waiting for data: under 5% of a step", "step", 20.0, {"suite": ("loader",)}),
     Target("bytes kept for backward at 128 px: 0.6 of eager's", "eager", 1 / 0.6, {"suite": ("memory G", "memory D")}),
+    Target("peak of a step at 256 and 1024 px, batch 1: 0.6 of eager's", "eager", 1 / 0.6, {"suite": ("peak memory",)}),
 )
