@@ -10,6 +10,7 @@ from typing import Any
 from pggan_fast import __version__
 from pggan_fast.demo import DemoConfig, demo
 from pggan_fast.doctor import report
+from pggan_fast.evaluation import EvaluateConfig, check_metrics, evaluate, judge_for
 from pggan_fast.training import RunFolder, TrainConfig, UserError, train
 from pggan_fast.training.distributed import join
 from pggan_fast.training.generate import GenerateConfig, generate_images
@@ -88,6 +89,7 @@ def _train(arguments: list[str]) -> int:
         out = config.out
         if config.init_from:
             find_weights(config.init_from)  # an error before there is a run
+        check_metrics(config)
     else:
         out = given.pop("out", None) if resume == Path() else resume
         if out is None:
@@ -96,7 +98,8 @@ def _train(arguments: list[str]) -> int:
         run = processes.first(lambda: RunFolder.create(config) if resume is None else RunFolder.open(out, given))
         if run is None:  # another process has made it
             run = RunFolder.open(out, {}, writes=False)
-        return 0 if train(run, processes) else INTERRUPTED
+        judge = judge_for(run) if processes.writes else None
+        return 0 if train(run, processes, judge=judge) else INTERRUPTED
 
 
 def _generate(arguments: list[str]) -> None:
@@ -118,6 +121,11 @@ def _video(arguments: list[str]) -> None:
     print(f"written: {training_video(config)}")
 
 
+def _evaluate(arguments: list[str]) -> None:
+    """sliced Wasserstein distance, MS-SSIM, KID, FID, ... of a run or a folder"""
+    evaluate(from_options(EvaluateConfig, _parse("evaluate", EvaluateConfig, arguments)))
+
+
 def _demo(arguments: list[str]) -> int:
     """handwritten digits in a few minutes: data, training, sample grid"""
     return 0 if demo(from_options(DemoConfig, _parse("demo", DemoConfig, arguments))) else INTERRUPTED
@@ -135,6 +143,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "generate": _generate,
     "interpolate": _interpolate,
     "video": _video,
+    "evaluate": _evaluate,
     "demo": _demo,
     "doctor": _doctor,
 }

@@ -1,0 +1,79 @@
+"""Metrics of a run's averaged generator while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pggan_fast.evaluation.sources import GeneratedImages, PreparedImages, Source
+from pggan_fast.metrics import MetricSet, metric_names
+from pggan_fast.networks import Generator
+from pggan_fast.training import PreparedData, RunFolder, Stage, TrainConfig, UserError
+from pggan_fast.training.device import find_device
+
+BATCH = 32  # images at once
+
+
+class Judge:
+    """Compares images of a generator with the data of a run, at the run's final resolution.
+
+    Smaller images are enlarged, so that values of all stages compare. Latents, choice of images and metrics follow from
+    the run's seed alone, so every time the same is measured, and torch's random generators stay where they are.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        config = run.config
+        self.seed, self.resolution = config.seed, config.resolution
+        self.count = min(config.metric_images, run.data.count)
+        self._metrics = _metrics(config)
+        reals = PreparedImages(run.data, resolution=self.resolution, seed=self.seed)
+        self._labels = reals.labels() if config.labels else None
+        for batch in self._batches(reals):
+            self._metrics.add_reals(batch)
+
+    def __call__(self, G: Generator, stage: Stage, alpha: float | Tensor) -> dict[str, float]:
+        """The values of `G` at `stage`, by name."""
+        fakes = GeneratedImages(
+            G,
+            seed=self.seed,
+            resolution=self.resolution,
+            stage_resolution=stage.resolution,
+            alpha=alpha,
+            labels=self._labels,
+        )
+        self._metrics.clear_fakes()
+        for batch in self._batches(fakes):
+            self._metrics.add_fakes(batch)
+        return self._metrics.values()
+
+    def _batches(self, source: Source) -> Iterator[np.ndarray]:
+        for start in range(0, self.count, BATCH):
+            yield source.take(start, min(start + BATCH, self.count))
+
+
+def check_metrics(config: TrainConfig) -> None:
+    """Raises UserError, before a run is made, if its metrics do not exist or cannot judge its images."""
+    if not config.metrics:
+        return
+    data = PreparedData(config.data)
+    side = config.resolution or data.resolution
+    with _metrics(config) as metrics:
+        try:
+            metrics.add_reals(torch.zeros(1, data.channels, side, side, dtype=torch.uint8))
+        except ValueError as error:
+            raise UserError(f"--metrics {config.metrics}: {error}") from error
+
+
+def judge_for(run: RunFolder) -> Judge | None:
+    """What judges the run's generator; None if its settings name no metrics."""
+    return Judge(run) if run.config.metrics else None
+
+
+def _metrics(config: TrainConfig) -> MetricSet:
+    try:
+        return MetricSet(metric_names(config.metrics), seed=config.seed, device=find_device(config.device))
+    except ValueError as error:
+        raise UserError(f"--metrics {config.metrics}: {error}") from error

@@ -1,0 +1,196 @@
+"""The verb `evaluate`: images of a run, of weights or of a folder against those of another folder."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pggan_fast import __version__
+from pggan_fast.evaluation.sources import (
+    Digest,
+    GeneratedImages,
+    PreparedImages,
+    Source,
+    folder_source,
+)
+from pggan_fast.metrics import METRICS, MetricSet, metric_names
+from pggan_fast.networks.options import image_size
+from pggan_fast.training import UserError
+from pggan_fast.training.device import find_device
+from pggan_fast.training.files import write_json
+from pggan_fast.training.generate import generator_of_run
+from pggan_fast.training.options import option, to_json
+from pggan_fast.training.progress import bar_over
+from pggan_fast.training.run import config_file
+from pggan_fast.training.weights import load_generator
+
+PAPERS_COUNT = 16_384
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of `pggan-fast evaluate`."""
+
+    # What is judged
+    run: Path | None = option(None, help="a run: its final weights or, before that, its newest checkpoint")
+    weights: Path | None = option(None, help="or a generator.safetensors with its .json beside it")
+    images: Path | None = option(None, help="or a folder of images, or prepared data")
+    reals: Path | None = option(None, help="images to compare with, or prepared data (default: what RUN is trained on)")
+
+    # How
+    metrics: str = option("swd,ms-ssim", help=f"some of {', '.join(METRICS)}")
+    count: int | None = option(None, help=f"images of each set (default: all, at most {PAPERS_COUNT:,})")
+    resolution: int | None = option(None, help="side in pixels (default: that of the images judged)")
+    seed: int = option(0, help="of the choice of images, of latents and of the metrics")
+    batch_size: int = option(64, help="images at once")
+    inception_weights: Path | None = option(
+        None, help="Inception network for fid, kid, inception-score, precision-recall (default: torch's download cache)"
+    )
+    device: str = option("auto", help="auto, cpu, cuda or cuda:N")
+    out: Path | None = option(None, help="JSON file for the results and all that repeats them; must not exist")
+
+    def __post_init__(self) -> None:
+        if sum(path is not None for path in (self.run, self.weights, self.images)) != 1:
+            raise UserError("--run, --weights or --images: exactly one of them must be given")
+        if self.reals is None and self.run is None:
+            raise UserError("--reals is missing: images to compare with, or prepared data")
+        for name in ("count", "resolution", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: must be 0 or more")
+        if not self.metrics.strip(" ,"):
+            raise UserError(f"--metrics: name at least one of: {', '.join(METRICS)}")
+        if self.out is not None and self.out.exists():
+            raise UserError(f"--out {self.out}: exists already; choose another file")
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Judge the images and return, and write if `out` is given, the results and how to repeat them.
+
+    "results" holds the values, and follows from the other entries up to "machine". Raises UserError for what cannot be
+    compared, before anything is computed.
+    """
+    started = time.monotonic()
+    device = find_device(config.device)
+    images, reals, generator = open_sources(config, device)
+    count = _count(config, images, reals)
+    try:
+        metrics = MetricSet(
+            metric_names(config.metrics), seed=config.seed, device=device, inception_weights=config.inception_weights
+        )
+        with metrics:
+            digests = {}
+            for name, source, add in (("reals", reals, metrics.add_reals), ("images", images, metrics.add_fakes)):
+                digests[name] = Digest()
+                for batch in batches(source, count, config.batch_size, name):
+                    add(batch)
+                    digests[name].add(batch)
+                print(f"{name}: {count:,} of {_text(source.size)} px, {source.facts()['kind']}", flush=True)
+            results = metrics.values()
+            settings = metrics.settings()
+    except ValueError as error:  # a size, a number of images or a library that a metric cannot do with or without
+        raise UserError(str(error)) from error
+    for name, value in results.items():
+        print(f"{name:<24}{value:.6g}")
+    report = {
+        "results": results,
+        "settings": to_json(replace(config, count=count, resolution=min(images.size))),
+        "metrics": settings,
+        "images": {**images.facts(), **generator, "digest": digests["images"].text()},
+        "reals": {**reals.facts(), "digest": digests["reals"].text()},
+        "versions": {"pggan_fast": __version__, "torch": torch.__version__, "numpy": np.__version__},
+        "machine": {
+            "device": str(device),
+            "system": f"{platform.system()} {platform.machine()}",
+            "threads": torch.get_num_threads(),
+        },
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    if config.out is not None:
+        write_json(config.out, report)
+        print(f"written: {config.out}")
+    return report
+
+
+def open_sources(config: EvaluateConfig, device: torch.device) -> tuple[Source, Source, dict[str, Any]]:
+    """The images that are judged, those they are compared with, and what is known of the generator.
+
+    Raises UserError if they cannot be compared.
+    """
+    seed = config.seed
+    if config.images is not None:
+        images = folder_source(config.images, "--images", resolution=config.resolution, seed=seed)
+        reals = folder_source(config.reals, "--reals", size=images.size, channels=images.channels, seed=seed)
+        facts: dict[str, Any] = {}
+    else:
+        if config.weights is not None:
+            path, (G, made) = config.weights, load_generator(config.weights)
+        else:
+            path, (G, made) = config.run, generator_of_run(config.run)
+        resolution = config.resolution or G.resolution
+        _check_resolution(resolution, made["resolution"])
+        reals = folder_source(
+            config.reals or _data_of_run(config.run),
+            "--reals",
+            size=image_size(resolution, G.base),
+            channels=G.options["image_channels"],
+            seed=seed,
+        )
+        same_classes = G.label_dim and isinstance(reals, PreparedImages) and reals.data.classes == made["classes"]
+        images = GeneratedImages(
+            G.to(device, memory_format=torch.channels_last).eval(),
+            seed=seed,
+            resolution=resolution,
+            stage_resolution=made["resolution"],
+            alpha=torch.tensor(made["alpha"], device=device) if made["alpha"] < 1 else 1.0,
+            labels=reals.labels() if same_classes else None,
+        )
+        facts = {"path": str(path.absolute()), "images_shown": made["images"]}
+    if images.channels != reals.channels:
+        raise UserError(f"--reals: have {reals.channels} channels, the images that are judged {images.channels}")
+    if images.size != reals.size:
+        raise UserError(f"--reals: are {_text(reals.size)} px, the images that are judged {_text(images.size)}")
+    return images, reals, facts
+
+
+def batches(source: Source, count: int, batch_size: int, text: str) -> Iterator[np.ndarray]:
+    """The first `count` images of `source`, behind a progress bar."""
+    for start in bar_over(range(0, count, batch_size), text):
+        yield source.take(start, min(start + batch_size, count))
+
+
+def _count(config: EvaluateConfig, images: Source, reals: Source) -> int:
+    """Images of each set. Raises UserError if more are asked for than there are."""
+    there = [source.count for source in (images, reals) if source.count is not None]
+    if config.count is None:
+        return min(*there, PAPERS_COUNT)
+    if config.count > min(there):
+        raise UserError(f"--count {config.count}: there are only {min(there)} images to compare")
+    return config.count
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _check_resolution(resolution: int, stage_resolution: int) -> None:
+    larger, smaller = max(resolution, stage_resolution), min(resolution, stage_resolution)
+    if larger % smaller:
+        raise UserError(f"--resolution {resolution}: must be {stage_resolution} times or divided by a whole number")
+
+
+def _data_of_run(run: Path) -> Path:
+    """The prepared data that `run` names."""
+    return Path(json.loads(config_file(run).read_text(encoding="utf-8"))["settings"]["data"])
