@@ -122,8 +122,11 @@ class Report:
 
 
 def _charts(lines: list[Line]) -> list[str]:
-    starts = [lines[0], *(after for before, after in pairwise(lines) if after["resolution"] != before["resolution"])]
-    marks = [(line["images"] / 1000, line["resolution"]) for line in starts[1:]]
+    marks = [
+        (before["images"] / 1000, after["resolution"])
+        for before, after in pairwise(lines)
+        if after["resolution"] != before["resolution"]
+    ]
     together = {name for names in CHARTS.values() for name in names}
     numbers = {name for line in lines for name, value in line.items() if isinstance(value, (int, float))}
     alone = {name: (name,) for name in sorted(numbers - together - POSITION)}
