@@ -73,6 +73,11 @@ def _first_that_runs(device_type: str) -> str:
     return next(i for i in order if passed_over(i, device_type) is None)
 
 
+def asked(impl: str) -> str:
+    """The implementation that is asked for by name, or "auto"."""
+    return _selected if impl == "auto" else impl
+
+
 def choose(op: str, x: torch.Tensor, impl: str) -> str:
     """The implementation that `op` takes for x: the first of native, Triton (on GPUs) and reference that can run."""
     if impl == "auto":

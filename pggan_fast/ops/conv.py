@@ -1,4 +1,10 @@
-"""equalized_conv2d: convolution, folded 2x rescaling, and the bias_act epilogue on the fresh output in place."""
+"""equalized_conv2d: convolution, folded 2x rescaling, and the bias_act epilogue on the fresh output in place.
+
+On GPUs the whole is one Triton launch where `conv_fused` expects that to be faster, or where it is asked for by name.
+"""
+
+from functools import partial
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -12,8 +18,14 @@ from pggan_fast.ops.bias_act import (
     epilogue_backward,
     remember_epilogue,
 )
-from pggan_fast.ops.choice import choose
-from pggan_fast.ops.registry import below_autograd, define, differentiate, engine_wants
+from pggan_fast.ops.choice import asked, choose
+from pggan_fast.ops.registry import (
+    TRITON_INSTALLED,
+    below_autograd,
+    define_forms,
+    differentiate_forms,
+    engine_wants,
+)
 from pggan_fast.ops.weights import is_channels_last, prepare, restore
 
 CACHED_BYTES = 1 << 20
@@ -57,7 +69,8 @@ def equalized_conv2d(
     check_epilogue("equalized_conv2d", weight.shape[:1], bias, options)
     padding = weight.shape[-1] // 2 if padding is None else padding
     x, weight = autocast_input(x), separate_leaf(weight)
-    if choose("equalized_conv2d", x, impl) == "reference":
+    form = choose("equalized_conv2d", x, impl)
+    if form == "reference":
         return reference.equalized_conv2d(
             x,
             weight,
@@ -72,9 +85,13 @@ def equalized_conv2d(
             pixel_norm=pixel_norm,
             eps=eps,
         )
+    if form == "triton" and asked(impl) == "auto":
+        form = "native"  # which takes Triton's kernels where there are no native ones, but not for every convolution
     if torch.compiler.is_compiling():
-        return torch.ops.pggan_fast.equalized_conv2d(x, weight, bias, padding, up, down, *options)[0]
-    return EqualizedConv2d.apply(x, weight, bias, (padding, up, down), options)[0]
+        return _forward[form](x, weight, bias, padding, up, down, *options)[0]
+    if bias is not None and not (form == "native" and x.is_cpu):
+        bias = separate_leaf(bias)
+    return EqualizedConv2d.apply(x, weight, bias, (padding, up, down), options, form)[0]
 
 
 def _check(x: Tensor, weight: Tensor, up: int, down: int, padding: int | None) -> None:
@@ -101,41 +118,61 @@ def autocast_input(x: Tensor) -> Tensor:
 
 
 def separate_leaf(weight: Tensor) -> Tensor:
-    """A view of a parameter, since `engine_wants` cannot tell of a leaf whether its gradient is wanted."""
+    """A view of a parameter (a bias too), since `engine_wants` cannot tell of a leaf whether its gradient is wanted."""
     if weight.requires_grad and weight.is_leaf and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return weight.view_as(weight)
     return weight
 
 
+def _fused() -> ModuleType:
+    """Imported at its first use, since Triton may not be installed."""
+    from pggan_fast.ops import conv_fused
+
+    return conv_fused
+
+
+def _is_fused(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: str) -> bool:
+    pixel_norm = options[4]
+    if impl == "triton":
+        return _fused().is_possible(weight, pixel_norm)
+    return x.is_cuda and TRITON_INSTALLED and _fused().is_faster(x, weight, geometry, pixel_norm)
+
+
 class EqualizedConv2d(Function):
-    """(x, weight, bias, (padding, up, down), epilogue's options) -> (y, r)."""
+    """(x, weight, bias, (padding, up, down), epilogue's options, impl) -> (y, r)."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, geometry, options):
-        y, r = below_autograd(_forward, x, weight, bias, *geometry, *options)
-        ctx.geometry = geometry
-        remember_epilogue(ctx, y, r, bias, options, "native", x, weight)
+    def forward(ctx, x, weight, bias, geometry, options, impl):
+        y, r = below_autograd(_forward[impl], x, weight, bias, *geometry, *options)
+        ctx.geometry, ctx.fused = geometry, _is_fused(x, weight, geometry, options, impl)
+        remember_epilogue(ctx, y, r, bias, options, impl, x, weight)
         return y, r
 
     @staticmethod
     def backward(ctx, dy, dr):
         if dy is None and dr is None:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         x, weight, y, r = ctx.saved_tensors
-        dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
         wanted = (ctx.needs_input_grad[0], engine_wants(ctx, 1))
-        dx, dw = _conv_gradients(dz, x, weight, ctx.geometry, wanted)
-        return dx, dw, db, None, None
+        if ctx.fused:
+            every = (*wanted, engine_wants(ctx, 2))
+            if _fused().takes_gradients(ctx.geometry, ctx.epilogue, every):
+                weight = separate_leaf(weight)
+                dx, dw, db = _fused().gradients_through(dy, dr, y, r, x, weight, ctx.geometry, ctx.epilogue, every)
+                return dx, dw, None if db is None else db.to(ctx.bias_dtype), None, None, None
+        dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
+        dx, dw = _conv_gradients(dz, x, weight, ctx.geometry, wanted, ctx.impl)
+        return dx, dw, db, None, None, None
 
 
-def _conv_gradients(dz, x, weight, geometry, wanted) -> tuple[Tensor | None, Tensor | None]:
+def _conv_gradients(dz, x, weight, geometry, wanted, impl) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the bare convolution: one call, or two differentiable ones where a graph is built."""
     if not any(wanted):
         return None, None
     if not torch.is_grad_enabled():
-        return _raw_gradients(dz, x, weight, geometry, wanted)
-    dx = _InputGradient.apply(dz, separate_leaf(weight), x.detach(), geometry) if wanted[0] else None
-    dw = _WeightGradient.apply(dz, x, weight.detach(), geometry) if wanted[1] else None
+        return _raw_gradients(dz, x, weight, geometry, wanted, impl)
+    dx = _InputGradient.apply(dz, separate_leaf(weight), x.detach(), geometry, impl) if wanted[0] else None
+    dw = _WeightGradient.apply(dz, x, weight.detach(), geometry, impl) if wanted[1] else None
     return dx, dw
 
 
@@ -146,50 +183,52 @@ def _conv_gradients(dz, x, weight, geometry, wanted) -> tuple[Tensor | None, Ten
 
 class _Convolution(Function):
     @staticmethod
-    def forward(ctx, x, weight, geometry):
+    def forward(ctx, x, weight, geometry, impl):
         ctx.save_for_backward(x, weight)
-        ctx.geometry = geometry
-        return _raw_convolution(x, weight, *geometry)
+        ctx.geometry, ctx.impl = geometry, impl
+        return _raw_convolution(x, weight, geometry, impl)
 
     @staticmethod
     def backward(ctx, dz):
         x, weight = ctx.saved_tensors
         wanted = (ctx.needs_input_grad[0], engine_wants(ctx, 1))
-        return *_conv_gradients(dz, x, weight, ctx.geometry, wanted), None
+        return *_conv_gradients(dz, x, weight, ctx.geometry, wanted, ctx.impl), None, None
 
 
 class _InputGradient(Function):
     """B(dz, w); `like` has the shape of x and no gradient."""
 
     @staticmethod
-    def forward(ctx, dz, weight, like, geometry):
+    def forward(ctx, dz, weight, like, geometry, impl):
         ctx.save_for_backward(dz, weight)
-        ctx.geometry = geometry
-        return _raw_gradients(dz, like, weight, geometry, (True, False))[0]
+        ctx.geometry, ctx.impl = geometry, impl
+        return _raw_gradients(dz, like, weight, geometry, (True, False), impl)[0]
 
     @staticmethod
     def backward(ctx, g):
         dz, weight = ctx.saved_tensors
-        d_dz = _Convolution.apply(g, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
-        dw = _WeightGradient.apply(dz, g, weight.detach(), ctx.geometry) if engine_wants(ctx, 1) else None
-        return d_dz, dw, None, None
+        way = ctx.geometry, ctx.impl
+        d_dz = _Convolution.apply(g, weight, *way) if ctx.needs_input_grad[0] else None
+        dw = _WeightGradient.apply(dz, g, weight.detach(), *way) if engine_wants(ctx, 1) else None
+        return d_dz, dw, None, None, None
 
 
 class _WeightGradient(Function):
     """W(dz, x); `like` has the shape and dtype of the weight and no gradient."""
 
     @staticmethod
-    def forward(ctx, dz, x, like, geometry):
+    def forward(ctx, dz, x, like, geometry, impl):
         ctx.save_for_backward(dz, x)
-        ctx.geometry = geometry
-        return _raw_gradients(dz, x, like, geometry, (False, True))[1]
+        ctx.geometry, ctx.impl = geometry, impl
+        return _raw_gradients(dz, x, like, geometry, (False, True), impl)[1]
 
     @staticmethod
     def backward(ctx, g):
         dz, x = ctx.saved_tensors
-        d_dz = _Convolution.apply(x, g, ctx.geometry) if ctx.needs_input_grad[0] else None
-        dx = _InputGradient.apply(dz, g, x.detach(), ctx.geometry) if ctx.needs_input_grad[1] else None
-        return d_dz, dx, None, None
+        way = ctx.geometry, ctx.impl
+        d_dz = _Convolution.apply(x, g, *way) if ctx.needs_input_grad[0] else None
+        dx = _InputGradient.apply(dz, g, x.detach(), *way) if ctx.needs_input_grad[1] else None
+        return d_dz, dx, None, None, None
 
 
 def _arguments(k: int, padding: int, up: int, down: int) -> tuple:
@@ -199,7 +238,10 @@ def _arguments(k: int, padding: int, up: int, down: int) -> tuple:
     return [stride, stride], [padding, padding], [1, 1], up == 2, [0, 0], 1
 
 
-def _raw_convolution(x, weight, padding, up, down) -> Tensor:
+def _raw_convolution(x, weight, geometry, impl) -> Tensor:
+    if impl == "triton":
+        return _fused().convolution(x, weight, geometry)
+    padding, up, down = geometry
     arguments = _arguments(weight.shape[-1], padding, up, down)
     with torch._C._AutoDispatchBelowAutograd():
         if up == 2 and _slow_transposed(x):
@@ -208,7 +250,9 @@ def _raw_convolution(x, weight, padding, up, down) -> Tensor:
         return torch.ops.aten.convolution(x, prepared, None, *arguments)
 
 
-def _raw_gradients(dz, x, weight, geometry, wanted) -> tuple[Tensor | None, Tensor | None]:
+def _raw_gradients(dz, x, weight, geometry, wanted, impl) -> tuple[Tensor | None, Tensor | None]:
+    if impl == "triton":
+        return _fused().gradients(dz, x, weight, geometry, wanted)
     padding, up, down = geometry
     arguments = _arguments(weight.shape[-1], padding, up, down)
     detour = wanted[0] and down == 2 and _slow_transposed(x)
@@ -257,21 +301,26 @@ def _contiguous(x: Tensor) -> Tensor:
     return y
 
 
-def _forward_kernel(x, weight, bias, padding, up, down, *options):
-    y = _raw_convolution(x, weight, padding, up, down)
+def _forward_kernel(impl, x, weight, bias, padding, up, down, *options):
+    geometry = padding, up, down
+    if _is_fused(x, weight, geometry, options, impl):
+        return _fused().forward(x, weight, bias, geometry, options)
+    y = _raw_convolution(x, weight, geometry, impl)
     # In place: the convolution's output is fresh and nothing else holds it.
-    return y, bias_act_inplace["native"](y, bias, *options)
+    return y, bias_act_inplace[impl](y, bias, *options)
 
 
-_forward = define(
+_forward = define_forms(
     "equalized_conv2d(Tensor x, Tensor weight, Tensor? bias, SymInt padding, int up=1, int down=1, "
     f"{EPILOGUE_SCHEMA}, float eps=1e-8) -> (Tensor y, Tensor r)",
-    fallback=_forward_kernel,
-    fake=_forward_kernel,
+    fallback=partial(_forward_kernel, "native"),
+    fake=partial(_forward_kernel, "native"),
+    triton=partial(_forward_kernel, "triton"),
+    stands_in=False,
 )
-differentiate(
+differentiate_forms(
     _forward,
-    lambda x, weight, bias, padding, up, down, *options: EqualizedConv2d.apply(
-        x, weight, bias, (padding, up, down), options
+    lambda x, weight, bias, padding, up, down, *rest: EqualizedConv2d.apply(
+        x, weight, bias, (padding, up, down), rest[:-1], rest[-1]
     ),
 )

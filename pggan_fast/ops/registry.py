@@ -40,12 +40,12 @@ def define(schema: str, *, fallback: Callable, fake: Callable) -> torch._ops.OpO
 
 
 def define_forms(
-    schema: str, *, fallback: Callable, fake: Callable, triton: str | Callable
+    schema: str, *, fallback: Callable, fake: Callable, triton: str | Callable, stands_in: bool = True
 ) -> dict[str, torch._ops.OpOverload]:
     """Defines an op in both namespaces: {"native": in pggan_fast, "triton": in pggan_fast_triton}.
 
     `triton` computes the second: "module.function" of pggan_fast.kernels, imported at its first use, or a function.
-    Where a GPU has no native kernels, it computes the first there too.
+    Where a GPU has no native kernels, it computes the first there too, unless told not to stand in.
     """
     native = define(schema, fallback=fallback, fake=fake)
     name = schema.partition("(")[0]
@@ -56,7 +56,7 @@ def define_forms(
     torch.library.register_fake(form, _all_positional(native._schema, fake), lib=_triton_library)
     if not TRITON_INTERPRETED:
         torch.library.register_torch_dispatch(form, FunctionalTensorMode, _decomposed(run), lib=_triton_library)
-    if TRITON_INSTALLED and not _native.cuda_available:
+    if stands_in and TRITON_INSTALLED and not _native.cuda_available:
         _library.impl(name, _on_its_device(run), "CUDA")
     return {"native": native, "triton": form}
 

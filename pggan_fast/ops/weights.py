@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from pggan_fast.ops.registry import define
+from pggan_fast.ops.registry import define_forms
 
 # id of a parameter -> (the parameter, its copies)
 _kept: dict[int, tuple[Parameter, dict[tuple, Tensor]]] | None = None
@@ -107,5 +107,12 @@ def _unfold_fallback(folded, scale, transposed, dtype, channels_last):
 
 
 _OPTIONS = "float scale, bool transposed, ScalarType dtype, bool channels_last"
-_fold = define(f"fold_weight(Tensor weight, {_OPTIONS}) -> Tensor", fallback=_fold_fallback, fake=_fold_fake)
-_unfold = define(f"unfold_weight(Tensor folded, {_OPTIONS}) -> Tensor", fallback=_unfold_fallback, fake=_unfold_fake)
+_fold = define_forms(
+    f"fold_weight(Tensor weight, {_OPTIONS}) -> Tensor", fallback=_fold_fallback, fake=_fold_fake, triton="fold.fold"
+)["native"]
+_unfold = define_forms(
+    f"unfold_weight(Tensor folded, {_OPTIONS}) -> Tensor",
+    fallback=_unfold_fallback,
+    fake=_unfold_fake,
+    triton="fold.unfold",
+)["native"]

@@ -1,11 +1,14 @@
 """equalized_conv2d and equalized_linear: which convolutions run, what is kept, gradient penalties, autocast."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pggan_fast import reference
+from pggan_fast.ops.registry import TRITON_INSTALLED
 from tests.tolerances import AUTOCAST, EXACT, rms
 
 
@@ -15,6 +18,31 @@ class Convolutions(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.calls = []
+        self.of_triton = []
+        if TRITON_INSTALLED:
+            from pggan_fast.ops import conv_fused
+
+            kinds = {"_convolution": "y", "_input_gradient": "dx", "_weight_gradient": "dw"}
+            self.of_triton = [self._counted(conv_fused, name, kind) for name, kind in kinds.items()]
+
+    def _counted(self, module, name: str, kind: str):
+        run = getattr(module, name)
+
+        def counting(*args, **kwargs):
+            self.calls.append(kind)
+            return run(*args, **kwargs)
+
+        return patch.object(module, name, counting)
+
+    def __enter__(self):
+        for counted in self.of_triton:
+            counted.start()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for counted in self.of_triton:
+            counted.stop()
+        return super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.convolution_backward.default:

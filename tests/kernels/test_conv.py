@@ -1,0 +1,275 @@
+"""The convolution's Triton kernels in Triton's interpreter: against torch's convolutions and autograd in fp64.
+
+bfloat16 is wrong in the interpreter; test_conv_compiled.py compiles it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pggan_fast import reference
+from tests.ops.samples import laid_out
+from tests.tolerances import assert_accurate
+
+pytest.importorskip("triton")
+conv = pytest.importorskip("pggan_fast.kernels.conv")
+gradients = pytest.importorskip("pggan_fast.kernels.conv_gradients")
+
+OTHERS = (torch.float64, torch.float16)
+DTYPES = (torch.float32, *OTHERS)
+LAYOUTS = ("channels_last", "contiguous", "sliced", "sliced_channels_last")
+ACT = dict(slope=0.2, gain=1.3)
+ABOVE, BELOW = 1.3, 1.3 * 0.2
+
+
+class Case(NamedTuple):
+    """x [n, c_in, h, w] and a kernel k, as torch.nn.functional's convolutions take them."""
+
+    n: int = 2
+    c_in: int = 5
+    c_out: int = 7
+    h: int = 6
+    w: int = 5
+    k: int = 3
+    stride: int = 1
+    padding: int = 1
+    transposed: bool = False
+
+    def __str__(self) -> str:
+        way = "transposed" if self.transposed else "plain"
+        return f"{self.n}x{self.c_in}x{self.h}x{self.w}-{self.c_out}-k{self.k}-s{self.stride}-p{self.padding}-{way}"
+
+    @property
+    def geometry(self) -> dict:
+        return dict(stride=self.stride, padding=self.padding)
+
+    def run(self, x: Tensor, weight: Tensor) -> Tensor:
+        return (F.conv_transpose2d if self.transposed else F.conv2d)(x, weight, **self.geometry)
+
+    def tensors(self, dtype: torch.dtype, layout: str = "channels_last") -> tuple[Tensor, Tensor, Tensor]:
+        """x, the weight, and a bias that holds the outputs off the activation's kink (see samples.Sample.tensors)."""
+        random = torch.Generator().manual_seed(sum(map(ord, str(self))))
+        x = torch.randn(self.n, self.c_in, self.h, self.w, generator=random, dtype=torch.float64)
+        channels = (self.c_in, self.c_out) if self.transposed else (self.c_out, self.c_in)
+        weight = torch.randn(*channels, self.k, self.k, generator=random, dtype=torch.float64)
+        bias = torch.tensor([8.0, -8.0]).repeat(self.c_out)[: self.c_out]
+        return laid_out(x.to(dtype), layout), weight.to(dtype), bias
+
+
+CASES = [
+    Case(),
+    Case(k=1, padding=0),
+    Case(k=1, padding=0, stride=2),
+    Case(k=4, padding=1),
+    Case(k=5, padding=2),
+    Case(padding=0),
+    Case(padding=3),
+    Case(c_in=17, c_out=33),
+    Case(n=1, c_in=48, c_out=16, h=4, w=4),
+    Case(n=9, h=4, w=4),
+    Case(n=3, h=1, w=1),
+    Case(n=1, c_in=3, c_out=3, h=19, w=37),
+    Case(k=4, stride=2),
+    Case(k=4, stride=2, h=7, w=9),
+    Case(stride=2, h=7),
+    Case(k=6, stride=2, padding=2, h=9, w=8),
+    Case(k=4, stride=2, transposed=True),
+    Case(k=4, stride=2, h=1, w=1, transposed=True),
+    Case(k=2, stride=2, padding=0, transposed=True),
+    Case(k=5, stride=2, padding=1, transposed=True),
+    Case(stride=2, padding=0, transposed=True),
+    Case(k=6, stride=2, padding=2, transposed=True, c_in=33, c_out=17),
+    Case(transposed=True),
+    Case(k=5, padding=2, transposed=True),
+]
+
+
+@contextmanager
+def guarded_allocations() -> Iterator[list]:
+    """Inside, torch.empty's tensors hold NaN and lie in bigger buffers; their guard bands must be untouched at the end.
+
+    A kernel that writes outside of its output, or leaves a place in it unwritten, shows.
+    """
+    empty, buffers, margin, mark = torch.empty, [], 4096, 12345.0
+
+    def guarded(*size, dtype=None, device=None, memory_format=torch.contiguous_format):
+        shape = torch.Size(size[0]) if len(size) == 1 and not isinstance(size[0], int) else torch.Size(size)
+        buffer = torch.full((shape.numel() + 2 * margin,), mark, dtype=dtype, device=device)
+        buffers.append((buffer, shape.numel()))
+        like = empty(shape, device="meta", memory_format=memory_format)
+        return buffer[margin:].as_strided(shape, like.stride()).fill_(float("nan"))
+
+    torch.empty = guarded
+    try:
+        yield buffers
+    finally:
+        torch.empty = empty
+    for buffer, size in buffers:
+        assert (buffer[:margin] == mark).all() and (buffer[margin + size :] == mark).all()
+
+
+def convolve(*args, **kwargs) -> tuple[Tensor, Tensor]:
+    with guarded_allocations() as buffers:
+        results = conv.convolve(*args, **kwargs)
+    assert buffers
+    return results
+
+
+def epilogue(case: Case, x: Tensor, weight: Tensor, bias: Tensor, pixel_norm: bool) -> Tensor:
+    z = case.run(x, weight)
+    return reference.bias_act(z, bias, scale=0.3, **ACT, pixel_norm=pixel_norm, eps=1e-3)
+
+
+@pytest.mark.parametrize("pixel_norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_forward(case, pixel_norm):
+    layouts = LAYOUTS if case in CASES[::8] else LAYOUTS[:1]
+    for layout, dtype in [*((layout, torch.float32) for layout in layouts), *((LAYOUTS[0], d) for d in OTHERS)]:
+        x, weight, bias = case.tensors(dtype, layout)
+        exact = epilogue(case, x.double(), weight.double(), bias.double(), pixel_norm)
+        plain = epilogue(case, x, weight, bias, pixel_norm)
+        y, r = convolve(
+            x,
+            weight,
+            bias,
+            size=exact.shape[2:],
+            transposed=case.transposed,
+            **case.geometry,
+            scale=0.3,
+            above=ABOVE,
+            below=BELOW,
+            pixel_norm=pixel_norm,
+            eps=1e-3,
+        )
+        assert_accurate(f"{layout} {dtype}", y, plain, exact, order="output", dtype=dtype)
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        assert y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        assert r.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        if not pixel_norm:
+            assert not r.numel()
+            continue
+        u = epilogue(case, x.double(), weight.double(), bias.double(), False)
+        expected = (u.square().mean(1, keepdim=True) + 1e-3).rsqrt()
+        torch.testing.assert_close(r.double(), expected, rtol=64 * torch.finfo(r.dtype).eps, atol=0)
+
+
+def gate_of(dy: Tensor, pixel_norm: bool, random: torch.Generator, layout: str = "channels_last"):
+    """A gate for the gradient dy, in its layout, and what autograd makes of dy through plain PyTorch's bias_act."""
+    x = torch.randn(dy.shape, generator=random, dtype=torch.float64).requires_grad_()
+    y = reference.bias_act(x, **ACT, pixel_norm=pixel_norm, eps=1e-3)
+    (dz,) = torch.autograd.grad(y, x, dy.double())
+    kept = laid_out(y.detach().to(dy.dtype), layout)
+    if not pixel_norm:
+        return conv.Gate(kept, ABOVE, BELOW), dz
+    u = reference.bias_act(x.detach(), **ACT)
+    wide = torch.float64 if dy.dtype == torch.float64 else torch.float32
+    r = (u.square().mean(1, keepdim=True) + 1e-3).rsqrt().to(wide).contiguous()
+    return conv.Gate(kept, ABOVE, BELOW, r, gradients.pixel_norm_gradient(dy, None, kept, r)), dz
+
+
+@pytest.mark.parametrize("pixel_norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_input_gradient_through_the_activation(case, pixel_norm):
+    """The gradient of bias_act, fused into the load, then the convolution's: the other kind of convolution."""
+    for dtype in DTYPES:
+        x, weight, _ = case.tensors(dtype)
+        random = torch.Generator().manual_seed(1)
+        wide = x.double().requires_grad_()
+        z = case.run(wide, weight.double())
+        dy = laid_out(torch.randn(z.shape, generator=random, dtype=torch.float64).to(dtype), "channels_last")
+        gate, dz = gate_of(dy, pixel_norm, random)
+        (exact,) = torch.autograd.grad(z, wide, dz * 0.3)
+        narrow = x.detach().requires_grad_()
+        (plain,) = torch.autograd.grad(case.run(narrow, weight), narrow, (dz * 0.3).to(dtype))
+        actual, _ = convolve(
+            dy, weight, size=x.shape[2:], transposed=not case.transposed, **case.geometry, scale=0.3, gate=gate
+        )
+        assert_accurate(str(dtype), actual, plain, exact, order="first", dtype=dtype)
+
+
+@pytest.mark.parametrize("case", [CASES[0], Case(k=4, stride=2), Case(k=4, stride=2, transposed=True)], ids=str)
+def test_activation_read_off_another_tensor(case):
+    """The gradient of the above in dy: a convolution times the activation's slope at y."""
+    for dtype in DTYPES:
+        x, weight, _ = case.tensors(dtype)
+        exact = case.run(x.double(), weight.double()) * 0.3
+        sign = torch.randn(exact.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+        sign = laid_out(sign, "channels_last")
+        factor = torch.where(sign > 0, torch.tensor(ABOVE, dtype=torch.float64), BELOW)
+        plain = (case.run(x, weight) * 0.3 * factor).to(dtype)
+        actual, _ = convolve(
+            x,
+            weight,
+            size=exact.shape[2:],
+            transposed=case.transposed,
+            **case.geometry,
+            scale=0.3,
+            above=ABOVE,
+            below=BELOW,
+            out_gate=sign,
+        )
+        assert_accurate(str(dtype), actual, plain, exact * factor, order="output", dtype=dtype)
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_weight_gradient(case, gated):
+    """Of the weight, and of the bias where the output's gradient is what the kernel steps through."""
+    layouts = LAYOUTS if case in CASES[::8] else LAYOUTS[:1]
+    for layout, dtype in [*((layout, torch.float32) for layout in layouts), *((LAYOUTS[0], d) for d in OTHERS)]:
+        x, weight, _ = case.tensors(dtype, layout)
+        random = torch.Generator().manual_seed(1)
+        wide = weight.double().requires_grad_()
+        z = case.run(x.double(), wide)
+        dy = laid_out(torch.randn(z.shape, generator=random, dtype=torch.float64).to(dtype), layout)
+        gate, dz = gate_of(dy, False, random, layout) if gated else (None, dy.double())
+        if gated and case.transposed:
+            continue
+        (exact,) = torch.autograd.grad(z, wide, dz)
+        narrow = weight.detach().requires_grad_()
+        (plain,) = torch.autograd.grad(case.run(x, narrow), narrow, dz.to(dtype))
+        a, b = (x, dy) if case.transposed else (dy, x)
+        with guarded_allocations():
+            bank, sums = gradients.weight_gradient(a, b, case.k, **case.geometry, gate=gate)
+        assert_accurate(f"{layout} {dtype}", bank.to(dtype), plain, exact, order="first", dtype=dtype)
+        of_a = a.double() if case.transposed else dz
+        plain_sums = of_a.to(dtype).sum((0, 2, 3))
+        assert_accurate("sums", sums.to(dtype), plain_sums, of_a.sum((0, 2, 3)), order="first", dtype=dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 5, 6, 5), (3, 33, 4, 7), (1, 140, 3, 3)], ids=str)
+def test_pixel_norm_gradient(layout, shape):
+    random = torch.Generator().manual_seed(1)
+    y, dy = (torch.randn(shape, generator=random, dtype=torch.float64) for _ in range(2))
+    r, dr = (torch.rand(shape[0], 1, *shape[2:], generator=random, dtype=torch.float64) + 0.5 for _ in range(2))
+    expected = r * (dy * y).mean(1, keepdim=True) + r.square() * dr / shape[1]
+    s = gradients.pixel_norm_gradient(laid_out(dy, layout), dr, laid_out(y, layout), r)
+    torch.testing.assert_close(s, expected)
+    narrow = (laid_out(t.float(), layout) for t in (dy, y))
+    s = gradients.pixel_norm_gradient(next(narrow), None, next(narrow), r.float())
+    torch.testing.assert_close(s, (r * (dy * y).mean(1, keepdim=True)).float())
+
+
+def test_empty_tensors():
+    x, weight = torch.empty(0, 5, 4, 4), torch.randn(7, 5, 3, 3)
+    y, r = conv.convolve(x, weight, size=(4, 4), padding=1, pixel_norm=True)
+    assert y.shape == (0, 7, 4, 4) and r.shape == (0, 1, 4, 4)
+    bank, sums = gradients.weight_gradient(y, x, 3, padding=1)
+    assert not bank.any() and not sums.any() and bank.shape == weight.shape and sums.shape == (7,)
+
+
+def test_same_bits_every_time():
+    x, weight, bias = Case(c_in=17, c_out=33, h=9).tensors(torch.float32)
+    dy = torch.randn(2, 33, 9, 5)
+    first, again = (
+        (*conv.convolve(x, weight, bias, size=(9, 5), padding=1), *gradients.weight_gradient(dy, x, 3, padding=1))
+        for _ in range(2)
+    )
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,96 @@
+"""The convolution's kernels compiled for GPUs that are not here: what the cubins say of spills, tensor cores, stores.
+
+    python -m tests.kernels.test_conv_compiled
+
+prints the table of docs/kernels.md.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from pggan_fast.kernels import conv, conv_gradients  # noqa: E402
+from pggan_fast.kernels.conv import Gate  # noqa: E402
+from tests.kernels.aot import CAPABILITIES, SHARED_MEMORY, Compiled, compiling  # noqa: E402
+
+# Triton compiles no tensor core instructions for 7.5: there the convolution is left to cuDNN.
+EVERY_GPU = "PGGAN_FAST_TEST_KERNELS" in os.environ
+CHECKED = tuple(c for c in CAPABILITIES if c >= 80) if EVERY_GPU else (90,)
+CHECKED_IN_DOCS = (80, 90, 100)
+TENSOR_CORES = {80: "HMMA", 86: "HMMA", 90: "HGMMA", 100: "UTC[A-Z]*MMA", 120: "HMMA"}
+HALF = (torch.float16, torch.bfloat16)
+
+
+def last(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last)
+
+
+def forward(channels: int, dtype: torch.dtype, capability: int, **options) -> Compiled:
+    """A generator's convolution of so many channels."""
+    x, weight = last(4, channels, 64, 64, dtype=dtype), last(channels, channels, 3, 3, dtype=dtype)
+    bias = torch.empty(channels, device="meta")
+    with compiling(conv, capability) as found:
+        conv.convolve(x, weight, bias, size=(64, 64), padding=1, below=0.2, pixel_norm=True, **options)
+    return found[0]
+
+
+def up(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
+    x, weight = last(4, 2 * channels, 32, 32, dtype=dtype), last(2 * channels, channels, 4, 4, dtype=dtype)
+    with compiling(conv, capability) as found:
+        conv.convolve(
+            x, weight, size=(64, 64), transposed=True, stride=2, padding=1, below=0.2, pixel_norm=True, scale=0.1
+        )
+    return found[0]
+
+
+def gradient(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
+    """A discriminator's input gradient, through its leaky ReLU."""
+    dy, weight = last(4, channels, 64, 64, dtype=dtype), last(channels, channels, 3, 3, dtype=dtype)
+    with compiling(conv, capability) as found:
+        conv.convolve(dy, weight, size=(64, 64), transposed=True, padding=1, gate=Gate(dy, 1.0, 0.2))
+    return found[0]
+
+
+def weight_gradient(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
+    dy = last(4, channels, 64, 64, dtype=dtype)
+    with compiling(conv_gradients, capability) as found:
+        conv_gradients.weight_gradient(dy, dy, 3, padding=1, gate=Gate(dy, 1.0, 0.2))
+    return found[0]
+
+
+LAUNCHES = {"forward": forward, "up": up, "gradient": gradient, "weight_gradient": weight_gradient}
+CASES = [(launch, channels) for launch in LAUNCHES for channels in (16, 32, 64, 128, 256, 512)]
+if not EVERY_GPU:
+    CASES = [("forward", 16), ("forward", 512), ("up", 64), ("gradient", 64), ("weight_gradient", 64)]
+
+
+@pytest.mark.parametrize("capability", CHECKED)
+@pytest.mark.parametrize(("launch", "channels"), CASES)
+def test_half_precision_keeps_to_registers_and_uses_tensor_cores(launch, channels, capability):
+    for dtype in HALF if EVERY_GPU else HALF[1:]:
+        found = LAUNCHES[launch](channels, dtype, capability)
+        assert found.local_bytes == 0, found[:-1]
+        assert found.shared_bytes <= SHARED_MEMORY[capability]
+        assert found.count(TENSOR_CORES[capability])
+        assert found.count(r"STG\.E\.128")
+
+
+def rows() -> Iterator[str]:
+    """Markdown: each launch in bfloat16, by capability."""
+    yield "| launch | channels | " + " | ".join(f"sm_{c}" for c in CHECKED_IN_DOCS) + " |"
+    yield "|---" * (2 + len(CHECKED_IN_DOCS)) + "|"
+    for launch, channels in itertools.product(LAUNCHES, (16, 64, 512)):
+        cells = [LAUNCHES[launch](channels, torch.bfloat16, c) for c in CHECKED_IN_DOCS]
+        facts = (
+            f"{c.registers} registers, {c.count(TENSOR_CORES[c.capability])} {name}, {c.shared_bytes / 1024:.0f} KB"
+            for c, name in zip(cells, ("HMMA", "HGMMA", "tcgen05"), strict=True)
+        )
+        yield f"| {launch.replace('_', ' ')} | {channels} | " + " | ".join(facts) + " |"
+
+
+if __name__ == "__main__":
+    print("\n".join(rows()))
