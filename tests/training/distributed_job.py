@@ -55,6 +55,7 @@ def one_step(processes, folder):
         ("whole_groups", 24, {}),
         ("micro_batches", 24, {"micro_batch": 4}),
         ("groups_of_3", 18, {}),  # 4 does not divide 18: groups of 3
+        ("augmented", 24, {"augment": "diffaugment", "objective": "hinge"}),
     ]:
         real = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
         alpha = torch.tensor(0.3)

@@ -68,6 +68,8 @@ def test_runs_train_and_resume_bit_for_bit(name, data, tmp_path):
     if settings.get("d_steps") == 2:
         steps = [max(s["step"] for s in expected["step"][f"optimizer_{n}"]["state"].values()) for n in "DG"]
         assert steps[0] == 2 * steps[1]
+    paths = generate_images(GenerateConfig(out=tmp_path / "images", run=straight, count=2, device="cpu"))
+    assert [Image.open(path).size for path in paths] == [(16, 16)] * 2
     if name == "ebgan":
         names = set(load_file(straight / "final" / "discriminator.safetensors"))
         assert names == set(AutoencoderDiscriminator(16, fmap_base=64, fmap_max=8).state_dict())
