@@ -67,7 +67,8 @@ class RunFolder:
             raise UserError(f"--resume {out}: config.json is damaged ({error})") from error
         for field in dataclasses.fields(TrainConfig):
             if field.name in changes and not field.metadata["changeable"]:
-                raise UserError(f"{flag(field.name)}: is fixed by {config_file(out)} and cannot change")
+                hint = f"; a new run can --grow-from {out}" if field.name == "resolution" else ""
+                raise UserError(f"{flag(field.name)}: is fixed by {config_file(out)} and cannot change{hint}")
         config = dataclasses.replace(config, **changes)
         data = PreparedData(config.data)
         if data.facts() != kept["data"]:

@@ -213,6 +213,7 @@ def test_mistakes_about_growing_on(small, data, tmp_path, capsys):
     assert "above its 8" in fails(capsys, "train", "--grow-from", small, "--out", out, "--resolution", "8")
     assert "holds no finished run" in fails(capsys, "train", "--grow-from", data, "--out", out, "--resolution", "16")
     assert "the data in" in fails(capsys, "train", "--grow-from", small, "--out", out, "--resolution", "32")
+    assert f"a new run can --grow-from {small}" in fails(capsys, "train", "--resume", small, "--resolution", "16")
     assert "only one of them" in fails(capsys, "train", "--grow-from", small, "--resume", small)
     assert not out.exists()
 
