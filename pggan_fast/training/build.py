@@ -82,6 +82,8 @@ def check_networks_and_objective(config: TrainConfig) -> None:
     at = config.attention_at
     if at is not None and (at < 4 or at & (at - 1) or at > (config.resolution or at)):
         raise UserError(f"--attention-at {at}: must be a power of two from 4 to --resolution")
+    if config.label_mode != "acgan" and not config.labels:
+        raise UserError(f"--label-mode {config.label_mode}: needs --labels")
     if config.objective == "ebgan":
         for name in NOT_IN_AN_AUTOENCODER:
             if getattr(config, name):

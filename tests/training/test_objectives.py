@@ -278,6 +278,7 @@ def test_the_defaults_are_the_papers():
         ({"augment_target": 1.0}, "--augment-target 1.0: must be between -1 and 1"),
         ({"attention_at": 16}, "--attention-at 16: must be a power of two from 4 to --resolution"),
         ({"attention_at": 6}, "--attention-at 6: must be a power of two"),
+        ({"label_mode": "concat"}, "--label-mode concat: needs --labels"),
         ({"objective": "ebgan", "labels": True}, "--labels: does not go with --objective ebgan"),
         ({"objective": "ebgan", "spectral_norm": "both"}, "--spectral-norm: does not go with --objective ebgan"),
     ],
