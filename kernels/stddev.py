@@ -312,8 +312,8 @@ def double_backward(
 ) -> tuple[Tensor, Tensor]:
     """(d_dy, dx). Three launches."""
     _check(x, g, wide=dy, maps=num_channels)
-    last = is_channels_last(x)
     d_dy, dx = torch.empty_like(dy), Output(torch.empty_like(x))
+    last = dx.last
     if x.numel():
         s = samples_of(x, last, group, num_channels, strided)
         divisor = max(group - correction, 1)

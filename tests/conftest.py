@@ -24,16 +24,20 @@ def fused(request) -> Iterator[Implementation]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """An implementation is not asked for dtypes that it cannot compute."""
+    """An implementation is not asked for dtypes that it cannot compute, nor a slow one for large samples."""
     items[:] = [item for item in items if not _beyond_its_implementation(item)]
 
 
 def _beyond_its_implementation(item: pytest.Item) -> bool:
     given = item.callspec.params if hasattr(item, "callspec") else {}
     names = [given.get(name) for name in ("implementation", "fused", "impl")]
-    allowed = next((IMPLEMENTATIONS[name].dtypes for name in names if name in IMPLEMENTATIONS), None)
-    dtypes = [given.get("dtype"), getattr(given.get("sample"), "options", {}).get("dtype")]
-    return allowed is not None and any(dtype is not None and dtype not in allowed for dtype in dtypes)
+    implementation = next((IMPLEMENTATIONS[name] for name in names if name in IMPLEMENTATIONS), None)
+    if implementation is None:
+        return False
+    sample = given.get("sample")
+    dtypes = [given.get("dtype"), sample.options.get("dtype") if sample else None]
+    too_large = implementation.slow and sample is not None and sample.is_large
+    return too_large or any(dtype is not None and dtype not in implementation.dtypes for dtype in dtypes)
 
 
 def _active(name: str) -> Iterator[Implementation]:

@@ -3,6 +3,7 @@
 A sample names the shapes of the tensor arguments in order, by the argument's name, and the other arguments.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -28,6 +29,11 @@ class Sample:
 
     def __hash__(self) -> int:
         return hash(str(self))
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it has more elements than there are in one block of most kernels."""
+        return sum(math.prod(shape) for shape in self.shapes.values()) > 3000
 
     def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The tensor arguments: normally distributed, the same in every dtype but for rounding; alpha is 0.3.

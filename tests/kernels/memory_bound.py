@@ -1,0 +1,157 @@
+"""Launches of every memory-bound kernel on the networks' shapes, and the table of what they compile to.
+
+    python -m tests.kernels.memory_bound
+
+prints the table of docs/kernels.md.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pggan_fast.kernels import bias_act, resample, stddev
+from tests.kernels.aot import Compiled, compiling
+
+EPILOGUE = (0.1, "lrelu", 0.2, 1.0)
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+class Make(NamedTuple):
+    """Draws tensors that have shapes alone."""
+
+    dtype: torch.dtype
+    layout: str
+
+    def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(shape, dtype=dtype or self.dtype, device="meta", memory_format=LAYOUTS[self.layout])
+
+    def factors(self, n: int, h: int, w: int) -> Tensor:
+        return torch.empty(n, 1, h, w, device="meta")
+
+
+class Case(NamedTuple):
+    """A call of an op that launches kernels of a module."""
+
+    label: str
+    module: ModuleType
+    shape: tuple[int, int, int, int]
+    call: Callable[[Make, tuple], object]
+
+    def __str__(self) -> str:
+        return f"{self.label}-{'x'.join(map(str, self.shape))}"
+
+    @property
+    def is_typical(self) -> bool:
+        """Whether it has the middle one of its op's shapes."""
+        return self.shape not in (SHAPES[0], SHAPES[2])
+
+    def compile(self, dtype: torch.dtype, layout: str, capability: int) -> list[Compiled]:
+        with compiling(self.module, capability) as found:
+            self.call(Make(dtype, layout), self.shape)
+        return found
+
+
+def _forward(norm: bool) -> Callable:
+    return lambda t, s: bias_act.forward(t(*s), torch.empty(s[1], device="meta"), *EPILOGUE, norm, 1e-8)
+
+
+def _backward(norm: bool) -> Callable:
+    def call(t: Make, s: tuple):
+        r = t.factors(s[0], *s[2:]) if norm else None
+        bias_act.backward(t(*s), None, t(*s), r, *EPILOGUE, norm, True)
+
+    return call
+
+
+def _double_backward(norm: bool) -> Callable:
+    def call(t: Make, s: tuple):
+        r = t.factors(s[0], *s[2:]) if norm else None
+        bias_act.double_backward(t(*s), torch.empty(s[1], device="meta"), t(*s), r, t(*s), r, *EPILOGUE, norm)
+
+    return call
+
+
+def _halved(s: tuple) -> tuple:
+    return (*s[:2], s[2] // 2, s[3] // 2)
+
+
+def _wide(s: tuple) -> tuple:
+    return (s[0], s[1] + 1, *s[2:])
+
+
+STDDEV = (4, 1, 1e-8, True, 0)
+SHAPES = [(8, 512, 16, 16), (8, 64, 256, 256), (4, 16, 1024, 1024)]
+CASES = [
+    *(Case("bias_act", bias_act, s, _forward(False)) for s in SHAPES),
+    *(Case("bias_act, norm", bias_act, s, _forward(True)) for s in SHAPES),
+    *(Case("bias_act backward", bias_act, s, _backward(False)) for s in SHAPES),
+    *(Case("bias_act backward, norm", bias_act, s, _backward(True)) for s in SHAPES),
+    *(Case("bias_act double backward", bias_act, s, _double_backward(False)) for s in SHAPES),
+    *(Case("bias_act double backward, norm", bias_act, s, _double_backward(True)) for s in SHAPES),
+    Case("upsample2x", resample, SHAPES[1], lambda t, s: resample.upsample(t(*_halved(s)), 1.0, 0, 0)),
+    Case("downsample2x", resample, SHAPES[1], lambda t, s: resample.downsample(t(*s), 0.25)),
+    Case("fade_in", resample, SHAPES[1], lambda t, s: resample.fade_in(t(*_halved(s)), t(*s), None, 0.5)),
+    Case("fade_in backward", resample, SHAPES[1], lambda t, s: resample.fade_in_backward(t(*s), None, 0.5)),
+    Case("fade_reals", resample, SHAPES[1], lambda t, s: resample.fade_reals(t(*s), None, 0.5, t.dtype)),
+    Case(
+        "fade_reals, bytes",
+        resample,
+        SHAPES[1],
+        lambda t, s: resample.fade_reals(t(*s, dtype=torch.uint8), None, 0.5, t.dtype),
+    ),
+    Case("minibatch_stddev", stddev, (16, 512, 4, 4), lambda t, s: stddev.forward(t(*s), *STDDEV)),
+    Case(
+        "minibatch_stddev backward", stddev, (16, 512, 4, 4), lambda t, s: stddev.backward(t(*_wide(s)), t(*s), *STDDEV)
+    ),
+    Case(
+        "minibatch_stddev double backward",
+        stddev,
+        (16, 512, 4, 4),
+        lambda t, s: stddev.double_backward(t(*s), t(*_wide(s)), t(*s), *STDDEV),
+    ),
+]
+
+
+def share_of_128_bits(compiled: Compiled) -> float:
+    """Of the bytes that the code's loads and stores of global memory move, what part goes by 128 bits a thread."""
+    widths = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+    moved = {True: 0, False: 0}
+    for modifiers in re.findall(r"\b(?:LDG|STG|LDGSTS)((?:\.\w+)+)", compiled.sass):
+        width = next((widths[m] for m in modifiers.split(".") if m in widths), 4)
+        moved[width == 16] += width
+    return moved[True] / max(sum(moved.values()), 1)
+
+
+# Per multiprocessor: registers, threads, bytes of shared memory (CUDA programming guide).
+SM_90 = (65536, 2048, 228 << 10)
+
+
+def occupancy(compiled: Compiled) -> float:
+    """Of the threads that a multiprocessor of capability 9.0 can hold, what part it holds of this kernel."""
+    registers, threads, shared = SM_90
+    block = compiled.warps * 32
+    per_thread = -(-compiled.registers // 8) * 8
+    blocks = min(registers // (per_thread * block), threads // block, shared // (compiled.shared_bytes + 1024), 32)
+    return blocks * block / threads
+
+
+def table() -> Iterator[str]:
+    """Markdown: each kernel in bfloat16 for capability 9.0."""
+    yield "| op | shape | layout | kernel | warps | registers | shared memory | by 128 bits | occupancy |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for case in CASES:
+        for layout in LAYOUTS:
+            for found in case.compile(torch.bfloat16, layout, 90):
+                yield (
+                    f"| {case.label} | {' x '.join(map(str, case.shape))} | {layout} | {found.kernel} | {found.warps} "
+                    f"| {found.registers} | {found.shared_bytes} | {share_of_128_bits(found):.0%} "
+                    f"| {occupancy(found):.0%} |"
+                )
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))

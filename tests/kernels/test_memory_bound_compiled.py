@@ -1,0 +1,46 @@
+"""The memory-bound kernels compiled for GPUs that are not here: what the cubins say of spills and of their accesses."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from tests.kernels.aot import CAPABILITIES, SHARED_MEMORY  # noqa: E402
+from tests.kernels.memory_bound import CASES, LAYOUTS, Case, share_of_128_bits  # noqa: E402
+
+# Every GPU, shape and width of value takes long: in `make test-kernels`.
+EVERY = "PGGAN_FAST_TEST_KERNELS" in os.environ
+CHECKED = CAPABILITIES if EVERY else (90,)
+# Kernels that work on what is small beside the tensors: sums, and maps of one value.
+SMALL = ("sum_rows_kernel", "sum_maps_kernel", "write_maps_kernel")
+
+
+def dtypes(case: Case, capability: int) -> tuple[torch.dtype, ...]:
+    half = torch.bfloat16 if capability >= 80 else torch.float16
+    return (half, torch.float32) if EVERY and case.is_typical else (half,)
+
+
+def least_share(case: Case, kernel: str, layout: str) -> float:
+    """Of the bytes that are moved, the part that must go by 128 bits a thread."""
+    if kernel in SMALL:
+        return 0
+    if case.label.startswith("minibatch_stddev") and layout == "channels_last":
+        return 0  # with a map appended, rows have 513 values: no width but one element's fits
+    if case.label == "fade_reals, bytes":
+        return 0.6  # 16 bytes of results are made from 8 bytes
+    return 0.8  # the rest are biases, factors per pixel, sums
+
+
+@pytest.mark.parametrize("capability", CHECKED)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", [c for c in CASES if EVERY or c.is_typical], ids=str)
+def test_no_spills_and_wide_accesses(case, layout, capability):
+    for dtype in dtypes(case, capability):
+        compiled = case.compile(dtype, layout, capability)
+        assert compiled
+        for found in compiled:
+            share = share_of_128_bits(found)
+            assert found.local_bytes == 0, (dtype, found[:-1])
+            assert found.shared_bytes <= SHARED_MEMORY[capability]
+            assert share >= least_share(case, found.kernel, layout), (dtype, found[:-1], share)
