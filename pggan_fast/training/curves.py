@@ -16,7 +16,7 @@ SPIKES = 0.01  # of the values at either end may lie outside of the axes
 LINES = 5  # of the grid, about
 
 
-def chart(title: str, lines: Mapping[str, Points], marks: Points = (), unit: str = "") -> str:
+def chart(title: str, lines: Mapping[str, Points], marks: Points = ()) -> str:
     """One chart: lines by name, and `marks` (x, resolution) as dashed verticals where another stage begins.
 
     Values that are not finite are left out; an axis does not stretch for the few most extreme ones.
@@ -35,7 +35,7 @@ def chart(title: str, lines: Mapping[str, Points], marks: Points = (), unit: str
         return round(LEFT + right, 1), round(HEIGHT - BOTTOM - above, 1)
 
     parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
-    parts.append(f'<text class="title" x="{LEFT}" y="15">{escape(title)}{f" ({escape(unit)})" if unit else ""}</text>')
+    parts.append(f'<text class="title" x="{LEFT}" y="15">{escape(title)}</text>')
     for value in _ticks(up):
         _, y = place(across[0], value)
         parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')

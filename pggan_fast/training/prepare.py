@@ -63,7 +63,9 @@ class PrepareConfig:
 
     @property
     def threads(self) -> int:
-        return self.workers or len(os.sched_getaffinity(0))
+        if self.workers:
+            return self.workers
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare(config: PrepareConfig, source: Source | None = None) -> None:
