@@ -15,6 +15,7 @@ from pggan_fast.dropin.rewrite import Options
 from pggan_fast.dropin.trace import has_hooks
 
 _LEFT = "_pggan_fast_left"
+HOOKS = "it has hooks"
 AGREES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference on example inputs, of the largest value: many layers of a few roundings each."""
 
@@ -93,23 +94,29 @@ def accelerate(
 
 def explain(model: nn.Module) -> Explanation:
     """What `accelerate` replaced in a model, and what it left and why: rows that print as a table."""
-    rows, covered = [], []
+    rows: list[Row] = []
+    covered: list[str] = []
+    """Modules whose whole forward was rewritten: their children's own only serve where that does not apply."""
+
+    def is_covered(path: str) -> bool:
+        return any(path.startswith(f"{parent}.") or (not parent and path) for parent in covered)
+
+    def row(path: str, status: str, what: str) -> Row:
+        return Row(path, original(model.get_submodule(path)).__name__, status, what)
+
     for path, module in model.named_modules():
-        if any(path.startswith(f"{parent}.") or not parent for parent in covered):
-            continue
-        kind = original(module).__name__
-        if not is_accelerated(module):
+        if not is_accelerated(module) or is_covered(path):
             continue
         state = vars(module)[STATE]
         state.prepare(module)
         done = {(below, what) for variant in state.variants for below, what in variant.replaced}
-        rows += [Row(_joined(path, below), kind, "replaced", what) for below, what in sorted(done)]
-        if any(variant.replaced and variant.shapes is None for variant in state.variants):
+        rows += [row(_joined(path, below), "replaced", what) for below, what in sorted(done)]
+        if done:
             covered.append(path)
-        elif not done:
-            rows.append(Row(path, kind, "left", f"for now, traced at its next call: {state.reason}"))
-    for path, reason in vars(model).get(_LEFT, {}).items():
-        rows.append(Row(path, original(model.get_submodule(path)).__name__, "left", reason))
+        else:
+            rows.append(row(path, "left", f"until it is called, since it depends on shapes ({state.reason})"))
+    left = vars(model).get(_LEFT, {})
+    rows += [row(path, "left", why) for path, why in left.items() if why == HOOKS or not is_covered(path)]
     return Explanation(rows)
 
 
@@ -128,10 +135,10 @@ def _exchange(module: nn.Module, options: Options) -> str:
     own = type(module).__module__.startswith("torch.nn.")
     if own and not isinstance(module, nn.Sequential):
         if has_hooks(module):
-            return "it has hooks"
+            return HOOKS
         return "it is parametrized" if parametrize.is_parametrized(module) else ""
     if has_hooks(module):
-        return "it has hooks"
+        return HOOKS
     if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
         return "it is a compiled graph already"
     if "forward" in vars(module):

@@ -140,7 +140,7 @@ class Rewriter:
             what[-1] = "equalized conv"
         own_bias = bias is not None if op.other else self.meaning.module(node).bias is not None
         chain = self._follow(node, own_bias, convolution=True)
-        if not up and not chain.what:
+        if not up and set(chain.what) <= {"gain"}:
             return None  # equalized or not: scaling weights takes no longer than a pass over the image
         if op.other is None:
             weight, bias = self._attribute(node, "weight"), self._attribute(node, "bias")

@@ -150,6 +150,8 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, float):
+            return float(a)  # NumPy's are floats too, but what is printed into the code is not
         known = isinstance(a, nn.Parameter) or any(a is b for b in self.root.buffers())
         if isinstance(a, torch.Tensor) and not known:
             raise NotTraceable("makes a tensor that the trace would freeze")
@@ -182,7 +184,18 @@ class Tracer(fx.Tracer):
             leaf = self.root.get_submodule(node.target)
             if has_hooks(leaf):
                 raise NotTraceable(f"branches on shapes after {node.target}, which has hooks")
-            return type(leaf).forward(leaf, *args, **kwargs)
+            return type(leaf).forward(self._fake_module(leaf, node.target), *args, **kwargs)
+
+    def _fake_module(self, leaf: nn.Module, path: str) -> nn.Module:
+        """A module whose parameters and buffers are fake, so that a batch norm in training counts no batch."""
+        if any(leaf.children()):
+            raise NotTraceable(f"branches on shapes after {path}, which has modules in it")
+        shell = object.__new__(type(leaf))
+        vars(shell).update(vars(leaf))
+        for name in ("_parameters", "_buffers"):
+            tensors = vars(leaf)[name].items()
+            vars(shell)[name] = {k: t if t is None else self.mode.from_tensor(t.detach()) for k, t in tensors}
+        return shell
 
 
 def _attribute(root: nn.Module, path: str) -> Any:

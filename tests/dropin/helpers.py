@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pggan_fast import ops
+from pggan_fast.dropin import fused
 from tests.dropin.progressive import EqualConv, UpBlock
 
 X = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+# fp64 through at most 20 layers; what is compared is scaled to its own size.
+EXACT = 1e-9
 # fp32 through a few layers.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -24,3 +27,48 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         original = getattr(ops, name)
         monkeypatch.setattr(ops, name, lambda *a, _f=original, _n=name, **k: called.append(_n) or _f(*a, **k))
     return called
+
+
+def double(value: object) -> object:
+    """A tensor of floats in fp64, anything else as it is."""
+    return value.double() if is_float(value) else value
+
+
+def is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def tensors(outputs) -> list[Tensor]:
+    return [t for t in torch.utils._pytree.tree_leaves(outputs) if isinstance(t, Tensor)]
+
+
+def results(model: nn.Module, inputs: tuple) -> dict[str, Tensor]:
+    """Outputs, first gradients and the gradients of a penalty on the inputs' gradients."""
+    arguments = [t.clone().requires_grad_() if is_float(t) else t for t in inputs]
+    inputs = [t for t in arguments if is_float(t)]
+    torch.manual_seed(3)
+    outputs = tensors(model(*arguments))
+    generator = torch.Generator().manual_seed(4)
+    loss = sum((t * torch.randn(t.shape, generator=generator, dtype=t.dtype)).sum() for t in outputs)
+    parameters = dict(model.named_parameters())
+    found = {f"output {i}": t for i, t in enumerate(outputs)}
+    first = torch.autograd.grad(loss, [*inputs, *parameters.values()], create_graph=True, allow_unused=True)
+    names = [*(f"input {i}" for i in range(len(inputs))), *parameters]
+    found |= {f"gradient of {n}": g for n, g in zip(names, first, strict=True) if g is not None}
+    penalty = sum(g.square().sum() for g in first[: len(inputs)] if g is not None)
+    second = torch.autograd.grad(penalty, list(parameters.values()), allow_unused=True)
+    return found | {f"penalty's of {n}": g for n, g in zip(parameters, second, strict=True) if g is not None}
+
+
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    for name in actual.keys() | expected.keys():
+        # An unused parameter has no gradient in one and zeros in the other.
+        a, b = actual.get(name, torch.tensor(0.0)).detach(), expected.get(name, torch.tensor(0.0)).detach()
+        assert torch.isfinite(b).all(), name
+        assert (a - b).abs().max() <= tolerance * max(1.0, b.abs().max().item()), name
+
+
+def always_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small images take the way that large ones would."""
+    monkeypatch.setattr(fused, "FOLD_FROM", 0)
+    monkeypatch.setattr(fused, "BATCH_NORM_FROM", 0)

@@ -1,0 +1,88 @@
+"""Networks of packages from PyPI, as they are there: `pip install --no-deps pro-gan-pth torchgan`."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Made = tuple[nn.Module, tuple]
+
+
+@dataclass(frozen=True)
+class Peer:
+    module: str
+    build: Callable[[object], Made]
+    fast: bool = False
+    """Whether it has nearest upsampling before a convolution, or pixel norm."""
+    replaced: bool = True
+
+    def missing(self) -> str | None:
+        """Why its package cannot be used here, if it cannot."""
+        try:
+            importlib.import_module(self.module)
+        except Exception as error:  # an old package fails beside new libraries in any way
+            return f"{self.module}: {type(error).__name__}: {error}"
+        return None
+
+    def make(self) -> Made:
+        """(the network, its arguments), the same at each call."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model, arguments = self.build(importlib.import_module(self.module))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.ndim == 1:  # biases that are zero hide a lost one
+                        parameter.add_(0.1 * torch.randn_like(parameter))
+        return model, arguments
+
+
+def images(n: int, size: int) -> Tensor:
+    return torch.randn(n, 3, size, size)
+
+
+PROGAN, TORCHGAN = "pro_gan_pytorch.networks", "torchgan.models"
+PEERS = {
+    # Its equalized first layer does not run with today's torch: the later blocks, and the generator without.
+    "progan_equalized_blocks": Peer(
+        PROGAN,
+        lambda m: (
+            nn.Sequential(*(m.GenGeneralConvBlock(i, o, True) for i, o in ((64, 64), (64, 32)))),
+            (torch.randn(4, 64, 8, 8),),
+        ),
+        fast=True,
+    ),
+    "progan_generator": Peer(
+        PROGAN,
+        lambda m: (m.Generator(depth=3, latent_size=64, use_eql=False), (torch.randn(2, 64), 3, 0.3)),
+        fast=True,
+    ),
+    "progan_discriminator": Peer(PROGAN, lambda m: (m.Discriminator(depth=3, latent_size=64), (images(4, 8), 3, 0.3))),
+    "progan_conditional_discriminator": Peer(
+        PROGAN,
+        lambda m: (
+            m.Discriminator(depth=3, latent_size=64, num_classes=5),
+            (images(4, 8), 3, 0.7, torch.tensor([0, 4, 2, 2])),
+        ),
+    ),
+    "torchgan_dcgan_generator": Peer(
+        TORCHGAN, lambda m: (m.DCGANGenerator(step_channels=16), (torch.randn(4, 100),)), replaced=False
+    ),
+    "torchgan_dcgan_discriminator": Peer(
+        TORCHGAN, lambda m: (m.DCGANDiscriminator(step_channels=16), (images(4, 32),))
+    ),
+    "torchgan_plain_discriminator": Peer(
+        TORCHGAN, lambda m: (m.DCGANDiscriminator(step_channels=16, batchnorm=False), (images(4, 32),))
+    ),
+    "torchgan_autoencoder": Peer(
+        TORCHGAN,
+        lambda m: (m.AutoEncodingGenerator(step_channels=16, nonlinearity=nn.ReLU()), (torch.randn(4, 100),)),
+    ),
+    "torchgan_energy_discriminator": Peer(
+        TORCHGAN, lambda m: (m.AutoEncodingDiscriminator(step_channels=16), (images(4, 32),))
+    ),
+    "torchgan_infogan_discriminator": Peer(
+        TORCHGAN, lambda m: (m.InfoGANDiscriminator(2, 3, step_channels=16), (images(4, 32),))
+    ),
+}
