@@ -15,8 +15,9 @@ from pggan_fast.kernels.tensors import accumulation_dtype, launch
 @triton.jit
 def weight_gradient_kernel(
     a,
-    gate,
+    gate_a,
     b,
+    gate_b,
     sums,
     N,
     A_H,
@@ -75,15 +76,19 @@ def weight_gradient_kernel(
         offsets = pixel[:, None] + c_a[None, :].to(tl.int64) * a_c
         mask = inside[:, None] & (c_a < C_A)[None, :]
         of_a = tl.load(a + offsets, mask=mask, other=0.0)
-        if gate is not None:
-            positive = tl.load(gate + offsets, mask=mask, other=0.0) > 0
+        if gate_a is not None:
+            positive = tl.load(gate_a + offsets, mask=mask, other=0.0) > 0
             of_a = (of_a.to(ACC) * tl.where(positive, gate_above, gate_below)).to(of_a.dtype)
 
         b_row = row[:, None] * STRIDE - padding + tap_h[None, :]
         b_column = column[:, None] * STRIDE - padding + tap_w[None, :]
         mask = inside[:, None] & tapped[None, :] & (b_row >= 0) & (b_row < B_H) & (b_column >= 0) & (b_column < B_W)
         pixel = sample * b_n + (row * STRIDE).to(tl.int64) * b_h + (column * STRIDE).to(tl.int64) * b_w
-        of_b = tl.load(b + pixel[:, None] + of_tap[None, :], mask=mask, other=0.0)
+        offsets = pixel[:, None] + of_tap[None, :]
+        of_b = tl.load(b + offsets, mask=mask, other=0.0)
+        if gate_b is not None:
+            positive = tl.load(gate_b + offsets, mask=mask, other=0.0) > 0
+            of_b = (of_b.to(ACC) * tl.where(positive, gate_above, gate_below)).to(of_b.dtype)
         # The row after the last tap is all ones: its product with a is a's sum, the bias's gradient.
         of_b = tl.where(taps_and_channels[None, :] == TAPPED, tl.full([], 1, of_b.dtype), of_b)
         acc = tl.dot(tl.trans(of_b), of_a, acc, input_precision=PRECISION, out_dtype=ACC)
@@ -105,12 +110,12 @@ class WeightTile(NamedTuple):
     stages: int
 
 
-def default_weight_tile(dtype: torch.dtype, n: int, h: int, w: int, c_a: int, rows: int) -> WeightTile:
+def default_weight_tile(dtype: torch.dtype, h: int, w: int, c_a: int, rows: int) -> WeightTile:
     """For a of c_a channels in images h x w, and so many rows of taps and channels of b."""
     pixels = 32 if dtype.itemsize == 2 else 16
     block_a = max(16, min(64, triton.next_power_of_2(c_a)))
     block_b = max(16, min(64 if dtype == torch.float64 else 128, triton.next_power_of_2(rows)))
-    return WeightTile(*tile_shape(pixels, n, h, w), block_a, block_b, warps=4, stages=3)
+    return WeightTile(*tile_shape(pixels, h, w), block_a, block_b, warps=4, stages=3)
 
 
 def weight_gradient(
@@ -121,6 +126,7 @@ def weight_gradient(
     stride: int = 1,
     padding: int = 0,
     gate: Gate | None = None,
+    is_b_gated: bool = False,
     tile: WeightTile | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of a convolution's weight, and a's sum over all but channels, in one launch and a sum of its parts.
@@ -128,15 +134,16 @@ def weight_gradient(
     bank[o, i, p, q] = sum over samples, rows h and columns w of a[n, o, h, w] * b[n, i, stride h + p - padding, ...]
 
     a is the output's gradient and b the input; of a transposed convolution, the input and the output's gradient.
-    a: [N, C_A, H, W], taken back through `gate` as it is read, if given (one without r). b: [N, C_B, H', W'], a's
-    dtype. Returns the bank [C_A, C_B, k, k] and the sums [C_A], in fp32 (fp64 for fp64). Deterministic.
+    a: [N, C_A, H, W]. b: [N, C_B, H', W'], a's dtype. gate, if given (one without r): a, or b if `is_b_gated`, is
+    taken back through it as it is read. Returns the bank [C_A, C_B, k, k] and a's sums [C_A], in fp32 (fp64 for fp64).
+    Deterministic.
     """
     (n, c_a, h, w), c_b = a.shape, b.shape[1]
     wide = accumulation_dtype(a)
     rows = k * k * c_b + 1
     if not a.numel() or not b.numel():
         return a.new_zeros(c_a, c_b, k, k, dtype=wide), a.sum((0, 2, 3), dtype=wide)
-    tile = tile or default_weight_tile(a.dtype, n, h, w, c_a, rows)
+    tile = tile or default_weight_tile(a.dtype, h, w, c_a, rows)
     tiles_h, tiles_w = triton.cdiv(h, tile.h), triton.cdiv(w, tile.w)
     tiles = triton.cdiv(n, tile.n) * tiles_h * tiles_w
     blocks = triton.cdiv(rows, tile.block_b), triton.cdiv(c_a, tile.block_a)
@@ -147,8 +154,9 @@ def weight_gradient(
         weight_gradient_kernel,
         (splits, *blocks),
         a,
-        None if gate is None else gate.y,
+        None if gate is None or is_b_gated else gate.y,
         b,
+        gate.y if gate is not None and is_b_gated else None,
         sums,
         n,
         h,
@@ -236,7 +244,7 @@ def pixel_norm_gradient(dy: Tensor, dr: Tensor | None, y: Tensor, r: Tensor) -> 
     if not y.numel():
         return s
     block_c = min(128, triton.next_power_of_2(c))
-    tile_n, tile_h, tile_w = tile_shape(max(1, 4096 // block_c), n, h, w)
+    tile_n, tile_h, tile_w = tile_shape(max(1, 4096 // block_c), h, w)
     tiles_h, tiles_w = triton.cdiv(h, tile_h), triton.cdiv(w, tile_w)
     launch(
         pixel_norm_gradient_kernel,

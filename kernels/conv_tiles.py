@@ -83,10 +83,8 @@ class Problem(NamedTuple):
 
     @property
     def operations_per_second(self) -> float:
-        """fp32 on tensor cores is tf32, at half the pace; without, and in fp64, there is little to gain here."""
-        if self.dtype == torch.float32:
-            return HALF_OPERATIONS_PER_SECOND / (2 if dot_precision() == "tf32" else 10)
-        return HALF_OPERATIONS_PER_SECOND / (10 if self.dtype == torch.float64 else 1)
+        """On tensor cores: fp32 is tf32, at half the pace."""
+        return HALF_OPERATIONS_PER_SECOND / (2 if self.dtype == torch.float32 else 1)
 
 
 def dot_precision() -> str:
@@ -108,14 +106,15 @@ def default_tile(problem: Problem) -> Tile:
     if problem.dtype == torch.float64:
         pixels = max(16, min(64, 8192 // block_out))
     block_in = max(16, min(32 if problem.dtype.itemsize == 2 else 16, triton.next_power_of_2(problem.c_in)))
-    shape = tile_shape(pixels, problem.n, problem.phase_h, problem.phase_w)
+    shape = tile_shape(pixels, problem.phase_h, problem.phase_w)
     return Tile(*shape, block_in, block_out, warps=4 if block_out <= 64 else 8, stages=3)
 
 
-def tile_shape(pixels: int, n: int, h: int, w: int) -> tuple[int, int, int]:
-    """`pixels`, a power of two, as samples x rows x columns of a batch of n images h x w."""
-    columns = min(triton.next_power_of_2(w), 1 << pixels.bit_length() // 2)
-    rows = min(triton.next_power_of_2(h), pixels // columns)
+def tile_shape(pixels: int, h: int, w: int) -> tuple[int, int, int]:
+    """`pixels`, a power of two, as samples x rows x columns of images h x w."""
+    # int: a size that torch.compile traces becomes a constant here.
+    columns = min(triton.next_power_of_2(int(w)), 1 << pixels.bit_length() // 2)
+    rows = min(triton.next_power_of_2(int(h)), pixels // columns)
     return pixels // (rows * columns), rows, columns
 
 
@@ -138,6 +137,8 @@ def is_fused_faster(problem: Problem, beside: float, spared: float) -> bool:
     """
     if problem.pixel_norm and problem.c_out > MOST_NORMED_CHANNELS:
         return False
+    if problem.dtype == torch.float64 or (problem.dtype == torch.float32 and dot_precision() == "ieee"):
+        return False  # tensor cores have no such products
     if found := measurement(problem):
         return found["fused"]
     own = problem.in_bytes + problem.weight_bytes + problem.out_bytes

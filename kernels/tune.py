@@ -40,7 +40,7 @@ def neighbours(problem: Problem, tile: Tile) -> Iterator[Tile]:
     pixels = tile.n * tile.h * tile.w
     for count in (pixels // 2, pixels * 2):
         if 32 <= count <= 256:
-            n, h, w = tile_shape(count, problem.n, problem.phase_h, problem.phase_w)
+            n, h, w = tile_shape(count, problem.phase_h, problem.phase_w)
             yield tile._replace(n=n, h=h, w=w)
     for block_in in (tile.block_in // 2, tile.block_in * 2):
         if 16 <= block_in <= max(16, problem.c_in):

@@ -178,8 +178,10 @@ def _weight_gradient(dz, x, weight, geometry, gate=None, scale=1.0) -> tuple[Ten
     """(of the weight, the bias's); the latter only for up=1."""
     _, up, down = geometry
     way = _way(weight.shape[-1], geometry)
-    a, b = (x, dz) if way.pop("transposed") else (dz, x)
-    bank, sums = conv_gradients.weight_gradient(a, b, weight.shape[-1] + (max(up, down) == 2), **way, gate=gate)
+    transposed = way.pop("transposed")
+    a, b = (x, dz) if transposed else (dz, x)
+    k = weight.shape[-1] + (max(up, down) == 2)
+    bank, sums = conv_gradients.weight_gradient(a, b, k, **way, gate=gate, is_b_gated=transposed)
     bank = bank if scale == 1 else bank * scale
     dw = restore(bank, weight, up, down)
     return (dw if dw.stride() == weight.stride() else torch.empty_like(weight).copy_(dw)), sums
