@@ -3,6 +3,7 @@
 bfloat16 is wrong in the interpreter; test_conv_compiled.py compiles it.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -87,6 +88,9 @@ CASES = [
     Case(transposed=True),
     Case(k=5, padding=2, transposed=True),
 ]
+if "PGGAN_FAST_TEST_KERNELS" not in os.environ:
+    # The interpreter is slow: `make test-kernels` takes them all.
+    CASES = CASES[::2]
 
 
 @contextmanager
@@ -128,7 +132,7 @@ def epilogue(case: Case, x: Tensor, weight: Tensor, bias: Tensor, pixel_norm: bo
 @pytest.mark.parametrize("pixel_norm", [False, True], ids=["plain", "norm"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_forward(case, pixel_norm):
-    layouts = LAYOUTS if case in CASES[::8] else LAYOUTS[:1]
+    layouts = LAYOUTS if case in CASES[::6] else LAYOUTS[:1]
     for layout, dtype in [*((layout, torch.float32) for layout in layouts), *((LAYOUTS[0], d) for d in OTHERS)]:
         x, weight, bias = case.tensors(dtype, layout)
         exact = epilogue(case, x.double(), weight.double(), bias.double(), pixel_norm)
@@ -220,7 +224,7 @@ def test_activation_read_off_another_tensor(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_weight_gradient(case, gated):
     """Of the weight, and of the bias where the output's gradient is what the kernel steps through."""
-    layouts = LAYOUTS if case in CASES[::8] else LAYOUTS[:1]
+    layouts = LAYOUTS if case in CASES[::6] else LAYOUTS[:1]
     for layout, dtype in [*((layout, torch.float32) for layout in layouts), *((LAYOUTS[0], d) for d in OTHERS)]:
         x, weight, _ = case.tensors(dtype, layout)
         random = torch.Generator().manual_seed(1)
