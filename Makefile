@@ -15,6 +15,10 @@ test-kernels: lint
 	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/cuda_on_cpu -q -rs
 	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/ops -q -k cuda_on_cpu
 
+# A small run, killed 40 times at random moments and resumed: every bit must be as without.
+test-kill: lint
+	$(BIN)/python -m tests.training.kill 40
+
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench/
 
@@ -44,4 +48,4 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
-.PHONY: demo test test-kernels bench lint format clean
+.PHONY: demo test test-kernels test-kill bench lint format clean

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge as _edge  # differentiates a tensor without holding its memory
 
 from pggan_fast.ops.conv import separate_leaf
 from pggan_fast.ops.registry import engine_wants
@@ -65,7 +66,8 @@ class _Gradients(Function):
     def backward(ctx, *g):
         dy, x = (tensor.detach().requires_grad_() for tensor in ctx.saved_tensors[:2])
         gradients = _gradients(ctx.run, ctx.parameters, ctx.wanted, dy, x, create_graph=True)
-        pairs = [(d, g_d) for d, g_d in zip(gradients, g, strict=True) if d is not None and g_d is not None]
+        pairs = [(_edge(d), g_d) for d, g_d in zip(gradients, g, strict=True) if d is not None and g_d is not None]
+        del gradients
         sources = [dy, x, *ctx.parameters]
         if not pairs:
             return *[None] * len(sources), None, None, None
@@ -78,7 +80,7 @@ class _Gradients(Function):
 def _gradients(run, parameters, wanted, dy, x, *, create_graph) -> tuple[Tensor | None, ...]:
     """run(x) once more, then its gradients."""
     with torch.enable_grad():
-        y = run(x)
+        y = _edge(run(x))
         sources = _where([x, *parameters], wanted)
         found = torch.autograd.grad(y, sources, dy, create_graph=create_graph, allow_unused=True)
     return _placed(found, wanted)

@@ -56,7 +56,8 @@ class DiscriminatorCritic:
         """
         n, group_size = len(real), self.D.mbstd_group_size
         group = stddev_group(n, group_size)
-        if self.D.sees_minibatch or stddev_group(2 * n, group_size) != group:
+        lean = self.D.activation_checkpointing  # its backward passes then go through one batch at a time
+        if lean or self.D.sees_minibatch or stddev_group(2 * n, group_size) != group:
             return self(real, labels), self(fake, labels)
 
         def interleave(real: Tensor, fake: Tensor) -> Tensor:
