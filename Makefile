@@ -19,6 +19,10 @@ test-kernels: lint
 test-kill: lint
 	$(BIN)/python -m tests.training.kill 40
 
+# Judging thousands of photographs (skipped without them): memory, equal results for equal seeds.
+test-metrics: lint
+	PGGAN_FAST_TEST_METRICS=1 $(BIN)/python -m pytest tests/evaluation/test_photographs.py -q -rs
+
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench/
 
@@ -48,4 +52,4 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
-.PHONY: demo test test-kernels test-kill bench lint format clean
+.PHONY: demo test test-kernels test-kill test-metrics bench lint format clean

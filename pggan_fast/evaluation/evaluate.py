@@ -167,7 +167,7 @@ def open_sources(config: EvaluateConfig, device: torch.device) -> tuple[Source, 
 
 def batches(source: Source, count: int, batch_size: int, text: str) -> Iterator[np.ndarray]:
     """The first `count` images of `source`, behind a progress bar."""
-    for start in bar_over(range(0, count, batch_size), text):
+    for start in bar_over(range(0, count, batch_size), f"{text}, in batches"):
         yield source.take(start, min(start + batch_size, count))
 
 

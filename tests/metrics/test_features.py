@@ -109,6 +109,7 @@ def test_inception_gives_what_the_library_gives(fidelity, tmp_path, monkeypatch)
         samples_shuffle=True,
         feature_extractor_weights_path=str(path),
         cache=False,
+        save_cpu_ram=True,  # no worker processes
         verbose=False,
     )
     metric = FeatureMetrics(Inception(CPU, path), ["kid", "inception-score"], device=CPU)
