@@ -101,7 +101,8 @@ def gradients_through(
     dx = _input_gradient_through(dy, dr, y, r, weight, x, geometry, epilogue) if wanted[0] else None
     if not wanted[1]:
         return dx, None, None
-    return dx, *_weight_gradient_through(dy, y, x, weight, geometry, epilogue)
+    dw, db = _weight_gradient_through(dy, y, x, weight, geometry, epilogue)
+    return dx, dw, db if wanted[2] else None
 
 
 class InputGradient(Function):
