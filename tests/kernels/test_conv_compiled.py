@@ -16,11 +16,11 @@ pytest.importorskip("triton")
 from pggan_fast.kernels import conv, conv_gradients  # noqa: E402
 from pggan_fast.kernels.conv import Gate  # noqa: E402
 from tests.kernels.aot import CAPABILITIES, SHARED_MEMORY, Compiled, compiling  # noqa: E402
+from tests.kernels.memory_bound import occupancy  # noqa: E402
 
 # Triton compiles no tensor core instructions for 7.5: there the convolution is left to cuDNN.
 EVERY_GPU = "PGGAN_FAST_TEST_KERNELS" in os.environ
 CHECKED = tuple(c for c in CAPABILITIES if c >= 80) if EVERY_GPU else (90,)
-CHECKED_IN_DOCS = (80, 90, 100)
 TENSOR_CORES = {80: "HMMA", 86: "HMMA", 90: "HGMMA", 100: "UTC[A-Z]*MMA", 120: "HMMA"}
 HALF = (torch.float16, torch.bfloat16)
 
@@ -81,16 +81,18 @@ def test_half_precision_keeps_to_registers_and_uses_tensor_cores(launch, channel
 
 def rows() -> Iterator[str]:
     """Markdown: each launch in bfloat16, by capability."""
-    yield "| launch | channels | " + " | ".join(f"sm_{c}" for c in CHECKED_IN_DOCS) + " |"
-    yield "|---" * (2 + len(CHECKED_IN_DOCS)) + "|"
+    named = {80: "HMMA", 90: "HGMMA", 100: "tcgen05"}
+    yield "| launch | channels | " + " | ".join(f"sm_{c}" for c in named) + " | occupancy, sm_90 |"
+    yield "|" + "---|" * (3 + len(named))
     for launch, channels in itertools.product(LAUNCHES, (16, 64, 512)):
-        cells = [LAUNCHES[launch](channels, torch.bfloat16, c) for c in CHECKED_IN_DOCS]
-        facts = (
-            f"{c.registers} registers, {c.count(TENSOR_CORES[c.capability])} {name}, {c.shared_bytes / 1024:.0f} KB"
-            for c, name in zip(cells, ("HMMA", "HGMMA", "tcgen05"), strict=True)
-        )
-        yield f"| {launch.replace('_', ' ')} | {channels} | " + " | ".join(facts) + " |"
+        found = {c: LAUNCHES[launch](channels, torch.bfloat16, c) for c in named}
+        cells = [
+            f"{f.registers} registers, {f.count(TENSOR_CORES[c])} {named[c]}, {f.shared_bytes >> 10} KB"
+            for c, f in found.items()
+        ]
+        yield f"| {launch.replace('_', ' ')} | {channels} | {' | '.join(cells)} | {occupancy(found[90]):.0%} |"
 
 
 if __name__ == "__main__":
-    print("\n".join(rows()))
+    for row in rows():
+        print(row, flush=True)
