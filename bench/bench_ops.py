@@ -1,8 +1,12 @@
-"""Every op at the sizes of a growing GAN, forward and forward+backward."""
+"""Every op at the sizes of a growing GAN: forward, forward+backward and double backward.
+
+--shape N,C,H,W and --dtype time one's own case instead.
+"""
 
 import pytest
 
-from bench.cases import LAYOUTS, OPS, Op, Shape, op_case
+from bench.cases import LAYOUTS, op_case
+from bench.table import MAIN, OTHERS, Op, Shape
 
 SHAPES = (
     (16, 512, 16, 16),
@@ -13,22 +17,34 @@ SHAPES = (
     (1, 32, 512, 512),
     (1, 16, 1024, 1024),
 )
-CASES = [
-    pytest.param(
-        op, shape, dtype, layout, passes, id=f"{op.name}-{'x'.join(map(str, shape))}-{dtype}-{layout}-{passes}"
-    )
-    for op in OPS
-    for shape in SHAPES
-    for dtype in op.dtypes
-    for layout in LAYOUTS
-    for passes in op.passes
-]
 
 
-@pytest.mark.parametrize(("op", "shape", "dtype", "layout", "passes"), CASES)
-def test_op(op: Op, shape: Shape, dtype: str, layout: str, passes: str, timed, record, request) -> None:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    shape, dtype = metafunc.config.getoption("shape"), metafunc.config.getoption("dtype")
+    cases = [
+        pytest.param(op, s, d, layout, passes, id=f"{op.name}-{'x'.join(map(str, s))}-{d}-{layout}-{passes}")
+        for op in (*MAIN, *OTHERS)
+        for s in ([shape] if shape else op.shapes or SHAPES)
+        for d in ([dtype] if dtype else op.dtypes)
+        for layout in LAYOUTS
+        for passes in op.passes
+    ]
+    metafunc.parametrize(("op", "shape", "dtype", "layout", "passes"), cases)
+
+
+def test_op(
+    op: Op,
+    shape: Shape,
+    dtype: str,
+    layout: str,
+    passes: str,
+    timed,
+    record,
+    device: str,
+    request: pytest.FixtureRequest,
+) -> None:
     """torch.compile costs seconds per case, so only bias_act's fp32 forward takes it by default."""
     compiled = request.config.getoption("compile_all") or (
         op.name == "bias_act_pixel_norm" and dtype == "fp32" and passes == "forward"
     )
-    record(timed(op_case(op, shape, dtype, layout, passes, compiled=compiled, copied=True)))
+    record(timed(op_case(op, shape, dtype, layout, passes, compiled=compiled, copied=True, device=device)))

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import machine, report
-from bench.timing import Case, measure
+from bench.cases import DTYPES
+from bench.timing import Case, captured, measure
 from pggan_fast.training.memory import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
@@ -14,19 +16,36 @@ RESULTS = Path(__file__).parent / "results"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bench", "benchmarks of pggan_fast")
-    group.addoption("--seconds", type=float, default=0.5, help="time per case (default 0.5)")
+    group.addoption("--seconds", type=float, default=0.3, help="time per case (default 0.3)")
+    group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+    group.addoption("--graphs", action="store_true", help="on a GPU: replay CUDA graphs, without the host's share")
+    group.addoption("--shape", type=shape_of, help="N,C,H,W: time every op at this size alone")
+    group.addoption("--dtype", choices=tuple(DTYPES), help="time every op in this dtype alone")
     group.addoption("--compile-all", action="store_true", help="torch.compile for every op")
     group.addoption(
         "--result",
         type=Path,
-        help="write here (.json, and .md beside it) instead of bench/results/cpu-DATE.json",
+        help="write here (.json, and .md beside it) instead of bench/results/DEVICE-DATE.json",
     )
+
+
+def shape_of(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(size) for size in text.split(","))
+    if len(sizes) != 4 or min(sizes) < 2:
+        raise ValueError(text)
+    return sizes
 
 
 def pytest_configure(config: pytest.Config) -> None:
     result = config.getoption("result")
     if result is not None and (result.exists() or result.suffix != ".json"):
         raise pytest.UsageError(f"--result {result}: must be a .json file that does not exist yet")
+    gpu = torch.cuda.is_available()
+    config.option.device = config.getoption("device") or ("cuda" if gpu else "cpu")
+    if config.option.device == "cuda" and not gpu:
+        raise pytest.UsageError("--device cuda: torch finds no GPU")
+    if config.getoption("graphs") and config.option.device != "cuda":
+        raise pytest.UsageError("--graphs: only a GPU has CUDA graphs")
     config.records = []
     config.memory_kept_warm = keep_freed_memory()
     config.option.benchmark_quiet = True  # its table of rounds says less than ours
@@ -45,11 +64,20 @@ def record(request: pytest.FixtureRequest) -> Callable[[dict], None]:
 
 
 @pytest.fixture
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the cases run: "cpu" or "cuda"."""
+    return request.config.option.device
+
+
+@pytest.fixture
 def timed(benchmark, request: pytest.FixtureRequest) -> Callable[..., dict]:
     """Gates and times a case (for `seconds`, or --seconds) and returns its record."""
 
     def run(case: Case, seconds: float | None = None) -> dict:
-        return measure(benchmark, case, request.config.getoption("seconds") if seconds is None else seconds)
+        options = request.config.option
+        if options.graphs:
+            case = captured(case)
+        return measure(benchmark, case, options.seconds if seconds is None else seconds)
 
     return run
 
@@ -57,7 +85,7 @@ def timed(benchmark, request: pytest.FixtureRequest) -> Callable[..., dict]:
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     if not config.records:
         return
-    result = {"machine": machine.describe(config.memory_kept_warm), "records": config.records}
+    result = {"machine": machine.describe(config.option.device, config.memory_kept_warm), "records": config.records}
     path = config.getoption("result") or report.new_path(RESULTS, result)
     report.write(result, path)
     terminalreporter.section("targets")

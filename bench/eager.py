@@ -200,13 +200,14 @@ class TrainStep:
         self.optimizer_G = torch.optim.Adam(G.parameters(), lr=1e-3, betas=(0.0, 0.99), eps=1e-8)
         self.optimizer_D = torch.optim.Adam(D.parameters(), lr=1e-3, betas=(0.0, 0.99), eps=1e-8)
         self.autocast = autocast
+        self.device = next(G.parameters()).device
 
     def cast(self) -> torch.autocast:
         enabled = self.autocast is not None
-        return torch.autocast("cpu", self.autocast or torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=enabled)
 
     def gradient_penalty(self, real: Tensor, fake: Tensor, alpha: float) -> Tensor:
-        mix = torch.rand(len(real), 1, 1, 1)
+        mix = torch.rand(len(real), 1, 1, 1, device=self.device)
         mixed = torch.lerp(real, fake, mix).requires_grad_(True)
         with self.cast():
             scores = self.D(mixed, alpha)
@@ -215,7 +216,7 @@ class TrainStep:
 
     def __call__(self, real: Tensor, alpha: float = 1.0) -> dict[str, Tensor]:
         """real [N, C, R, R] fp32 in -1..1, already faded and mirrored."""
-        z = torch.randn(len(real), self.G.latent_dim)
+        z = torch.randn(len(real), self.G.latent_dim, device=self.device)
         with torch.no_grad(), self.cast():
             fake = self.G(z, alpha)
         fake = fake.float()
@@ -233,7 +234,7 @@ class TrainStep:
             for averaged, current in zip(self.G_ema.parameters(), self.G.parameters(), strict=True):
                 averaged.lerp_(current, 1 - 0.999)
 
-        z = torch.randn(len(real), self.G.latent_dim)
+        z = torch.randn(len(real), self.G.latent_dim, device=self.device)
         with self.cast():
             g_loss = -self.D(self.G(z, alpha), alpha).float().mean()
         self.optimizer_G.zero_grad()

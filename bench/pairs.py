@@ -6,7 +6,7 @@ from bench import eager
 from pggan_fast.networks import Discriminator, Generator
 
 
-def networks(resolution: int, **options: int) -> tuple[Generator, Discriminator]:
+def networks(resolution: int, device: str = "cpu", **options: int) -> tuple[Generator, Discriminator]:
     """pggan_fast's networks with biases that are not zero, so that a lost bias shows; channels_last."""
     torch.manual_seed(0)
     pair = Generator(resolution, **options), Discriminator(resolution, **options)
@@ -14,7 +14,7 @@ def networks(resolution: int, **options: int) -> tuple[Generator, Discriminator]
         for name, parameter in network.named_parameters():
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.1)
-        network.to(memory_format=torch.channels_last)
+        network.to(device, memory_format=torch.channels_last)
     return pair
 
 
@@ -25,5 +25,5 @@ def baseline(
     pair = eager.Generator(G.resolution, **options), eager.Discriminator(D.resolution, **options)
     for theirs, ours in zip(pair, (G, D), strict=True):
         theirs.load_state_dict(ours.state_dict(), strict=True)
-        theirs.to(memory_format=memory_format)
+        theirs.to(next(ours.parameters()).device, memory_format=memory_format)
     return pair

@@ -10,7 +10,8 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +40,48 @@ class Case:
     check: Callable[[], None]
     input_sets: int = 1
     moved_bytes: int | None = None
+    device: str = "cpu"
+
+
+def seconds_on_cpu(variant: Variant, inputs: int, repeats: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        variant(inputs)
+    return time.perf_counter() - begin
+
+
+def seconds_on_gpu(variant: Variant, inputs: int, repeats: int) -> float:
+    """Between two events of the current stream, so that what was launched before is not counted."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(repeats):
+        variant(inputs)
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+def captured(case: Case) -> Case:
+    """The case with every variant as CUDA graphs, one for each set of inputs: the device's time alone."""
+
+    def graph_of(variant: Variant, i: int) -> torch.cuda.CUDAGraph:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            variant(i)  # compiles and fills caches, which a capture cannot
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            variant(i)
+        return graph
+
+    def replaying(variant: Variant) -> Variant:
+        graphs = [graph_of(variant, i) for i in range(case.input_sets)]
+        return lambda i: graphs[i].replay()
+
+    variants = {name: replaying(variant) for name, variant in case.variants.items()}
+    labels = {**case.labels, "suite": f"{case.labels['suite']}, graphs"}
+    return replace(case, labels=labels, variants=variants)
 
 
 class Round:
@@ -49,6 +92,7 @@ class Round:
         self.samples: dict[str, list[float]] = {name: [] for name in case.variants}
         self.repeats = 1
         self.count = 0
+        self.seconds = seconds_on_gpu if case.device == "cuda" else seconds_on_cpu
 
     def warm_up(self) -> float:
         """Run for WARM_UP seconds, at least twice, and set the calls per sample. Seconds per round."""
@@ -68,11 +112,17 @@ class Round:
         start = self.count % len(names)
         for turn, name in enumerate(names[start:] + names[:start]):
             variant, inputs = self.case.variants[name], (self.count + turn) % self.case.input_sets
-            begin = time.perf_counter()
-            for _ in range(self.repeats):
-                variant(inputs)
-            self.samples[name].append((time.perf_counter() - begin) / self.repeats)
+            with nvtx_range(self.case, name):
+                taken = self.seconds(variant, inputs, self.repeats)
+            self.samples[name].append(taken / self.repeats)
         self.count += 1
+
+
+def nvtx_range(case: Case, variant: str) -> AbstractContextManager:
+    """A range that names case and variant in NVIDIA's profilers."""
+    if case.device != "cuda":
+        return nullcontext()
+    return torch.cuda.nvtx.range("/".join([*case.labels.values(), variant]))
 
 
 def measure(benchmark, case: Case, seconds: float) -> dict:
