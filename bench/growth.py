@@ -12,16 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from pggan_fast.evaluation import judge_for
 from pggan_fast.networks import Generator
 from pggan_fast.training import RunFolder, Stage, TrainConfig, train
 
 RESOLUTION = 32
+GAP = 16  # pixels between grids
 RUNS: dict[str, dict[str, Any]] = {
     "progressive": {},
     "full-size": {"progressive": False},
@@ -97,28 +100,48 @@ def lines_of(out: Path, name: str) -> list[dict[str, Any]]:
 
 def plot(out: Path, picture: Path) -> None:
     """Distance over time of every run that there is, and how long each took to what all of them have reached."""
-    import matplotlib.pyplot as plt  # only here: `pip install matplotlib`
+    import matplotlib.pyplot as plt  # only here: it is for this picture alone
 
     found = {name: lines_of(out, name) for name in RUNS if (out / f"{name}.jsonl").exists()}
     figure, axes = plt.subplots(figsize=(7.5, 4))
     for name, lines in found.items():
         axes.plot([line["seconds"] for line in lines], [line["swd_average"] for line in lines], label=NAMES[name])
-    stages = found["progressive"]
-    for before, after in zip(stages, stages[1:], strict=False):
+    for before, after in pairwise(found["progressive"]):
         if after["resolution"] != before["resolution"]:
-            axes.axvline(after["seconds"], color="0.8", linestyle=":", zorder=0)
-            axes.annotate(f"{after['resolution']} px", (after["seconds"], axes.get_ylim()[1]), fontsize=8, color="0.4")
-    axes.set(xlabel="seconds of one CPU core", ylabel="sliced Wasserstein distance x 1000", yscale="log")
+            axes.axvline(before["seconds"], color="0.8", linestyle=":", zorder=0)
+            place = (before["seconds"], 0.01)
+            axes.annotate(
+                f" {after['resolution']} px", place, xycoords=("data", "axes fraction"), fontsize=8, color="0.4"
+            )
+    axes.set(xlabel="seconds of one CPU core", ylabel="sliced Wasserstein distance x 1000", ylim=(0, None))
     axes.legend()
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
-    worst_best = max(min(line["swd_average"] for line in lines) for lines in found.values())
-    print("| | best distance | reached after | time to", f"{worst_best:.1f} |")
-    print("|---|---|---|---|")
-    for name, lines in found.items():
-        best = min(lines, key=lambda line: line["swd_average"])
-        first = next(line for line in lines if line["swd_average"] <= worst_best)
-        print(f"| {NAMES[name]} | {best['swd_average']:.1f} | {best['seconds']:.0f} s | {first['seconds']:.0f} s |")
+
+    # Blurred images of smaller stages can be close by accident: only the full resolution counts.
+    full = {name: [line for line in lines if line["resolution"] == RESOLUTION] for name, lines in found.items()}
+    equal = max(min(line["swd_average"] for line in lines) for lines in full.values())
+    print("| | seconds | last distance | best distance | seconds to", f"{equal:.1f} |")
+    print("|---|---|---|---|---|")
+    for name, lines in full.items():
+        best = min(line["swd_average"] for line in lines)
+        first = next(line for line in lines if line["swd_average"] <= equal)
+        last = lines[-1]
+        numbers = [f"{last['seconds']:.0f}", f"{last['swd_average']:.1f}", f"{best:.1f}", f"{first['seconds']:.0f}"]
+        print(f"| {NAMES[name]} | {' | '.join(numbers)} |")
+
+
+def grids(out: Path, picture: Path) -> None:
+    """The newest sample grids of all runs side by side, six columns of each."""
+    newest = [Image.open(max((out / name / "samples").glob("*.png"))) for name in RUNS]
+    parts = [image.crop((0, 0, image.width // 2, image.height)) for image in newest]
+    size = sum(part.width + GAP for part in parts) - GAP, max(part.height for part in parts)
+    joined = Image.new("RGB", size, "white")
+    left = 0
+    for part in parts:
+        joined.paste(part, (left, 0))
+        left += part.width + GAP
+    joined.save(picture)
 
 
 def main() -> None:
@@ -131,10 +154,13 @@ def main() -> None:
     one.add_argument("--seconds", type=float, default=300.0, help="of the processor")
     one.add_argument("--kimg", type=float, default=2.0, help="thousand images per phase of the growth")
     drawn = verbs.add_parser("plot")
-    drawn.add_argument("--picture", type=Path, required=True)
+    drawn.add_argument(
+        "--picture", type=Path, required=True, help="the curves; the grids go beside it as NAME-grids.png"
+    )
     given = parser.parse_args()
     if given.verb == "plot":
         plot(given.out, given.picture)
+        grids(given.out, given.picture.with_name(f"{given.picture.stem}-grids.png"))
     else:
         train_one(given.name, given.data, given.out, given.seconds, given.kimg)
 
