@@ -63,7 +63,7 @@ def weight_gradient(channels: int, dtype: torch.dtype, capability: int) -> Compi
 
 
 LAUNCHES = {"forward": forward, "up": up, "gradient": gradient, "weight_gradient": weight_gradient}
-CASES = [(launch, channels) for launch in LAUNCHES for channels in (16, 32, 64, 128, 256, 512)]
+CASES = [(launch, channels) for launch in LAUNCHES for channels in (16, 64, 512)]
 if not EVERY_GPU:
     CASES = [("forward", 16), ("forward", 512), ("up", 64), ("gradient", 64), ("weight_gradient", 64)]
 
@@ -71,7 +71,7 @@ if not EVERY_GPU:
 @pytest.mark.parametrize("capability", CHECKED)
 @pytest.mark.parametrize(("launch", "channels"), CASES)
 def test_half_precision_keeps_to_registers_and_uses_tensor_cores(launch, channels, capability):
-    for dtype in HALF if EVERY_GPU else HALF[1:]:
+    for dtype in HALF if EVERY_GPU and capability == 90 else HALF[1:]:
         found = LAUNCHES[launch](channels, dtype, capability)
         assert found.local_bytes == 0, found[:-1]
         assert found.shared_bytes <= SHARED_MEMORY[capability]
