@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from bench import report
+from bench import compare, plots, report
 from bench.bench_loader import loader_record
 from bench.bench_memory import memory_record
 from bench.bench_metrics import distance_case
@@ -80,3 +81,28 @@ def test_smoke_report_counts_the_worst_case() -> None:
         "| bias_act with pixel norm, fp32 forward, channels_last: 3.5 times eager | 3.50 | 3.40 | 1 of 2 | no |",
         "| training step, bf16: 3.5 times eager NCHW fp32 | 3.50 | not measured |  |  |",
     ]
+
+
+def made_up(shape: str, speedup: float, spread: float = 0.1) -> dict:
+    reached = {"median": speedup, "p20": speedup - spread, "p80": speedup + spread}
+    return {
+        **{"suite": "fade_in", "shape": shape, "dtype": "fp32", "layout": "nchw", "pass": "forward"},
+        "seconds": {},
+        "speedups": {"ours": {"eager": reached, "copy": reached}},
+    }
+
+
+def test_smoke_plots(tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    records = [made_up(f"1x8x{size}x{size}", 2.0) for size in (16, 32, 64)]
+    paths = plots.write({"records": records}, tmp_path, "a")
+    assert [path.name for path in paths] == ["a-speedup.png", "a-share.png"]
+    assert all(Image.open(path).width > 500 for path in paths)
+
+
+def test_smoke_compare_tells_noise_from_a_change() -> None:
+    before = {"machine": {"torch": "1"}, "records": [made_up("1x8x16x16", 2.0), made_up("1x8x32x32", 2.0)]}
+    after = {"machine": {"torch": "2"}, "records": [made_up("1x8x16x16", 2.1), made_up("1x8x32x32", 1.5)]}
+    said = compare.describe(before, after)
+    assert "torch: 1 before, 2 after" in said
+    assert "1x8x32x32" in said and "-25%" in said and "1x8x16x16" not in said

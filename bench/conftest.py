@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import machine, report
+from bench import machine, plots, report
 from bench.cases import DTYPES
 from bench.timing import Case, captured, measure
 from pggan_fast.training.memory import keep_freed_memory
@@ -90,4 +90,5 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     report.write(result, path)
     terminalreporter.section("targets")
     terminalreporter.write_line(report.targets_table(result["records"]))
-    terminalreporter.write_line(f"written: {path} and {path.with_suffix('.md').name}")
+    written = [path.with_suffix(".md"), *plots.write(result, path.parent, path.stem)]
+    terminalreporter.write_line(f"written: {path} and {', '.join(p.name for p in written)}")
