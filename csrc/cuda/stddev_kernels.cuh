@@ -91,10 +91,10 @@ struct Values {
   }
 };
 
-// Mean and sqrt(var + eps) over a group at V positions.
+// Mean and var + eps over a group at V positions.
 template <class A, int V>
 struct Moments {
-  A mean[V] = {}, deviation[V] = {};
+  A mean[V] = {}, variance[V] = {};
 
   template <class T>
   __device__ Moments(const Samples& s, Values<T, V>& x, A divisor, A eps) {
@@ -104,15 +104,15 @@ struct Moments {
       for (int v = 0; v < V; ++v) mean[v] += A(vec.v[v]);
     });
 #pragma unroll
-    for (int v = 0; v < V; ++v) mean[v] /= A(s.group);
+    for (int v = 0; v < V; ++v) mean[v] *= A(1) / A(s.group);
     x.pack_again();
     for_samples(s, [&](int i, auto held) {
       const Vec<T, V> vec = x.get(i, held);
 #pragma unroll
-      for (int v = 0; v < V; ++v) deviation[v] += (A(vec.v[v]) - mean[v]) * (A(vec.v[v]) - mean[v]);
+      for (int v = 0; v < V; ++v) variance[v] += (A(vec.v[v]) - mean[v]) * (A(vec.v[v]) - mean[v]);
     });
 #pragma unroll
-    for (int v = 0; v < V; ++v) deviation[v] = sqrt(deviation[v] / divisor + eps);
+    for (int v = 0; v < V; ++v) variance[v] = variance[v] * (A(1) / divisor) + eps;
     x.pack_again();
   }
 };
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     for_samples(s, [&](int i, auto held) { store_vec(y + at.wide + i * at.wide_stride, values.get(i, held)); });
     const Moments<A, V> moments(s, values, divisor, eps);
 #pragma unroll
-    for (int v = 0; v < V; ++v) total += moments.deviation[v];
+    for (int v = 0; v < V; ++v) total += sqrt(moments.variance[v]);
   });
   total = block_sum(total);
   if (threadIdx.x == 0) store(sums + blockIdx.x, total);
@@ -173,10 +173,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   for_positions<V>(s, [&](const Positions<V>& at) {
     Values<T, V> values(s, x + at.narrow, at.narrow_stride), incoming(s, dy + at.wide, at.wide_stride);
     const Moments<A, V> moments(s, values, divisor, eps);
-    A slope[V];
+    A slope[V];  // 0 where the deviation is that of one sample, a constant
 #pragma unroll
-    // The deviation of one sample is constant.
-    for (int v = 0; v < V; ++v) slope[v] = s.group > 1 ? gradient / moments.deviation[v] : A(0);
+    for (int v = 0; v < V; ++v) slope[v] = s.group > 1 ? gradient * reciprocal_root(moments.variance[v]) : A(0);
     for_samples(s, [&](int i, auto held) {
       const Vec<T, V> x_i = values.get(i, held), dy_i = incoming.get(i, held);
       A out[V];
@@ -212,11 +211,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     A slope[V], turn[V];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      const A deviation = moments.deviation[v];
-      mean[v] /= A(s.group);
-      slope[v] = s.group > 1 ? gradient / deviation : A(0);
-      turn[v] = a[v] / deviation / deviation / divisor;
-      if (s.group > 1) total += a[v] / deviation;
+      const A inverse = s.group > 1 ? reciprocal_root(moments.variance[v]) : A(0);
+      mean[v] *= A(1) / A(s.group);
+      slope[v] = gradient * inverse;
+      turn[v] = a[v] * inverse * inverse * (A(1) / divisor);
+      total += a[v] * inverse;
     }
     values.pack_again();
     of_dx.pack_again();

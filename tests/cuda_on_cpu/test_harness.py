@@ -129,7 +129,7 @@ def measured() -> coverage.Coverage:
 
 
 def test_every_line_runs(measured):
-    assert len(measured.lines) > 500
+    assert len(measured.lines) > 400
     assert sorted(place for place, count in measured.lines.items() if not count) == []
 
 

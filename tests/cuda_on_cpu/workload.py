@@ -15,7 +15,7 @@ from tests.ops.samples import DTYPES
 
 LAYOUTS = ("contiguous", "channels_last")
 FITS = (4, 64, 4, 16)  # vectors of 16 bytes fit in every dtype and layout, at half the resolution, too
-ODD = (4, 6, 6, 10)
+ODD = (6, 5, 6, 10)
 # With one channel more than a block holds in registers, pixel norm reads its inputs twice.
 WIDE = (1, 4104, 2, 4)
 EPILOGUE = (0.7, "lrelu", 0.2, 1.3)
@@ -59,8 +59,9 @@ def deviations(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: 
     n, c, h, w = shape
     maps = 8 if c % 8 == 0 else 1
     x, dy = dense(shape, dtype, layout, offset), dense((n, c + maps, h, w), dtype, layout, offset)
-    for strided in (True, False):
-        options = (2, maps, 1e-8, strided, 0)
+    # Pairs, and a group that may be larger than what a thread holds.
+    for group, strided in ((2, True), (n, False)):
+        options = (group, maps, 1e-8, strided, 0)
         ops.minibatch_stddev(x, *options)
         ops.minibatch_stddev_backward(dy, x, *options)
         ops.minibatch_stddev_double_backward(x, dy, x, *options)
