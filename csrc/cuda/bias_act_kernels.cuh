@@ -173,8 +173,12 @@ struct DoubleBackward {
   Acc<T>* d_dr;
 };
 
+// Vectors of 8 pixels have 40 sums and factors beside the elements held: registers for one block.
 template <class T, int V, bool last, bool norm>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+constexpr int kDoubleBackwardBlocks = V == 8 && !last && norm ? 1 : kBlocks<T>;
+
+template <class T, int V, bool last, bool norm>
+__global__ void __launch_bounds__(kThreads, (kDoubleBackwardBlocks<T, V, last, norm>))
     bias_act_double_backward_kernel(DoubleBackward<T> a, Coefficients<Acc<T>> e, Tiling t) {
   using A = Acc<T>;
   constexpr int K = kSlots<V, 3>, W = last ? 1 : V;

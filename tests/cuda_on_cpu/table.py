@@ -15,7 +15,8 @@ INTRODUCTION = """\
 What nvcc {version} makes of `csrc/cuda`. Written by `python -m tests.cuda_on_cpu.table`, which needs nvcc and no
 GPU; `make test-kernels` checks that the page is up to date, that no kernel spills registers or has local memory, that
 every kernel with vectors loads and stores 16 bytes at once, and that a multiprocessor has room for at least two
-blocks of every kernel, but for those in fp64. Blocks are of 256 threads.
+blocks of every kernel, but for those in fp64 and `bias_act_double_backward` of half-precision NCHW. Blocks are of
+256 threads.
 
 A row is one kernel in one dtype, the columns are GPUs by compute capability. Each cell has the registers of a thread
 and the occupancy, the share of a multiprocessor's threads that run at once (by NVIDIA's `cuda_occupancy.h`), of the
