@@ -170,4 +170,7 @@ def measurement(problem: Problem) -> dict | None:
 @cache
 def _table(device: int) -> dict[str, dict]:
     path = table_path(device)
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        raise RuntimeError(f"{path} is not what tuning wrote: remove it, or tune again") from None
