@@ -9,11 +9,14 @@ demo: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest tests -q
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -q
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops -q -k triton
 
 # The sources of the CUDA kernels, run on the CPU, under sanitizers, and compiled for every GPU.
 test-kernels: lint
-	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/cuda_on_cpu -q -rs
+	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/cuda_on_cpu tests/test_wheel.py tests/test_gpu_check.py -q -rs
 	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/ops -q -k cuda_on_cpu
+	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/kernels -q
 
 # A small run, killed 40 times at random moments and resumed: every bit must be as without.
 test-kill: lint
@@ -25,6 +28,16 @@ test-metrics: lint
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench/
+
+# One wheel for every Python, in dist/, with CUDA kernels for every GPU where nvcc is found.
+wheel: $(INSTALLED)
+	PGGAN_FAST_CUDA=$(if $(shell command -v nvcc),1,0) \
+	    $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+# On a machine with a GPU: builds for it, tests every op on it, measures, and writes one report.
+gpu-check: $(INSTALLED)
+	$(BIN)/python -m pip install --no-build-isolation --no-deps -e .
+	$(BIN)/python -m bench.gpu_check
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -52,4 +65,4 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
-.PHONY: demo test test-kernels test-kill test-metrics bench lint format clean
+.PHONY: demo test test-kernels test-kill test-metrics bench lint format clean wheel gpu-check

@@ -57,15 +57,24 @@ def compiling(module: ModuleType, capability: int) -> Iterator[list[Compiled]]:
     found: list[Compiled] = []
     # Functions that kernels call are compiled with them.
     kernels = {k: v for k, v in vars(module).items() if isinstance(v, JITFunction) and k.endswith("_kernel")}
+    with assumed_gpu(capability):
+        try:
+            for name, kernel in kernels.items():
+                setattr(module, name, _Compiler(name, kernel, capability, found))
+            yield found
+        finally:
+            for name, kernel in kernels.items():
+                setattr(module, name, kernel)
+
+
+@contextmanager
+def assumed_gpu(capability: int) -> Iterator[None]:
+    """Inside, Triton takes itself to be on a GPU of this compute capability, as far as compiling goes."""
     before = driver._active
     driver.set_active(_Driver(capability))
     try:
-        for name, kernel in kernels.items():
-            setattr(module, name, _Compiler(name, kernel, capability, found))
-        yield found
+        yield
     finally:
-        for name, kernel in kernels.items():
-            setattr(module, name, kernel)
         driver._active = before
 
 

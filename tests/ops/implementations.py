@@ -12,6 +12,7 @@ import torch
 from pggan_fast import ops, reference
 from pggan_fast.ops.choice import passed_over
 from pggan_fast.ops.fade import split_alpha
+from pggan_fast.ops.registry import TRITON_INTERPRETED
 from tests.kernels.guards import guarded_allocations
 from tests.ops.devices import on_device
 from tests.ops.samples import DTYPES
@@ -118,13 +119,14 @@ _ARGUMENTS = {
 IMPLEMENTATIONS = {
     "reference": _public("reference"),
     "native": _public("native"),
-    # In its interpreter, which has bfloat16 wrong.
-    "triton": _public("triton")._replace(
-        active=guarded_allocations, dtypes=tuple(d for d in DTYPES if d != torch.bfloat16), slow=True
-    ),
     "torch_ops": Implementation(lambda: None, _torch_op),
     "fallback": Implementation(lambda: None, _torch_op, fallback_kernels),
 }
+if TRITON_INTERPRETED:
+    # The interpreter has bfloat16 wrong.
+    IMPLEMENTATIONS["triton"] = _public("triton")._replace(
+        active=guarded_allocations, dtypes=tuple(d for d in DTYPES if d != torch.bfloat16), slow=True
+    )
 if os.environ.get("PGGAN_FAST_TEST_KERNELS"):
     # Slow to build and to run: in `make test-kernels`.
     IMPLEMENTATIONS["cuda_on_cpu"] = Implementation(lambda: None, _torch_op, cuda_kernels_on_cpu)

@@ -32,7 +32,8 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.fixture(params=["native", "triton", "reference"])
+# Triton's graphs are another test's, tests/kernels/test_graph_compiled.py: the interpreter has none.
+@pytest.fixture(params=["native", "reference"])
 def impl(request):
     if (reason := passed_over(request.param, "cpu")) is not None:
         pytest.skip(reason)

@@ -39,5 +39,8 @@ def test_opcheck(call, layout, dtype, only):
 )
 @pytest.mark.parametrize("call", [c for c in CALLS if c.triton is not None], ids=str)
 def test_opcheck_of_triton(call, layout, dtype, only):
+    if call.op == "equalized_conv2d":
+        # Its backward is no op, and the interpreter has no graph: tests/kernels/test_graph_compiled.py traces it.
+        only = SHAPES_ALONE
     arguments = call.arguments(Make(dtype, layout, requires_grad=call.differentiable))
     torch.library.opcheck(call.triton, arguments, **({"test_utils": only} if only else {}))
