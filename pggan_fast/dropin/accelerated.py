@@ -8,7 +8,7 @@ import copyreg
 import functools
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,9 +22,6 @@ STATE = "_pggan_fast"
 MOST_VARIANTS = 16
 """Traces kept for one module; a forward that wants more (an attribute that changes at each step) runs its own code."""
 
-# Under autocast the original's dtypes depend on each function's place in torch's lists: only convolutions are fused.
-_AUTOCAST = Options(bias_act=False, minibatch_stddev=False)
-
 
 @dataclass
 class Variant:
@@ -32,8 +29,8 @@ class Variant:
 
     run: Callable | None
     guards: Guards
-    shapes: tuple | None
-    autocast: bool
+    key: tuple
+    """(number of arguments, kind of device, whether under autocast, shapes or None)."""
     replaced: list[tuple[str, str]] = field(default_factory=list)
     """(path below the module, what)."""
 
@@ -44,7 +41,8 @@ class State:
     def __init__(self, options: Options):
         self.options = options
         self.variants: list[Variant] = []
-        self.required: int | None = None
+        self.counts: range | None = None
+        """How many arguments forward takes."""
         self.by_shape = False
         """Whether only the trace for a known shape finds all there is to replace."""
         self.reason = ""
@@ -55,63 +53,68 @@ class State:
 
     def prepare(self, module: nn.Module) -> None:
         """Traces without shapes, once."""
-        if self.required is not None:
+        if self.counts is not None:
             return
         try:
-            self.required = len(arguments(original(module))[0])
-            self.add(module, None, False)
+            names, defaults = arguments(original(module))
+            self.counts = range(len(names) - len(defaults), len(names) + 1)
+            device = next((p.device.type for p in module.parameters()), "cpu")
+            self.add(module, (self.counts[0], device, False, None), None)
         except NotTraceable as error:
-            self.required = -1
+            self.counts = range(0)
             self.reason = str(error)
 
-    def add(self, module: nn.Module, shapes: tuple[Tensor, ...] | None, autocast: bool) -> Variant:
-        options = self.options
-        if autocast:
-            options = Options(options.bias_act and _AUTOCAST.bias_act, options.conv, options.resample, False)
-        key = None if shapes is None else tuple(t.shape for t in shapes)
+    def add(self, module: nn.Module, key: tuple, args: tuple[Tensor, ...] | None) -> Variant:
+        """Traces for a key; `args` where it has shapes."""
+        count, device, autocast, shapes = key
+        options = replace(self.options, device=device)
+        if autocast:  # where each function's place in torch's lists decides its dtype
+            options = replace(options, bias_act=False, minibatch_stddev=False)
         try:
-            variant = self._rewrite(module, shapes, key, options, autocast)
+            variant = self._rewrite(module, count, args, options, key)
         except NotTraceable as error:
             self.by_shape |= isinstance(error, BranchesOnValues) and shapes is None
             self.reason = str(error)
-            variant = Variant(None, Guards(), key, autocast)
+            variant = Variant(None, Guards(), key)
         self.variants.append(variant)
         return variant
 
-    def _rewrite(self, module: nn.Module, shapes: Any, key: Any, options: Options, autocast: bool) -> Variant:
-        traced = trace(module, shapes)
+    def _rewrite(self, module: nn.Module, count: int, args: Any, options: Options, key: tuple) -> Variant:
+        traced = trace(module, count, args)
         guards = traced.guards
         rewriter = Rewriter(traced.graph, module, options, guards.add_attribute)
         replaced = rewriter.run()
         for absorbed in rewriter.absorbed:
             guards.add_module(absorbed)
-        if shapes is None and options.minibatch_stddev and mentions_stddev(traced.graph):
+        if args is None and options.minibatch_stddev and mentions_stddev(traced.graph):
             self.by_shape = True
-        return Variant(_compiled(traced.graph) if replaced else None, guards, key, autocast, replaced)
+        return Variant(_compiled(traced.graph) if replaced else None, guards, key, replaced)
 
     def find(self, module: nn.Module, args: tuple, kwargs: dict) -> Callable | None:
         """The rewritten forward that is right for this call."""
-        if self.required is None:
+        if self.counts is None:
             with self.lock:
                 self.prepare(module)
-        if kwargs or len(args) != self.required or not all(type(a) in (Tensor, nn.Parameter) for a in args):
+        if kwargs or not args or len(args) not in self.counts or _transformed():
             return None
-        if _transformed():
-            return None
-        autocast = torch.is_autocast_enabled(args[0].device.type)
-        key = tuple(a.shape for a in args) if self.by_shape else None
-        variant = self._known(key, autocast)
+        for argument in args:
+            if type(argument) is not Tensor and type(argument) is not nn.Parameter:
+                return None
+        device = args[0].device.type
+        shapes = tuple([a.shape for a in args]) if self.by_shape else None
+        key = (len(args), device, torch.is_autocast_enabled(device), shapes)
+        variant = self._known(key)
         if variant is None:
             if len(self.variants) >= MOST_VARIANTS:
-                variant = self._known(None, autocast)
+                variant = self._known((*key[:3], None))
                 return None if variant is None else variant.run
             with self.lock:
-                variant = self._known(key, autocast) or self.add(module, args if self.by_shape else None, autocast)
+                variant = self._known(key) or self.add(module, key, args if self.by_shape else None)
         return variant.run
 
-    def _known(self, key: tuple | None, autocast: bool) -> Variant | None:
+    def _known(self, key: tuple) -> Variant | None:
         for variant in self.variants:
-            if variant.shapes == key and variant.autocast == autocast and variant.guards.hold():
+            if variant.key == key and variant.guards.hold():
                 return variant
         return None
 

@@ -41,8 +41,8 @@ def convolution(
     Differentiable twice.
     """
     epilogue = dict(act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
-    bias = bias if bias is None else bias.reshape(-1)
     geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode)
+    bias = bias if bias is None or bias.ndim == 1 else bias.reshape(-1)
     if batch_norm is not None:
         pixels = _output_pixels(x, up, down)
         if not _foldable_batch_norm(batch_norm, weight) or pixels < BATCH_NORM_FROM * weight[0].numel():
@@ -59,6 +59,16 @@ def convolution(
     z = _convolve(x, weight, None if pixel_norm else bias, **geometry)
     z = F.avg_pool2d(z, 2) if down else z
     return activate(z, bias if pixel_norm else None, **epilogue)
+
+
+def convolution_relu(x: Tensor, weight: Tensor, bias: Tensor | None, **geometry: Any) -> Tensor:
+    """Convolution and relu, in place."""
+    return torch.relu_(torch.conv2d(x, weight, bias, **geometry))
+
+
+def convolution_lrelu(x: Tensor, weight: Tensor, bias: Tensor | None, slope: float = 0.0, **geometry: Any) -> Tensor:
+    """Convolution and leaky relu, in place."""
+    return torch._C._nn.leaky_relu_(torch.conv2d(x, weight, bias, **geometry), slope)
 
 
 def activate(

@@ -19,6 +19,7 @@ class Options:
     conv: bool = True
     resample: bool = True
     minibatch_stddev: bool = True
+    device: str = "cpu"
 
 
 @dataclass
@@ -152,7 +153,17 @@ class Rewriter:
         if chain.batch_norm is not None:
             with self.graph.inserting_before(node):
                 args += (self.graph.get_attr(chain.batch_norm.target),)
-        return Match(what + chain.what, [*before, *nodes, *chain.nodes], fused.convolution, args, kwargs)
+        target = fused.convolution
+        if (
+            set(kwargs) <= _PLAIN
+            and kwargs["padding_mode"] == "zeros"
+            and len(args) == 3
+            and self.options.device == "cpu"
+        ):
+            # oneDNN adds the bias: there is nothing to win but the calls of modules and, in place, a pass of memory.
+            target = {"relu": fused.convolution_relu, "lrelu": fused.convolution_lrelu}[kwargs["act"]]
+            kwargs = {name: value for name, value in kwargs.items() if name not in ("padding_mode", "act")}
+        return Match(what + chain.what, [*before, *nodes, *chain.nodes], target, args, kwargs)
 
     def _inputs(self, x: Any, reader: fx.Node) -> tuple[Any, float, bool, list[fx.Node]]:
         """(what goes in, its constant factor, whether it is upsampled, the nodes of both) of a convolution's x."""
@@ -161,7 +172,7 @@ class Rewriter:
             alone = set(x.users) == {reader}
             if op.name == "mul" and is_number(op.other) and alone:
                 factor *= float(op.other)
-            elif op.name == "up" and not up and self.options.resample and self._only_convolutions(x):
+            elif op.name == "up" and not up and self.options.resample and (alone or self._only_convolutions(x)):
                 up = True
             else:
                 break
@@ -172,7 +183,8 @@ class Rewriter:
     def _only_convolutions(self, up: fx.Node) -> bool:
         """Whether an upsampled image is read by nothing but convolutions, so that it need not be made."""
         return len(up.users) <= 2 and all(
-            user.target is fused.convolution or ((op := self.meaning(user)) is not None and op.name == "conv")
+            user.target in (fused.convolution, fused.convolution_relu, fused.convolution_lrelu)
+            or ((op := self.meaning(user)) is not None and op.name == "conv")
             for user in up.users
         )
 
@@ -321,6 +333,9 @@ class Rewriter:
             return None
         nodes, options = found
         return Match(["minibatch stddev"], [*nodes, node], fused.minibatch_stddev, (op.x[0],), options)
+
+
+_PLAIN = {"stride", "padding", "dilation", "groups", "padding_mode", "act", "slope"}
 
 
 @dataclass

@@ -64,15 +64,18 @@ class Trace:
     guards: Guards
 
 
-def trace(module: nn.Module, shapes: Sequence[torch.Tensor] | None = None) -> Trace:
-    """The graph of `module.forward` for tensors in its required arguments and the defaults of the others.
+def trace(module: nn.Module, given: int | None = None, shapes: Sequence[torch.Tensor] | None = None) -> Trace:
+    """The graph of `module.forward` for tensors in its first `given` arguments and the defaults of the others.
+
+    given: by default, as many as have no default.
 
     With `shapes`, tensors for each argument, the graph is for exactly their shapes, and code that branches on shapes
     can be traced. Raises NotTraceable.
     """
-    required, defaults = arguments(type(module))
+    names, defaults = arguments(type(module))
+    given = len(names) - len(defaults) if given is None else given
     reads = Reads()
-    tracer = Tracer(required, defaults, shapes)
+    tracer = Tracer(names[:given], defaults[len(defaults) - (len(names) - given) :], shapes)
     with _lock:
         try:
             with watching(reads):
@@ -99,7 +102,7 @@ def _first_line(error: Exception) -> str:
 
 
 def arguments(cls: type[nn.Module]) -> tuple[list[str], list[Any]]:
-    """Names of forward's arguments without a default, values of the others. Raises NotTraceable for odd ones."""
+    """Names of forward's arguments, and the defaults of the last ones. Raises NotTraceable for odd arguments."""
     forward = inspect.getattr_static(cls, "forward")
     if not inspect.isfunction(forward):
         raise NotTraceable("forward is no plain method")
@@ -109,7 +112,7 @@ def arguments(cls: type[nn.Module]) -> tuple[list[str], list[Any]]:
     defaults = [p.default for p in parameters if p.default is not p.empty]
     if not all(map(is_plain, defaults)):
         raise NotTraceable("forward has a default that may change")
-    return [p.name for p in parameters if p.default is p.empty], defaults
+    return [p.name for p in parameters], defaults
 
 
 class Tracer(fx.Tracer):

@@ -86,3 +86,29 @@ PEERS = {
         TORCHGAN, lambda m: (m.InfoGANDiscriminator(2, 3, step_channels=16), (images(4, 32),))
     ),
 }
+
+# At the sizes of use: what is timed.
+WIDE = {
+    "progan_equalized_blocks": Peer(
+        PROGAN,
+        lambda m: (
+            nn.Sequential(*(m.GenGeneralConvBlock(i, o, True) for i, o in ((256, 128), (128, 64)))),
+            (torch.randn(4, 256, 16, 16),),
+        ),
+        fast=True,
+    ),
+    "progan_generator": Peer(
+        PROGAN,
+        lambda m: (m.Generator(depth=5, latent_size=128, use_eql=False), (torch.randn(4, 128), 5, 0.3)),
+        fast=True,
+    ),
+    "progan_discriminator": Peer(
+        PROGAN, lambda m: (m.Discriminator(depth=5, latent_size=128), (images(4, 32), 5, 0.3))
+    ),
+    "torchgan_dcgan_generator": Peer(TORCHGAN, lambda m: (m.DCGANGenerator(), (torch.randn(16, 100),)), replaced=False),
+    "torchgan_dcgan_discriminator": Peer(TORCHGAN, lambda m: (m.DCGANDiscriminator(), (images(16, 32),))),
+    "torchgan_autoencoder": Peer(
+        TORCHGAN, lambda m: (m.AutoEncodingGenerator(nonlinearity=nn.ReLU()), (torch.randn(16, 100),))
+    ),
+    "torchgan_energy_discriminator": Peer(TORCHGAN, lambda m: (m.AutoEncodingDiscriminator(), (images(16, 32),))),
+}

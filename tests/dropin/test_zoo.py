@@ -25,10 +25,9 @@ def test_results(name, training):
     for _ in range(2):  # the second call finds what the first traced, and buffers that it updated
         assert_same(results(fast, inputs), results(model, inputs), EXACT)
     assert_same(fast.state_dict(), model.state_dict(), EXACT)
-    if ZOO[name].replaced:
-        assert pggan_fast.explain(fast).replaced
-    else:
-        assert not pggan_fast.explain(fast).replaced
+    what = " ".join(row.what for row in pggan_fast.explain(fast).replaced)
+    assert bool(what) == ZOO[name].replaced
+    assert "nearest upsampling" in what or not ZOO[name].fast
 
 
 @pytest.mark.parametrize("name", ZOO)
