@@ -99,15 +99,16 @@ def choose_tile(problem: Problem) -> Tile:
 
 
 def default_tile(problem: Problem) -> Tile:
-    """128 pixels, 64 where the accumulator is wide; square in the image, so that taps meet again in the L1 cache."""
+    """128 pixels, 64 where channels are many; square in the image, so that taps meet again in the L1 cache."""
     c_out = max(16, triton.next_power_of_2(problem.c_out))
     block_out = c_out if problem.pixel_norm else min(c_out, 128)
-    pixels = 128 if block_out <= 128 else 64
+    # With 128 channels, pixel norm wants eight warps; without, a gradient's gate wants registers.
+    pixels = 128 if block_out <= (128 if problem.pixel_norm else 64) else 64
     if problem.dtype == torch.float64:
         pixels = max(16, min(64, 8192 // block_out))
     block_in = max(16, min(32 if problem.dtype.itemsize == 2 else 16, triton.next_power_of_2(problem.c_in)))
     shape = tile_shape(pixels, problem.phase_h, problem.phase_w)
-    return Tile(*shape, block_in, block_out, warps=4 if block_out <= 64 else 8, stages=3)
+    return Tile(*shape, block_in, block_out, warps=8 if problem.pixel_norm and block_out >= 128 else 4, stages=3)
 
 
 def tile_shape(pixels: int, h: int, w: int) -> tuple[int, int, int]:
