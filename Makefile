@@ -2,21 +2,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DEVELOPING := .venv/.installed-for-tests
 NATIVE := $(wildcard csrc/*/*)
 
 demo: $(INSTALLED)
 	$(BIN)/python -m pggan_fast demo
 
+# Triton's kernels run in its interpreter, which is chosen before Python starts.
 test: lint
-	$(BIN)/python -m pytest tests -q
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -q
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops -q -k triton
+	$(BIN)/python -m pytest tests -q -rs
 
 # The sources of the CUDA kernels, run on the CPU, under sanitizers, and compiled for every GPU.
 test-kernels: lint
-	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/cuda_on_cpu tests/test_wheel.py tests/test_gpu_check.py -q -rs
-	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/ops -q -k cuda_on_cpu
-	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/kernels -q
+	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/kernels tests/test_gpu_check.py -q -rs
+	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/test_build.py -q -rs -k one_wheel
+	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/ops -q -rs -k cuda_on_cpu
+	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/cuda_on_cpu -q -rs
 
 # A small run, killed 40 times at random moments and resumed: every bit must be as without.
 test-kill: lint
@@ -26,24 +29,24 @@ test-kill: lint
 test-metrics: lint
 	PGGAN_FAST_TEST_METRICS=1 $(BIN)/python -m pytest tests/evaluation/test_photographs.py -q -rs
 
-bench: $(INSTALLED)
+bench: $(DEVELOPING)
 	$(BIN)/python -m pytest bench/
 
 # One wheel for every Python, in dist/, with CUDA kernels for every GPU where nvcc is found.
-wheel: $(INSTALLED)
+wheel: $(DEVELOPING)
 	PGGAN_FAST_CUDA=$(if $(shell command -v nvcc),1,0) \
 	    $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 # On a machine with a GPU: builds for it, tests every op on it, measures, and writes one report.
-gpu-check: $(INSTALLED)
+gpu-check: $(DEVELOPING)
 	$(BIN)/python -m pip install --no-build-isolation --no-deps -e .
 	$(BIN)/python -m bench.gpu_check
 
-lint: $(INSTALLED)
+lint: $(DEVELOPING)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(INSTALLED)
+format: $(DEVELOPING)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -53,15 +56,21 @@ $(INSTALLED): pyproject.toml setup.py $(NATIVE)
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	touch $@.started
 	$(BIN)/python -m pip install 'setuptools>=77' 'torch>=2.10'
-	$(BIN)/python -m pip install --no-build-isolation -e '.[test,bench]'
+	$(BIN)/python -m pip install --no-build-isolation -e .
 	@for reason in pggan_fast/_C*.txt; do \
 	    test ! -e $$reason || echo "$$(basename $$reason .txt) is not built: $$(cat $$reason)"; \
 	done
 	mv $@.started $@
 
+# The networks of other packages are tests and benchmarks; --no-deps, since they ask for old libraries.
+$(DEVELOPING): $(INSTALLED)
+	$(BIN)/python -m pip install --no-build-isolation -e '.[test,bench]'
+	$(BIN)/python -m pip install --no-deps pro-gan-pth torchgan
+	touch $@
+
 # Keeps .venv, whose torch is a long download; remove that folder to start from nothing.
 clean:
-	rm -rf build *.egg-info pggan_fast/_C*.so pggan_fast/_C*.txt $(INSTALLED)
+	rm -rf build *.egg-info pggan_fast/_C*.so pggan_fast/_C*.txt pggan_fast/_C*.json $(INSTALLED) $(DEVELOPING)
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 

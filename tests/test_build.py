@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -278,9 +279,48 @@ def test_make_installs_once_and_again_after_a_change(checkout: Path) -> None:
     stamp = checkout / ".venv/.installed"
     stamp.parent.mkdir()
     stamp.touch()
+    (checkout / ".venv/.installed-for-tests").touch()
     assert "pip install" not in commands() and "pytest" in commands()
     source = checkout / "csrc/cpu/new.cpp"
     source.parent.mkdir(parents=True, exist_ok=True)
     source.touch()
     os.utime(source, ns=(stamp.stat().st_mtime_ns + 10**9,) * 2)
     assert "pip install" in commands()
+
+
+OTHER_TORCH = os.environ.get("PGGAN_FAST_OTHER_TORCH", "torch==2.13.0")
+
+OTHER_TORCH_CODE = """
+import json, torch, pggan_fast
+from pggan_fast import _native, ops
+x = torch.linspace(-1, 1, 48).reshape(1, 3, 4, 4)
+same = torch.equal(ops.bias_act(x, impl="native"), torch.nn.functional.leaky_relu(x, 0.2))
+print(json.dumps([torch.__version__, torch.version.cuda, _native.cuda_available, _native.cuda_reason, same]))
+"""
+
+
+@needs_compiler
+@pytest.mark.skipif("PGGAN_FAST_TEST_KERNELS" not in os.environ, reason="slow: run by make test-kernels")
+def test_one_wheel_serves_another_torch(checkout: Path) -> None:
+    cuda = {"PGGAN_FAST_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"} if torch.version.cuda else {}
+    built = python("-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", "dist", ".", cwd=checkout, **cuda)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = (checkout / "dist").glob("*.whl")
+    assert wheel.name.split("-")[2:4] == ["py3", "none"]
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "pggan_fast/_C.abi3.so" in names
+    assert ("pggan_fast/_C_cuda.abi3.so" in names) == bool(cuda)
+
+    folder = checkout.parent / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    pip = [str(folder / "bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, OTHER_TORCH, str(wheel)], check=True)
+    done = subprocess.run(
+        [str(folder / "bin/python"), "-c", OTHER_TORCH_CODE], capture_output=True, text=True, cwd=folder
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    version, has_cuda, available, reason, same = json.loads(done.stdout)
+    assert version.partition("+")[0] != torch.__version__.partition("+")[0]
+    assert same
+    if has_cuda is None:
+        assert not available and reason == f"torch {version} is a build without CUDA"
