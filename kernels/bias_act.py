@@ -235,7 +235,7 @@ class Tiling(NamedTuple):
 
 
 def tiling(t: Tensor, last: bool, norm: bool, tensors: int) -> Tiling:
-    """Of t for a kernel that holds a tile of this many tensors at once: 32 values a thread, 16 of several tensors.
+    """Of t for a kernel that holds a tile of this many tensors at once: 32 values a thread, 16 of many tensors.
 
     Depends on N only through the number of tiles, so that a compiled graph serves every batch size.
     """
@@ -253,7 +253,7 @@ def tiling(t: Tensor, last: bool, norm: bool, tensors: int) -> Tiling:
         block_c = block_c if norm else min(channels, elements // block_p)
     chunks = triton.cdiv(c, block_c)
     per_sample = triton.cdiv(p, block_p)
-    threads = block_c * block_p // (32 if tensors == 1 else 16)
+    threads = block_c * block_p // (32 if tensors < (2 if norm else 3) else 16)
     constants = dict(LAST=last, NORM=norm, CHUNKS=chunks if norm else 1, BLOCK_C=block_c, BLOCK_P=block_p)
     warps = min(max(threads // 32, 1), 16)
     return Tiling(c, p, per_sample, samples * per_sample, 1 if norm else chunks, constants, warps)
