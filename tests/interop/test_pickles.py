@@ -1,0 +1,133 @@
+"""Official pickles, made from a stub of the official class: read whole, and nothing in them run."""
+
+import os
+import pickle
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from pggan_fast.interop import load_official_pickle, read_official_pickle
+from tests.interop.golden import IMAGE_TOLERANCE, SCORE_TOLERANCE, assert_close, load, tensor, under
+
+SHARED_OPTIONS = {
+    "num_channels": 3,
+    "resolution": 16,
+    "label_size": 5,
+    "fmap_base": 64,
+    "fmap_max": 16,
+    "fused_scale": True,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture
+def official(monkeypatch):
+    """The official class's module, name and state, as its __getstate__ gives it."""
+
+    class Network:
+        def __init__(self, name, static_kwargs, variables):
+            self.state = {
+                "version": 2,
+                "name": name,
+                "static_kwargs": static_kwargs,
+                "build_module_src": "raise SystemExit('run')",
+                "build_func_name": "G_paper",
+                "variables": list(variables.items()),
+            }
+
+        def __getstate__(self):
+            return self.state
+
+    Network.__module__, Network.__qualname__ = "tfutil", "Network"
+    module = types.ModuleType("tfutil")
+    module.Network = Network
+    monkeypatch.setitem(sys.modules, "tfutil", module)
+    return Network
+
+
+def networks(official, **options):
+    golden = load("nets_r16_l5_fused_taper")
+    made = []
+    for name, letter in (("G", "G"), ("D", "D"), ("Gs", "G")):
+        variables = {"lod": np.float32(0), **under(golden, f"{letter}_var")}
+        made.append(official(name, {**SHARED_OPTIONS, **options}, variables))
+    return tuple(made)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_networks_compute_what_tensorflow_did(official, tmp_path, protocol):
+    path = tmp_path / "network.pkl"
+    path.write_bytes(pickle.dumps(networks(official), protocol))
+    loaded = load_official_pickle(path)
+    assert list(loaded) == ["G", "D", "Gs"]
+    golden = load("nets_r16_l5_fused_taper")
+    latents, labels, images = (tensor(golden, key) for key in ("latents", "labels", "images"))
+    for name in ("G", "Gs"):
+        assert_close(loaded[name](latents, labels), golden["G_out/lod0.0"], IMAGE_TOLERANCE)
+    scores, logits = loaded["D"](images)
+    assert_close(scores, golden["D_scores/lod0.0"], SCORE_TOLERANCE)
+    assert_close(logits, golden["D_labels/lod0.0"], SCORE_TOLERANCE)
+
+
+def test_a_single_network_and_its_options(official, tmp_path):
+    path = tmp_path / "network.pkl"
+    pickled = official("Gs", {"latent_size": 16}, dict(networks(official)[0].state["variables"]))
+    path.write_bytes(pickle.dumps(pickled, 4))
+    (read,) = read_official_pickle(path)
+    assert (read.name, read.options["latent_size"]) == ("Gs", 16)
+    assert not hasattr(read, "build_module_src")
+
+
+class _Calls:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("function", [os.system, eval, getattr, np.load, torch.load])
+@pytest.mark.parametrize("inside", [False, True])
+def test_nothing_is_called(official, tmp_path, function, inside):
+    bad = _Calls(function, f"touch {tmp_path}/ran")
+    content = bad
+    if inside:
+        content = networks(official)
+        content[0].state["static_kwargs"] = {"resolution": bad}
+    path = tmp_path / "bad.pkl"
+    path.write_bytes(pickle.dumps(content, 4))
+    with pytest.raises(ValueError, match=r"names .*\.\w+, which is none of the few classes") as caught:
+        read_official_pickle(path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no pickle", pickle.dumps([1, 2]), pickle.dumps({"G": 1}), pickle.dumps(np.zeros(3))],
+)
+def test_other_files(tmp_path, content):
+    path = tmp_path / "other.pkl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="other.pkl") as caught:
+        read_official_pickle(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"use_leakyrelu": False}, "use_leakyrelu=False, only True"),
+        ({"pixelnorm_epsilon": 1e-4}, "pixelnorm_epsilon=0.0001, only 1e-08"),
+        ({"growth": 3}, "unknown option growth"),
+        ({"label_size": 4}, "network D: .*Dense1/weight"),
+    ],
+)
+def test_options_that_ours_do_not_have(official, tmp_path, options, message):
+    path = tmp_path / "network.pkl"
+    path.write_bytes(pickle.dumps(networks(official, **options)[1], 4))
+    with pytest.raises(ValueError, match=message):
+        load_official_pickle(path)
