@@ -2,5 +2,6 @@
 
 from pggan_fast.interop.official import from_official
 from pggan_fast.interop.pickles import load_official_pickle, read_official_pickle
+from pggan_fast.interop.pro_gan_pth import from_pro_gan_pth, to_pro_gan_pth
 
-__all__ = ["from_official", "load_official_pickle", "read_official_pickle"]
+__all__ = ["from_official", "from_pro_gan_pth", "load_official_pickle", "read_official_pickle", "to_pro_gan_pth"]

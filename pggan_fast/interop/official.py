@@ -82,7 +82,7 @@ def from_official(
         "image_channels": arrays[rgb].shape[-1 if network is Generator else -2],
         "label_dim": label_dim,
         "fused_scale": fused,
-        **_channel_options(_channels(arrays, network, resolution), network_kwargs),
+        **channel_options(_channels(arrays, network, resolution), network_kwargs),
         **network_kwargs,
     }
     if network is Generator:
@@ -190,7 +190,7 @@ def _channels(arrays: Mapping[str, np.ndarray], network: type, resolution: int) 
     return channels
 
 
-def _channel_options(channels: Mapping[int, int], given: Mapping) -> dict:
+def channel_options(channels: Mapping[int, int], given: Mapping) -> dict:
     """fmap_base and fmap_max, where not given, such that min(int(base / 2**(stage * decay)), max).
 
     Nothing if both are given, or if the defaults 8192, 1.0, 512 give these channels already.

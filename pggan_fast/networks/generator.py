@@ -19,6 +19,8 @@ from pggan_fast.networks.options import (
 )
 from pggan_fast.networks.recompute import recomputed
 
+INPUT_BIASES = ("channel", "pixel")
+
 
 class Generator(nn.Module):
     """Latents (and labels) to images, up to `resolution`; grown by asking for smaller ones first.
@@ -33,6 +35,9 @@ class Generator(nn.Module):
         fused_scale: kept for symmetry with the discriminator; in G both forms are one function.
         pixel_norm: normalize feature vectors after each layer.
         normalize_latents: normalize concat(z, labels) first.
+        input_norm: normalize the first dense layer's features too, if pixel_norm; pro-gan-pth does not.
+        input_bias: "channel", or "pixel" for one bias per channel and pixel of the first dense layer, as in
+            pytorch_GAN_zoo.
         attention_at: resolution whose features go through a `SelfAttention2d`, None for none.
         residual: the layers above 4 px are `ResidualBlock`s.
         spectral_norm: every weight is divided by its largest singular value, instead of the equalized constant.
@@ -58,6 +63,8 @@ class Generator(nn.Module):
         fused_scale: bool = True,
         pixel_norm: bool = True,
         normalize_latents: bool = True,
+        input_norm: bool = True,
+        input_bias: str = "channel",
         attention_at: int | None = None,
         residual: bool = False,
         spectral_norm: bool = False,
@@ -66,6 +73,8 @@ class Generator(nn.Module):
         check_resolution("resolution", resolution)
         if attention_at is not None:
             check_resolution("attention_at", attention_at, resolution)
+        if input_bias not in INPUT_BIASES:
+            raise ValueError(f"input_bias is {input_bias!r}, allowed: {', '.join(INPUT_BIASES)}")
         self.base = check_base(base)
         latent_dim = channels(2, fmap_base, fmap_decay, fmap_max) if latent_dim is None else latent_dim
         self.options = dict(
@@ -80,13 +89,15 @@ class Generator(nn.Module):
             fused_scale=fused_scale,
             pixel_norm=pixel_norm,
             normalize_latents=normalize_latents,
+            input_norm=input_norm,
+            input_bias=input_bias,
             attention_at=attention_at,
             residual=residual,
             spectral_norm=spectral_norm,
         )
         self.resolution, self.image_channels = resolution, image_channels
         self.label_dim, self.latent_dim = label_dim, latent_dim
-        self.pixel_norm, self.normalize_latents = pixel_norm, normalize_latents
+        self.normalize_latents, self.input_norm = normalize_latents, pixel_norm and input_norm
 
         def maps(r: int) -> int:
             return channels(r, fmap_base, fmap_decay, fmap_max)
@@ -94,7 +105,7 @@ class Generator(nn.Module):
         layer = dict(act="lrelu", pixel_norm=pixel_norm)
         pixels = self.base[0] * self.base[1]
         self.input = EqualizedLinear(latent_dim + label_dim, maps(4) * pixels, gain=math.sqrt(2) / 4, bias=False)
-        self.input_bias = nn.Parameter(torch.zeros(maps(4)))
+        self.input_bias = nn.Parameter(torch.zeros(maps(4) * (pixels if input_bias == "pixel" else 1)))
         self.blocks, self.to_rgb = nn.ModuleDict(), nn.ModuleDict()
         for r in resolutions(resolution):
             block = nn.ModuleDict()
@@ -137,12 +148,17 @@ class Generator(nn.Module):
         """Latents to features at 4x4."""
         z = ops.pixel_norm(z) if self.normalize_latents else z
         x = ops.equalized_linear(z, self.input.weight, weight_scale=1.0)
-        x = x.view(len(z), len(self.input_bias), *self.base)
+        if self.options["input_bias"] == "pixel":  # of [N, C * pixels], so that each pixel has its own
+            x = ops.bias_act(x, self.input_bias, scale=self.input.weight_scale)
+        x = x.unflatten(1, (-1, *self.base))
         # The parameter, not `.weight`: spectral norm computes that anew each time.
         weight = next(p for p in self.blocks["4"]["conv"].parameters() if p.ndim == 4)
         if weight.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
-        x = ops.bias_act(x, self.input_bias, scale=self.input.weight_scale, pixel_norm=self.pixel_norm)
+        if self.options["input_bias"] == "pixel":
+            x = ops.pixel_norm(x) if self.input_norm else x
+        else:
+            x = ops.bias_act(x, self.input_bias, scale=self.input.weight_scale, pixel_norm=self.input_norm)
         return self._block(x, 4)
 
     def _block(self, x: Tensor, r: int) -> Tensor:
