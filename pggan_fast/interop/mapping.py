@@ -42,6 +42,14 @@ def check_names(weights: Weights, pairs: list[Pair]) -> None:
         raise ValueError(f"weights: {'; '.join(problems)}")
 
 
+def check_options(net: Generator | Discriminator, needed: Mapping, what: str) -> None:
+    """Raises ValueError unless `net` has the options `needed`, and none that no other implementation has."""
+    beyond = {"attention_at": None, "residual": False, "spectral_norm": False, "base": [4, 4]}
+    for name, value in {**beyond, **needed}.items():
+        if net.options[name] != value:
+            raise ValueError(f"{type(net).__name__} has {name}={net.options[name]}, {what} only {name}={value}")
+
+
 def count(weights: Weights, prefix: str) -> int:
     """How many numbered submodules there are under `prefix`."""
     return len({name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)})

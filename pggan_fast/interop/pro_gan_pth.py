@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pggan_fast.interop.mapping import Format, Pair, Weights, check_names, count, fmaps, give, take
+from pggan_fast.interop.mapping import Format, Pair, Weights, check_names, check_options, count, fmaps, give, take
 from pggan_fast.networks import Discriminator, Generator
 
 FORMAT = Format("pro-gan-pth")
@@ -78,7 +78,7 @@ def to_pro_gan_pth(net: Generator | Discriminator) -> dict[str, Tensor]:
         if generator
         else {"fused_scale": False, "label_dim": 0, "mbstd_group_size": 4, "minibatch_discrimination": False}
     )
-    check_options(net, needed, "pro-gan-pth")
+    check_options(net, needed, FORMAT.name)
     lods = net.resolution.bit_length() - 3
     if generator:
         first = net.input.weight
@@ -89,14 +89,6 @@ def to_pro_gan_pth(net: Generator | Discriminator) -> dict[str, Tensor]:
         f"{last}.conv_3": (*out.shape, 1, 1),
     }
     return give(net, _discriminator(lods), shapes, FORMAT)
-
-
-def check_options(net: Generator | Discriminator, needed: Mapping, what: str) -> None:
-    """Raises ValueError unless `net` has the options `needed`, and none that no other implementation has."""
-    beyond = {"attention_at": None, "residual": False, "spectral_norm": False, "base": [4, 4]}
-    for name, value in {**beyond, **needed}.items():
-        if net.options[name] != value:
-            raise ValueError(f"{type(net).__name__} has {name}={net.options[name]}, {what} only {name}={value}")
 
 
 def _generator(lods: int) -> list[Pair]:
