@@ -3,6 +3,8 @@
 from collections import defaultdict
 from pathlib import Path
 
+from bench import traffic_report
+
 COLUMNS = 3
 
 # Name, the provider that ours is compared with, label.
@@ -10,7 +12,7 @@ PLOTS = (("speedup", "eager", "times as fast as eager"), ("share", "copy", "shar
 
 
 def write(result: dict, folder: Path, name: str) -> list[Path]:
-    """`folder/name-speedup.png` and `folder/name-share.png`; [] without matplotlib or without anything to plot."""
+    """`folder/name-speedup.png`, `-share.png` and `-traffic.png`; [] without matplotlib or without anything to plot."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -39,7 +41,8 @@ def write(result: dict, folder: Path, name: str) -> list[Path]:
             axis.remove()
         paths.append(folder / f"{name}-{kind}.png")
         figure.savefig(paths[-1], dpi=80)
-    return paths
+    traffic = folder / f"{name}-traffic.png"
+    return [*paths, traffic] if traffic_report.plot(result["records"], traffic) else paths
 
 
 def lines_of(records: list[dict], other: str) -> dict[str, dict[str, dict[int, float]]]:

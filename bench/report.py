@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench import traffic_report
 from bench.targets import TARGETS
 
 KEY = ("suite", "shape", "dtype", "layout", "pass")
@@ -89,6 +90,10 @@ def suite_section(suite: str, records: list[dict]) -> str:
         return "## Training step\n\n" + step_table(records)
     if suite == "peak memory":
         return "## Most memory that a training step holds, above weights and optimizer\n\n" + peak_table(records)
+    if suite.startswith("traffic"):
+        unit = ", GB" if suite == "traffic bytes" else ""
+        title = f"## Counted on meta tensors, not timed: {suite} of a training step{unit}"
+        return f"{title}\n\n{table(*traffic_report.rows(records))}"
     if suite.startswith("memory"):
         return f"## Kept for backward: {suite.removeprefix('memory ')}\n\n" + memory_table(records)
     parts = [f"## {suite}"]
@@ -168,7 +173,7 @@ def losses_list(records: list[dict]) -> str:
     for record in records:
         for ours, others in record["speedups"].items():
             for other, speedup in others.items():
-                if other != "copy" and not other.startswith("ours") and speedup["median"] < 1:
+                if other not in ("copy", "convolutions") and not other.startswith("ours") and speedup["median"] < 1:
                     what = ", ".join(record[label] for label in KEY)
                     lines.append(f"- {what}: {ours} {speedup['median']:.2f} times as fast as {other}")
     return "\n".join(lines) or "In no case measured here."

@@ -47,6 +47,11 @@ def step(text: str, ours: str, other: str, speedup: float) -> Target:
     return Target(f"training step, {text}", other, speedup, where, ours)
 
 
+def traffic(text: str, suite: str, ours: str, other: str, times_fewer: float) -> Target:
+    where = {"suite": (suite,), "shape": ("16x3x32x32", "8x3x256x256", "4x3x1024x1024")}
+    return Target(f"training step at 32, 256 and 1024 px, {ours}: {text}", other, times_fewer, where, ours)
+
+
 FADES = ("fade_in", "fade_reals", "fade_reals_uint8")
 PEERS = ("peer step", "peer generation")
 SMALL = ("small bias_act", "small bias_act_pixel_norm", "small fade_in")
@@ -74,4 +79,9 @@ TARGETS = (
     Target("waiting for data: under 5% of a step", "step", 20.0, {"suite": ("loader",)}),
     Target("bytes kept for backward at 128 px: 0.6 of eager's", "eager", 1 / 0.6, {"suite": ("memory G", "memory D")}),
     Target("peak of a step at 256 and 1024 px, batch 1: 0.6 of eager's", "eager", 1 / 0.6, {"suite": ("peak memory",)}),
+    *(traffic("0.45 of eager's launches", "traffic launches", i, "eager", 1 / 0.45) for i in ("native", "triton")),
+    *(
+        traffic("1.6 times the convolutions' bytes", "traffic bytes", i, "convolutions", 1 / 1.6)
+        for i in ("native", "triton")
+    ),
 )

@@ -1,0 +1,35 @@
+"""Launches and bytes of a training step at every resolution, counted on meta tensors: no time is measured."""
+
+import pytest
+
+from bench.traffic_step import PROVIDERS, SIZES, step_traffic
+
+
+@pytest.mark.parametrize("resolution", SIZES)
+def test_traffic(resolution: int, record) -> None:
+    for found in traffic_records(resolution, SIZES[resolution]):
+        record(found)
+
+
+def traffic_records(resolution: int, batch: int, **options: int) -> list[dict]:
+    """Launches against eager's, bytes against those of the convolutions alone; a "speed-up" is how many times fewer."""
+    traffic = {provider: step_traffic(provider, resolution, batch, **options) for provider in PROVIDERS}
+    launches = {provider: counted.total_launches for provider, counted in traffic.items()}
+    moved = {provider: counted.total_bytes for provider, counted in traffic.items()}
+    alone = moved | {"convolutions": traffic["native"].of_convolutions}
+    labels = {
+        "shape": f"{batch}x3x{resolution}x{resolution}",
+        "dtype": "fp32",
+        "layout": "channels_last",
+        "pass": "training step",
+    }
+
+    def record(suite: str, counts: dict[str, int], *others: str) -> dict:
+        over = {ours: {other: _exactly(counts[other] / counts[ours]) for other in others} for ours in PROVIDERS[1:]}
+        return {"suite": suite, **labels, "counts": counts, "speedups": over}
+
+    return [record("traffic launches", launches, "eager"), record("traffic bytes", alone, "eager", "convolutions")]
+
+
+def _exactly(ratio: float) -> dict[str, float]:
+    return dict.fromkeys(("median", "p20", "p80"), float(f"{ratio:.4g}"))

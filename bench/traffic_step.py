@@ -1,0 +1,90 @@
+"""A whole training step's launches and bytes, of the baseline and of ours, at the paper's sizes.
+
+    python -m bench.traffic_step 256 8          resolution, batch; what contributes most
+
+fp32 on every side. "The convolutions' own" bytes are those of ours with folded kernels, each tensor once for each
+convolution and each of its gradients: what is left if everything else were free.
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache, partial
+from importlib import import_module
+from unittest import mock
+
+import torch
+
+from bench import eager
+from bench.traffic import Traffic
+from bench.traffic_kernels import counted
+from pggan_fast.networks import Discriminator, Generator
+from pggan_fast.training import TrainStep
+
+SIZES = {4: 128, 8: 128, 16: 128, 32: 16, 64: 16, 128: 16, 256: 8, 512: 4, 1024: 4}
+"""Resolution: batch."""
+
+PROVIDERS = ("eager", "native", "triton")
+
+
+@contextmanager
+def _meta_as_gpu() -> Iterator[None]:
+    """Lets steps run on meta tensors: no autocast, and Adam as on a GPU without its checks."""
+
+    class Adam(torch.optim.Adam):
+        def __init__(self, parameters, lr, fused=None, **options):
+            super().__init__(parameters, lr=1e-3, **options)
+            self._step_supports_amp_scaling = True
+            for group in self.param_groups:
+                # CUDA's default is foreach.
+                group |= {"lr": lr, "fused": fused, "foreach": not fused}
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch.optim, "Adam", Adam))
+        stack.enter_context(
+            mock.patch.object(import_module("torch.optim.adam"), "_device_dtype_check_for_fused", lambda *_: None)
+        )
+        stack.enter_context(mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()))
+        stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda _: False))
+        yield
+
+
+@cache
+def step_traffic(provider: str, resolution: int, batch: int, **options: int) -> Traffic:
+    """Of one of PROVIDERS, a step after the first; options are those of the networks."""
+    real = torch.empty(batch, 3, resolution, resolution, device="meta")
+    count = Traffic if provider == "eager" else partial(counted, provider)
+    with _meta_as_gpu():
+        with torch.device("meta"):
+            make = _eager_step if provider == "eager" else _our_step
+            step = make(resolution, **options)
+        with count():
+            step(real)
+        with count() as traffic:
+            step(real)
+    return traffic
+
+
+def _eager_step(resolution: int, **options: int) -> eager.TrainStep:
+    return eager.TrainStep(eager.Generator(resolution, **options), eager.Discriminator(resolution, **options))
+
+
+def _our_step(resolution: int, **options: int) -> TrainStep:
+    return TrainStep(Generator(resolution, **options), Discriminator(resolution, **options))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("resolution", type=int)
+    parser.add_argument("batch", type=int)
+    parser.add_argument("--rows", type=int, default=12, help="contributors to list")
+    given = parser.parse_args()
+    for provider in PROVIDERS:
+        traffic = step_traffic(provider, given.resolution, given.batch)
+        print(f"\n{provider}: {traffic.total_launches:,} launches, {traffic.total_bytes / 1e9:.2f} GB")
+        for name, size in traffic.bytes.most_common(given.rows):
+            print(f"{name:34} {traffic.launches[name]:6,} launches {size / 1e9:8.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
