@@ -154,8 +154,7 @@ def instructions(source: str, gpu: str) -> dict[str, set[str]]:
 def calculator() -> Path:
     """NVIDIA's occupancy calculator, cuda_occupancy.h, as a program."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    toolkit = Path(NVCC).resolve().parents[1] / "include"
-    return build.make(FOLDER / "occupancy", "g++", "-O1", "-isystem", str(toolkit), str(build.HERE / "occupancy.cpp"))
+    return build.make(FOLDER / "occupancy", NVCC, "-O1", str(build.HERE / "occupancy.cpp"))
 
 
 def blocks(gpu: str, needs: Sequence[Kernel]) -> list[int]:
