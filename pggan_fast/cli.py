@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pggan_fast import __version__
+from pggan_fast.convert import ExportConfig, ImportConfig, export_weights, import_weights
 from pggan_fast.demo import DemoConfig, demo
 from pggan_fast.doctor import report
 from pggan_fast.evaluation import EvaluateConfig, check_metrics, evaluate, judge_for
@@ -126,6 +127,17 @@ def _evaluate(arguments: list[str]) -> None:
     evaluate(from_options(EvaluateConfig, _parse("evaluate", EvaluateConfig, arguments)))
 
 
+def _import(arguments: list[str]) -> None:
+    """weights of other implementations (official, pro-gan-pth, gan-zoo) -> weights of ours"""
+    for path in import_weights(from_options(ImportConfig, _parse("import", ImportConfig, arguments))):
+        print(f"written: {path}")
+
+
+def _export(arguments: list[str]) -> None:
+    """a generator -> safetensors, torch.export, ONNX or another implementation's weights"""
+    print(f"written: {export_weights(from_options(ExportConfig, _parse('export', ExportConfig, arguments)))}")
+
+
 def _demo(arguments: list[str]) -> int:
     """handwritten digits in a few minutes: data, training, sample grid"""
     return 0 if demo(from_options(DemoConfig, _parse("demo", DemoConfig, arguments))) else INTERRUPTED
@@ -144,6 +156,8 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "interpolate": _interpolate,
     "video": _video,
     "evaluate": _evaluate,
+    "import": _import,
+    "export": _export,
     "demo": _demo,
     "doctor": _doctor,
 }

@@ -19,7 +19,7 @@ ORDER = (
     {"networks", "dropin", "interop"},
     {"__init__"},
     {"training", "metrics"},
-    {"demo", "doctor", "evaluation"},
+    {"convert", "demo", "doctor", "evaluation"},
     {"cli", "__main__"},
 )
 # interop returns networks; __main__ is the cli.

@@ -39,8 +39,8 @@ def option(
 
 
 def flag(name: str) -> str:
-    """The option of the field `name`."""
-    return "--" + name.replace("_", "-")
+    """The option of the field `name`; a last underscore, of a name that Python has taken, is not part of it."""
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,6 +67,7 @@ class Parser(argparse.ArgumentParser):
         hints = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
             settings: dict[str, Any] = {
+                "dest": field.name,
                 "default": argparse.SUPPRESS,
                 "help": field.metadata["help"] + _default_text(field),
             }

@@ -1,0 +1,180 @@
+"""The verbs `import` and `export`: weights from other implementations, and for other programs."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pggan_fast import interop
+from pggan_fast.interop.export import export_program, onnx_bytes, program_bytes
+from pggan_fast.networks import Discriminator, Generator
+from pggan_fast.training import UserError
+from pggan_fast.training.extras import needed
+from pggan_fast.training.files import written_aside
+from pggan_fast.training.generate import generator_of_run
+from pggan_fast.training.options import option
+from pggan_fast.training.weights import load_generator, save_weights
+
+Networks = dict[str, Generator | Discriminator]
+
+SOURCES = ("official", "pro-gan-pth", "gan-zoo")
+EXPORTS = ("safetensors", "torch-export", "onnx", "pro-gan-pth", "gan-zoo")
+
+# Where the two PyTorch implementations keep their networks; the average is what one wants to generate with.
+GENERATORS = ("shadow_generator", "avgG", "generator", "netG")
+DISCRIMINATORS = ("discriminator", "netD")
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Settings of `pggan-fast import`."""
+
+    from_: str = option(help="whose file it is", choices=SOURCES)
+    weights: Path = option(help="the file: official .pkl, or what torch.save wrote")
+    out: Path = option(help="new folder for generator.safetensors and discriminator.safetensors")
+    label_dim: int = option(0, help="how many of a generator's latents are classes; official files say it themselves")
+    equalized: bool = option(
+        True, help="weights are scaled at run time; official and pro-gan-pth files say it themselves"
+    )
+
+    def __post_init__(self) -> None:
+        if self.label_dim < 0:
+            raise UserError(f"--label-dim {self.label_dim}: must be 0 or more")
+        if self.from_ == "official" and (self.label_dim or not self.equalized):
+            raise UserError("--from official: the file says --label-dim and --equalized itself; leave them out")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Settings of `pggan-fast export`."""
+
+    format: str = option(help="what to write the generator as", choices=EXPORTS)
+    out: Path = option(help="the file to write")
+    run: Path | None = option(None, help="a run: its final weights or, before that, its newest checkpoint")
+    weights: Path | None = option(None, help="or a generator.safetensors with its .json beside it")
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.weights is None):
+            raise UserError("--run or --weights: exactly one of them must be given")
+        if self.format == "safetensors" and self.out.suffix != ".safetensors":
+            raise UserError(f"--out {self.out}: must end in .safetensors")
+
+
+def import_weights(config: ImportConfig) -> list[Path]:
+    """Write the networks of the file as ours and return their paths. Raises UserError before it would overwrite one."""
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise UserError(f"--out {config.out}: exists already and is not empty; choose another folder")
+    if not config.weights.is_file():
+        raise UserError(f"--weights {config.weights}: no such file")
+    try:
+        networks = _official(config) if config.from_ == "official" else _from_torch(config)
+    except ValueError as error:
+        raise UserError(f"--weights {config.weights}: {error}") from error
+    paths = []
+    for name, network in networks.items():
+        paths.append(config.out / f"{name}.safetensors")
+        save_weights(paths[-1], network, _facts(network))
+    return paths
+
+
+def export_weights(config: ExportConfig) -> Path:
+    """Write the file and return its path. Raises UserError before it would overwrite one."""
+    for path in (config.out, config.out.with_suffix(".json")) if config.format == "safetensors" else (config.out,):
+        if path.exists():
+            raise UserError(f"--out {config.out}: {path} exists already; choose another name")
+    if config.format == "onnx":
+        for module in ("onnx", "onnxscript"):
+            needed(module, extra="onnx", what="--format onnx")
+    G, facts = load_generator(config.weights) if config.weights else generator_of_run(config.run)
+    if config.format == "safetensors":
+        save_weights(config.out, G, facts)
+        return config.out
+    if config.format in STATE_DICTS:
+        try:
+            state_dict = STATE_DICTS[config.format](G)
+        except ValueError as error:
+            raise UserError(f"--format {config.format}: {error}") from error
+        with written_aside(config.out) as aside:
+            torch.save(state_dict, aside)
+        return config.out
+    program = export_program(G, resolution=facts["resolution"], alpha=facts["alpha"])
+    with written_aside(config.out) as aside:
+        aside.write_bytes(onnx_bytes(program) if config.format == "onnx" else program_bytes(program))
+    return config.out
+
+
+STATE_DICTS: dict[str, Callable[[Generator], dict[str, Tensor]]] = {
+    "pro-gan-pth": interop.to_pro_gan_pth,
+    "gan-zoo": interop.to_gan_zoo,
+}
+
+
+def _facts(network: Generator | Discriminator) -> dict[str, Any]:
+    if isinstance(network, Discriminator):
+        return {"options": network.options}
+    return {
+        "options": network.options,
+        "classes": [str(i) for i in range(network.label_dim)],
+        "images": 0,
+        "resolution": network.resolution,
+        "alpha": 1.0,
+    }
+
+
+def _official(config: ImportConfig) -> Networks:
+    loaded = interop.load_official_pickle(config.weights)
+    average = loaded.get("Gs", loaded.get("G"))
+    networks = {"generator": average, "discriminator": loaded.get("D")}
+    found = {name: network for name, network in networks.items() if network is not None}
+    if not found:
+        raise ValueError(f"has networks named {', '.join(loaded)}, none of them Gs, G or D")
+    return found
+
+
+def _from_torch(config: ImportConfig) -> Networks:
+    networks: Networks = {}
+    for state_dict, conf in _state_dicts(_load(config.weights)):
+        if config.from_ == "pro-gan-pth":
+            equalized = bool(conf.get("use_eql", config.equalized))
+            network = interop.from_pro_gan_pth(state_dict, use_eql=equalized, label_dim=config.label_dim)
+        else:
+            network = interop.from_gan_zoo(state_dict, equalized=config.equalized, label_dim=config.label_dim)
+        networks["generator" if isinstance(network, Generator) else "discriminator"] = network
+    return networks
+
+
+class _ZooConfig:
+    """Stands in for pytorch_GAN_zoo's settings, which its checkpoints hold beside the networks."""
+
+
+def _load(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([(_ZooConfig, "models.utils.config.BaseConfig")]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split()).partition("Please file")[0][:160]
+        raise ValueError(f"torch.load reads no weights from it: {reason}") from error
+
+
+def _state_dicts(loaded: Any) -> list[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:
+    """(state dict, its network's settings if it has them) of what a file holds."""
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"holds a {type(loaded).__name__}, must hold weights by name")
+    if "state_dict" in loaded:
+        return [(loaded["state_dict"], loaded.get("conf", {}))]
+    if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+        return [(loaded, {})]
+    found = []
+    for names in (GENERATORS, DISCRIMINATORS):
+        part = next((loaded[name] for name in names if loaded.get(name)), None)
+        if part is not None:
+            found += _state_dicts(part)
+    if not found:
+        raise ValueError(f"has none of {', '.join(GENERATORS + DISCRIMINATORS)}, and is no state dict")
+    return found

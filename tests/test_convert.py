@@ -1,0 +1,113 @@
+"""import and export on the command line: files of others in, files for others out, errors of one line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pggan_fast import Discriminator, Generator
+from pggan_fast.cli import main
+from pggan_fast.interop import to_gan_zoo, to_pro_gan_pth
+from pggan_fast.training.weights import load_generator
+
+SMALL = {"fmap_base": 32, "fmap_max": 8}
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def files(tmp_path):
+    """By format: a file of that implementation, and the networks that are in it."""
+    torch.manual_seed(0)
+    pro = Generator(8, latent_dim=5, input_norm=False, **SMALL), Discriminator(8, fused_scale=False, **SMALL)
+    zoo = (
+        Generator(8, latent_dim=5, input_bias="pixel", **SMALL),
+        Discriminator(8, fused_scale=False, mbstd_group_size=1, **SMALL),
+    )
+    parts = [{"conf": {"use_eql": True}, "state_dict": to_pro_gan_pth(net)} for net in pro]
+    torch.save(
+        {"generator": parts[0], "shadow_generator": parts[0], "discriminator": parts[1], "gen_optim": {"state": {}}},
+        tmp_path / "pro-gan-pth.bin",
+    )
+    torch.save({"netG": to_gan_zoo(zoo[0]), "netD": to_gan_zoo(zoo[1])}, tmp_path / "gan-zoo.pt")
+    return {"pro-gan-pth": (tmp_path / "pro-gan-pth.bin", *pro), "gan-zoo": (tmp_path / "gan-zoo.pt", *zoo)}
+
+
+@pytest.mark.parametrize("source", ["pro-gan-pth", "gan-zoo"])
+def test_import_and_back(capsys, tmp_path, files, source):
+    file, G, D = files[source]
+    code, out, _ = run(capsys, "import", "--from", source, "--weights", file, "--out", tmp_path / "out")
+    assert code == 0 and "generator.safetensors" in out and "discriminator.safetensors" in out
+    imported, facts = load_generator(tmp_path / "out" / "generator.safetensors")
+    z = torch.randn(3, 5)
+    torch.testing.assert_close(imported(z), G(z))
+    judge = Discriminator(**json.loads((tmp_path / "out" / "discriminator.json").read_text())["options"])
+    judge.load_state_dict(load_file(tmp_path / "out" / "discriminator.safetensors"))
+    images = torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(judge(images)[0], D(images)[0])
+    weights = tmp_path / "out" / "generator.safetensors"
+    code, _, _ = run(capsys, "export", "--weights", weights, "--format", source, "--out", tmp_path / "back.pt")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    theirs = (to_pro_gan_pth if source == "pro-gan-pth" else to_gan_zoo)(G)
+    assert code == 0 and back.keys() == theirs.keys()
+    assert run(capsys, "generate", "--weights", weights, "--count", 1, "--out", tmp_path / "png")[0] == 0
+
+
+def test_export(capsys, tmp_path, files):
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    file, G, _ = files["gan-zoo"]
+    run(capsys, "import", "--from", "gan-zoo", "--weights", file, "--out", tmp_path / "out")
+    weights = tmp_path / "out" / "generator.safetensors"
+    for form, name in (("safetensors", "g.safetensors"), ("torch-export", "g.pt2"), ("onnx", "g.onnx")):
+        options = ("export", "--weights", weights, "--format", form, "--out", tmp_path / name)
+        assert run(capsys, *options)[0] == 0
+        code, _, error = run(capsys, *options)
+        assert code == 2 and "exists already" in error
+    z = torch.randn(3, 5)
+    expected = G(z).detach()
+    torch.testing.assert_close(load_generator(tmp_path / "g.safetensors")[0](z).detach(), expected)
+    torch.testing.assert_close(
+        torch.export.load(tmp_path / "g.pt2").module()(z).detach(), expected, atol=1e-5, rtol=1e-4
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "g.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"z": z.numpy()})[0], expected.numpy(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("import", "--from", "official"), "--weights is missing"),
+        (("import", "--weights", "x", "--out", "y"), "--from is missing"),
+        (("import", "--from", "keras", "--weights", "x", "--out", "y"), "'keras'"),
+        (("import", "--from", "official", "--weights", "x", "--out", "y"), "--weights x: no such file"),
+        (("import", "--from", "official", "--weights", "x", "--out", "y", "--label-dim", "2"), "leave them out"),
+        (("export", "--format", "onnx", "--out", "y"), "--run or --weights"),
+        (("export", "--format", "safetensors", "--weights", "x", "--out", "y"), "must end in .safetensors"),
+    ],
+)
+def test_mistakes(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = run(capsys, *arguments)
+    assert code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("source", ["official", "pro-gan-pth", "gan-zoo"])
+def test_files_that_hold_something_else(capsys, tmp_path, source):
+    for name, content in (("a", {"G": 1}), ("b", [torch.zeros(2)]), ("c", {"weird.weight": torch.zeros(2)})):
+        torch.save(content, tmp_path / name)
+    torch.save({"x": Generator}, tmp_path / "d")
+    (tmp_path / "e").write_bytes(b"not a file of weights")
+    (tmp_path / "f").write_bytes(b"")
+    for name in "abcdef":
+        code, _, error = run(
+            capsys, "import", "--from", source, "--weights", tmp_path / name, "--out", tmp_path / "out"
+        )
+        assert code == 2 and error.count("\n") == 1, name
+        assert not (tmp_path / "out").exists()
