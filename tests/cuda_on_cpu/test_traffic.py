@@ -1,0 +1,59 @@
+"""What bench.traffic_kernels says that the CUDA kernels launch and move, against what the harness counts."""
+
+import pytest
+import torch
+
+from bench.traffic_kernels import NATIVE, arguments, native_bytes, native_launches
+from tests.cuda_on_cpu import build
+
+# Biases, rows of sums and appended maps beside the tensors, which are small here.
+ALLOWED = 0.05
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def check(name: str, *args: object) -> object:
+    controls, op = build.load(), getattr(torch.ops.pggan_fast_cuda_on_cpu, name).default
+    controls.take_launches()
+    outputs = op(*args)
+    launches = controls.take_launches()
+    given = arguments(op, args, {})
+    assert len(launches) == native_launches(name, given)
+    moved = sum(launch.loaded + launch.stored for launch in launches)
+    assert moved == pytest.approx(native_bytes(name, given, outputs), rel=ALLOWED), name
+    return outputs
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_op(layout):
+    build.load()
+    low, x, big, alpha = torch.randn(4, 64, 16, 16), torch.randn(4, 64, 32, 32), torch.randn(8, 512, 4, 4), 0.3
+    low, x, big = (t.contiguous(memory_format=LAYOUTS[layout]) for t in (low, x, big))
+    bias, seen = torch.randn(64), set()
+
+    def call(name: str, *args: object) -> object:
+        seen.add(name)
+        return check(name, *args)
+
+    for act in ("lrelu", "linear"):
+        for pixel_norm in (False, True):
+            options = (0.7, act, 0.2, 1.3, pixel_norm)
+            y, r = call("bias_act", x, bias, *options)
+            call("bias_act_", x.clone(memory_format=torch.preserve_format), bias, *options)
+            r = r if pixel_norm else None
+            for bias_wanted in (False, True):
+                call("bias_act_backward", x, None, y, r, *options, bias_wanted)
+            call("bias_act_double_backward", x, bias, x, None, y, r, *options)
+    call("upsample2x", low)
+    call("downsample2x", x)
+    call("fade_in", low, x, torch.tensor(alpha))
+    call("fade_in_backward", x, torch.tensor(alpha))
+    call("fade_reals", x, torch.tensor(alpha), 0.0, torch.float32)
+    statistics = (4, 1, 1e-8, True, 0)
+    y = call("minibatch_stddev", big, *statistics)
+    call("minibatch_stddev_backward", y, big, *statistics)
+    call("minibatch_stddev_double_backward", big, y, big, *statistics)
+    for transposed in (False, True):
+        last = layout == "channels_last"
+        folded = call("fold_weight", torch.randn(64, 32, 3, 3), 1.0, transposed, torch.float32, last)
+        call("unfold_weight", folded, 1.0, transposed, torch.float32, last)
+    assert seen == set(NATIVE)

@@ -1,0 +1,153 @@
+"""What bench.traffic_kernels says that Triton's kernels move, against the addresses that the interpreter sees."""
+
+from collections import defaultdict
+from contextlib import ExitStack
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder
+
+from bench.traffic_kernels import COMPOSITES, HOSTS, MODULES, triton_bytes
+from pggan_fast.kernels import bias_act, conv, fold, resample, stddev
+from pggan_fast.kernels import conv_gradients as gradients
+
+# Biases, rows of sums and appended maps beside the tensors, which are small here.
+ALLOWED = 0.05
+TAPPED = ("convolution_kernel", "weight_gradient_kernel")
+
+
+class Launches:
+    """Bytes of every launch: as the model has them, as loads and stores ask for them, and without what comes again."""
+
+    def __init__(self):
+        self.expected: dict[str, float] = defaultdict(float)
+        self.issued: dict[str, int] = defaultdict(int)
+        self.distinct: dict[str, int] = defaultdict(int)
+        self._addresses: dict[str, list[np.ndarray]] | None = None
+
+    def see(self, way: str, pointers, mask) -> None:
+        taken = np.asarray(pointers.data)[np.asarray(mask.data, dtype=bool)]
+        self._addresses[way].append((taken.ravel(), pointers.get_element_ty().primitive_bitwidth // 8))
+
+    def run(self, launch, kernel, grid, *args, **options) -> None:
+        tensors = {n: a for n, a in zip(kernel.arg_names, args, strict=False) if isinstance(a, Tensor)}
+        name = kernel.__name__
+        self.expected[name] += triton_bytes(kernel, tensors)
+        self._addresses = defaultdict(list)
+        launch(kernel, grid, *args, **options)
+        for accesses in self._addresses.values():
+            self.issued[name] += sum(taken.size * size for taken, size in accesses)
+            for size in {size for _, size in accesses}:
+                same = [taken for taken, other in accesses if other == size]
+                self.distinct[name] += size * np.unique(np.concatenate(same)).size
+
+
+@pytest.fixture
+def seen():
+    launches = Launches()
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def traced_load(self, pointers, mask, *rest):
+        launches.see("loads", pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def traced_store(self, pointers, value, mask, *rest):
+        launches.see("stores", pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(InterpreterBuilder, "create_masked_load", traced_load))
+        stack.enter_context(mock.patch.object(InterpreterBuilder, "create_masked_store", traced_store))
+        for module in MODULES:
+            run = module.launch
+            traced = lambda *args, run=run, **options: launches.run(run, *args, **options)  # noqa: E731
+            stack.enter_context(mock.patch.object(module, "launch", traced))
+        yield launches
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape).to(memory_format=torch.channels_last) if len(shape) == 4 else torch.randn(shape)
+
+
+def check(seen: Launches) -> None:
+    expected = sum(seen.expected.values())
+    counted = sum((seen.distinct if name in TAPPED else seen.issued)[name] for name in seen.expected)
+    assert expected > 0
+    assert counted == pytest.approx(expected, rel=ALLOWED), (dict(seen.expected), dict(seen.issued))
+
+
+@pytest.mark.parametrize("act", ["lrelu", "linear"])
+@pytest.mark.parametrize("pixel_norm", [False, True])
+@pytest.mark.parametrize("call", ["forward", "in place", "backward", "double backward"])
+def test_bias_act(seen, call, pixel_norm, act):
+    x, bias = random(4, 64, 16, 16), random(64)
+    options = (0.7, act, 0.2, 1.3, pixel_norm)
+    if call == "in place":
+        bias_act.forward_in_place(x, bias, *options, 1e-8)
+        return check(seen)
+    y, r = bias_act.forward(x, bias, *options, 1e-8)
+    if call != "forward":
+        seen.__init__()
+        r = r if pixel_norm else None
+    if call == "backward":
+        bias_act.backward(x, None, y, r, *options, False)
+    if call == "double backward":
+        bias_act.double_backward(x, bias, x, None, y, r, *options)
+    check(seen)
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward", "double backward"])
+def test_minibatch_stddev(seen, pass_):
+    x, options = random(8, 64, 4, 4), (4, 1, 1e-8, True, 0)
+    y = random(8, 65, 4, 4)
+    if pass_ == "forward":
+        stddev.forward(x, *options)
+    elif pass_ == "backward":
+        stddev.backward(y, x, *options)
+    else:
+        stddev.double_backward(x, y, x, *options)
+    check(seen)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("run", [fold.fold, fold.unfold])
+def test_folding(seen, run, transposed):
+    size = 3 if run is fold.fold else 4
+    run(torch.randn(32, 16, size, size), 1.0, transposed, torch.float32, False)
+    check(seen)
+
+
+def test_resampling(seen):
+    low, high, alpha = random(2, 16, 16, 16), random(2, 16, 32, 32), torch.tensor(0.3)
+    resample.upsample(low, 1.0, 0, 0)
+    resample.downsample(high, 0.25)
+    resample.fade_in(low, high, alpha, 0.3)
+    resample.fade_in_backward(high, alpha, 0.3)
+    check(seen)
+
+
+@pytest.mark.parametrize(("stride", "transposed"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize("pixel_norm", [False, True])
+def test_convolution_counts_each_tensor_once(seen, stride, transposed, pixel_norm):
+    x, k = random(2, 16, 16, 16), 4 if stride == 2 else 3
+    size = (32, 32) if transposed else (16 // stride, 16 // stride)
+    conv.convolve(
+        x, random(16, 16, k, k), size=size, stride=stride, padding=1, transposed=transposed, pixel_norm=pixel_norm
+    )
+    check(seen)
+    assert seen.issued["convolution_kernel"] > seen.distinct["convolution_kernel"]
+
+
+def test_weight_gradient_counts_each_tensor_once(seen):
+    a, b = random(2, 16, 16, 16), random(2, 16, 16, 16)
+    gradients.weight_gradient(a, b, 3, stride=1, padding=1, gate=conv.Gate(a.clone(), 1.0, 0.2))
+    check(seen)
+
+
+def test_every_op_has_its_function():
+    schemas = (str(schema).partition("(")[0].partition("::") for schema in torch._C._jit_get_all_schemas())
+    ops = {name.partition(".")[0] for namespace, _, name in schemas if namespace == "pggan_fast_triton"}
+    assert ops == {*HOSTS, *COMPOSITES}
