@@ -1,4 +1,4 @@
-"""State dicts of pro-gan-pth (the package pro-gan-pytorch, 3.x), to and from our networks.
+"""State dicts of pro-gan-pth 3 (`pro_gan_pytorch`), to and from our networks.
 
 Every layer has the gain sqrt(2), biases are not scaled. The generator does not normalize the features of its first
 layer, a transposed convolution of 1x1 latents: `input_norm=False`. The discriminator averages after its activation:
