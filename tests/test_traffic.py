@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.bench_traffic import traffic_records
-from bench.traffic import Traffic, multi_tensor_launches
-from bench.traffic_report import plot, rows
+pytest.importorskip("triton")
+from bench.bench_traffic import traffic_records  # noqa: E402
+from bench.traffic import Traffic, multi_tensor_launches  # noqa: E402
+from bench.traffic_report import plot, rows  # noqa: E402
 
 
 def meta(*shape: int) -> torch.Tensor:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from triton.runtime.interpreter import InterpreterBuilder
 
-from bench.traffic_kernels import COMPOSITES, HOSTS, MODULES, triton_bytes
-from pggan_fast.kernels import bias_act, conv, fold, resample, stddev
-from pggan_fast.kernels import conv_gradients as gradients
+pytest.importorskip("triton")
+from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
+
+from bench.traffic_kernels import COMPOSITES, HOSTS, MODULES, triton_bytes  # noqa: E402
+from pggan_fast.kernels import bias_act, conv, fold, resample, stddev  # noqa: E402
+from pggan_fast.kernels import conv_gradients as gradients  # noqa: E402
 
 # Biases, rows of sums and appended maps beside the tensors, which are small here.
 ALLOWED = 0.05
