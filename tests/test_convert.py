@@ -1,6 +1,8 @@
 """import and export on the command line: files of others in, files for others out, errors of one line."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -111,3 +113,25 @@ def test_files_that_hold_something_else(capsys, tmp_path, source):
         )
         assert code == 2 and error.count("\n") == 1, name
         assert not (tmp_path / "out").exists()
+
+
+def test_settings_beside_the_networks_are_passed_over(capsys, tmp_path, files, monkeypatch):
+    """A GAN zoo checkpoint holds an object of a class of its own; nothing of it is needed."""
+
+    class BaseConfig:
+        pass
+
+    BaseConfig.__module__, BaseConfig.__qualname__ = "models.utils.config", "BaseConfig"
+    module = types.ModuleType("models.utils.config")
+    module.BaseConfig = BaseConfig
+    monkeypatch.setitem(sys.modules, "models", types.ModuleType("models"))
+    monkeypatch.setitem(sys.modules, "models.utils", types.ModuleType("models.utils"))
+    monkeypatch.setitem(sys.modules, "models.utils.config", module)
+    config = BaseConfig()
+    config.depth, config.equalizedlR = 512, True
+    _, G, _ = files["gan-zoo"]
+    torch.save({"config": config, "netG": to_gan_zoo(G)}, tmp_path / "full.pt")
+    code, _, error = run(
+        capsys, "import", "--from", "gan-zoo", "--weights", tmp_path / "full.pt", "--out", tmp_path / "out"
+    )
+    assert code == 0, error

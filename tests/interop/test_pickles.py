@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from pggan_fast.cli import main
 from pggan_fast.interop import load_official_pickle, read_official_pickle
+from pggan_fast.training.weights import load_generator
 from tests.interop.golden import IMAGE_TOLERANCE, SCORE_TOLERANCE, assert_close, load, tensor, under
 
 SHARED_OPTIONS = {
@@ -131,3 +133,18 @@ def test_options_that_ours_do_not_have(official, tmp_path, options, message):
     path.write_bytes(pickle.dumps(networks(official, **options)[1], 4))
     with pytest.raises(ValueError, match=message):
         load_official_pickle(path)
+
+
+def test_the_command_line_takes_the_average(official, tmp_path, capsys):
+    path = tmp_path / "network.pkl"
+    three = networks(official)
+    average = dict(three[2].state["variables"])
+    average["ToRGB_lod0/bias"] = average["ToRGB_lod0/bias"] + 1
+    three[2].state["variables"] = list(average.items())
+    path.write_bytes(pickle.dumps(three, 4))
+    assert main(["import", "--from", "official", "--weights", str(path), "--out", str(tmp_path / "out")]) == 0
+    G, facts = load_generator(tmp_path / "out" / "generator.safetensors")
+    assert facts["classes"] == ["0", "1", "2", "3", "4"]
+    golden = load("nets_r16_l5_fused_taper")
+    images = G(tensor(golden, "latents"), tensor(golden, "labels"))
+    assert_close(images, golden["G_out/lod0.0"] + 1, IMAGE_TOLERANCE)
