@@ -2,8 +2,8 @@
 
 Theirs multiplies a layer's output, so that biases are scaled with the weights, and every layer has the gain sqrt(2).
 The generator's first layer has one bias per pixel: `input_bias="pixel"`. The discriminator averages after its
-activation: `fused_scale=False`. Its minibatch statistics (unbiased, and above 4 samples mixed between groups) are no
-function of ours, so a discriminator with them is refused, and so is one with class logits.
+activation: `fused_scale=False`. Its minibatch statistics are of consecutive samples and unbiased; they agree where 4
+divides the batch or the batch has 2 or 3 samples. A discriminator with class logits is refused.
 """
 
 import math
@@ -15,6 +15,7 @@ from pggan_fast.networks import Discriminator, Generator
 
 FORMAT = Format("pytorch_GAN_zoo", scaled_bias=True)
 GAIN = math.sqrt(2)
+STATISTICS = {"mbstd_grouping": "consecutive", "mbstd_correction": 1}
 
 
 def from_gan_zoo(
@@ -51,14 +52,16 @@ def from_gan_zoo(
             **fmaps(channels, fmap),
         )
     else:
-        _check_discriminator(weights)
+        if (scores := weights["decisionLayer.bias"].numel()) != 1:
+            raise ValueError(f"weights: a discriminator with {scores} outputs, must have 1 (no classes)")
         channels = {r: weights[f"fromRGBLayers.{i}.bias"].numel() for i, r in enumerate(sizes)}
         channels[2] = weights["groupScaleZero.1.bias"].numel()
         net = Discriminator(
             sizes[-1],
             image_channels=weights["fromRGBLayers.0.weight"].shape[1],
             fused_scale=False,
-            mbstd_group_size=1,
+            mbstd_group_size=4 if _has_statistics(weights) else 1,
+            **STATISTICS,
             **fmaps(channels, fmap),
         )
     take(weights, net, pairs, FORMAT, equalized)
@@ -80,18 +83,17 @@ def to_gan_zoo(net: Generator | Discriminator) -> dict[str, Tensor]:
         if net.options["input_bias"] == "channel":
             weights["formatLayer.bias"] = weights["formatLayer.bias"].repeat_interleave(16)
     else:
-        needed = {"fused_scale": False, "label_dim": 0, "mbstd_group_size": 1, "minibatch_discrimination": False}
+        needed = {"fused_scale": False, "label_dim": 0, "minibatch_discrimination": False}
+        if net.mbstd_group_size > 1:
+            needed |= {"mbstd_group_size": 4, **STATISTICS}
         check_options(net, needed, FORMAT.name)
         weights = give(net, _discriminator(lods), {}, FORMAT)
     return {f"{name.rpartition('.')[0]}.module.{name.rpartition('.')[2]}": value for name, value in weights.items()}
 
 
-def _check_discriminator(weights: Weights) -> None:
-    conv = weights["groupScaleZero.0.weight"]
-    if conv.shape[1] != conv.shape[0]:
-        raise ValueError("weights: a discriminator with pytorch_GAN_zoo's minibatch statistics, which ours do not have")
-    if (scores := weights["decisionLayer.bias"].numel()) != 1:
-        raise ValueError(f"weights: a discriminator with {scores} outputs, must have 1 (no classes)")
+def _has_statistics(weights: Weights) -> bool:
+    maps, features = weights["groupScaleZero.0.weight"].shape[:2]
+    return features == maps + 1
 
 
 def _generator(lods: int) -> list[Pair]:

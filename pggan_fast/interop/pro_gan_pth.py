@@ -76,7 +76,14 @@ def to_pro_gan_pth(net: Generator | Discriminator) -> dict[str, Tensor]:
     needed: Mapping = (
         {"input_norm": False, "input_bias": "channel", "pixel_norm": True, "normalize_latents": True}
         if generator
-        else {"fused_scale": False, "label_dim": 0, "mbstd_group_size": 4, "minibatch_discrimination": False}
+        else {
+            "fused_scale": False,
+            "label_dim": 0,
+            "mbstd_group_size": 4,
+            "mbstd_grouping": "strided",
+            "mbstd_correction": 0,
+            "minibatch_discrimination": False,
+        }
     )
     check_options(net, needed, FORMAT.name)
     lods = net.resolution.bit_length() - 3

@@ -41,6 +41,8 @@ class Discriminator(nn.Module):
         fused_scale: True is the official default, `lrelu(pool(conv x) + b)`; False is `pool(lrelu(conv x + b))`,
             another function.
         mbstd_group_size: group size of the minibatch standard deviation, 1 for none of it.
+        mbstd_grouping, mbstd_correction: `grouping` and `correction` of `MinibatchStdDev`; pytorch_GAN_zoo has
+            "consecutive" and 1.
         attention_at, residual, spectral_norm: as in `Generator`; the block that leaves that resolution attends first.
         minibatch_discrimination: a `MinibatchDiscrimination` before the last layer.
         label_mode: what is done with labels. "acgan": class logits are returned beside the score (Odena et al. 2017).
@@ -66,6 +68,8 @@ class Discriminator(nn.Module):
         fmap_max: int = 512,
         fused_scale: bool = True,
         mbstd_group_size: int = 4,
+        mbstd_grouping: str = "strided",
+        mbstd_correction: int = 0,
         attention_at: int | None = None,
         residual: bool = False,
         spectral_norm: bool = False,
@@ -89,6 +93,8 @@ class Discriminator(nn.Module):
             fmap_max=fmap_max,
             fused_scale=fused_scale,
             mbstd_group_size=mbstd_group_size,
+            mbstd_grouping=mbstd_grouping,
+            mbstd_correction=mbstd_correction,
             attention_at=attention_at,
             residual=residual,
             spectral_norm=spectral_norm,
@@ -120,7 +126,9 @@ class Discriminator(nn.Module):
         if attention_at == 4:
             self.head["attention"] = SelfAttention2d(features)
         if mbstd_group_size > 1:
-            self.head["stddev"] = MinibatchStdDev(mbstd_group_size)
+            self.head["stddev"] = MinibatchStdDev(
+                mbstd_group_size, grouping=mbstd_grouping, correction=mbstd_correction
+            )
             features += 1
         if label_mode == "concat":
             features += label_dim
