@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from pggan_fast import Discriminator, Generator
 from pggan_fast.cli import main
 from pggan_fast.interop import to_gan_zoo, to_pro_gan_pth
+from pggan_fast.training import UserError
+from pggan_fast.training.initial import find_weights
 from pggan_fast.training.weights import load_generator
 
 SMALL = {"fmap_base": 32, "fmap_max": 8}
@@ -59,6 +61,12 @@ def test_import_and_back(capsys, tmp_path, files, source):
     theirs = (to_pro_gan_pth if source == "pro-gan-pth" else to_gan_zoo)(G)
     assert code == 0 and back.keys() == theirs.keys()
     assert run(capsys, "generate", "--weights", weights, "--count", 1, "--out", tmp_path / "png")[0] == 0
+
+
+def test_runs_do_not_start_from_networks_of_another_function(capsys, tmp_path, files):
+    run(capsys, "import", "--from", "pro-gan-pth", "--weights", files["pro-gan-pth"][0], "--out", tmp_path / "out")
+    with pytest.raises(UserError, match="input_norm=False, runs have True"):
+        find_weights(tmp_path / "out" / "generator.safetensors")
 
 
 def test_export(capsys, tmp_path, files):

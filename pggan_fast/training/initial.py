@@ -19,6 +19,9 @@ from pggan_fast.training.step import TrainStep
 
 Weights = dict[str, Tensor]
 
+# Options that no weight shows and no setting of a run changes; imported networks may have others.
+AS_TRAINED = {"fused_scale": True, "input_norm": True, "mbstd_grouping": "strided", "mbstd_correction": 0}
+
 
 def settings_to_grow(run: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run that goes on growing the networks of the finished `run`, changed by those `given`.
@@ -81,6 +84,15 @@ def find_weights(path: Path) -> dict[str, Weights]:
 
 
 def _load(file: Path) -> Weights:
+    described = file.with_suffix(".json")
+    if described.is_file():
+        try:
+            options = json.loads(described.read_text(encoding="utf-8"))["options"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"--init-from {file}: {described.name} is damaged ({error})") from error
+        for name, value in AS_TRAINED.items():
+            if options.get(name, value) != value:
+                raise UserError(f"--init-from {file}: is of a network with {name}={options[name]}, runs have {value}")
     try:
         return safetensors.torch.load_file(file)
     except safetensors.SafetensorError as error:
