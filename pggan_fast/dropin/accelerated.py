@@ -92,10 +92,12 @@ class State:
 
     def find(self, module: nn.Module, args: tuple, kwargs: dict) -> Callable | None:
         """The rewritten forward that is right for this call."""
+        if kwargs or not args or _transformed():  # also under the trace of a module around this one
+            return None
         if self.counts is None:
             with self.lock:
                 self.prepare(module)
-        if kwargs or not args or len(args) not in self.counts or _transformed():
+        if len(args) not in self.counts:
             return None
         for argument in args:
             if type(argument) is not Tensor and type(argument) is not nn.Parameter:

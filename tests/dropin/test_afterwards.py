@@ -28,9 +28,7 @@ def test_hooks_run_and_their_module_is_left_alone(kind):
     fast(X.clone().requires_grad_()).sum().backward()
     assert seen
     assert ("conv1", "it has hooks") in [(row.module, row.what) for row in explain(fast).left]
-    assert [row.what for row in explain(fast).replaced] == ["equalized conv + lrelu + pixel norm", "pixel norm"] or [
-        row.what for row in explain(fast).replaced
-    ]
+    assert "conv1" not in {row.module for row in explain(fast).replaced}
 
 
 def test_batch_norm_is_never_stale(monkeypatch):
