@@ -86,8 +86,8 @@ def targets_table(records: list[dict]) -> str:
 
 
 def suite_section(suite: str, records: list[dict]) -> str:
-    if suite == "step":
-        return "## Training step\n\n" + step_table(records)
+    if suite == "step" or suite.startswith("peer"):
+        return f"## {'Training step' if suite == 'step' else suite.capitalize()}\n\n{step_table(records)}"
     if suite == "peak memory":
         return "## Most memory that a training step holds, above weights and optimizer\n\n" + peak_table(records)
     if suite.startswith("traffic"):

@@ -70,11 +70,14 @@ def uint8_inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -
     return [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)]
 
 
-def conv_inputs(up: int) -> Callable[[Shape, torch.dtype, torch.Generator], list[Tensor]]:
+def conv_inputs(up: int, off_the_kink: bool = False) -> Callable[[Shape, torch.dtype, torch.Generator], list[Tensor]]:
+    """x, weight and bias; `off_the_kink` with biases that hold every output on one side of an activation's kink."""
+
     def inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> list[Tensor]:
         n, c, h, w = shape
         x = normal((n, c, h // up, w // up), dtype, generator)
-        return [x, normal((c, c, 3, 3), dtype, generator), normal((c,), dtype, generator)]
+        weight, bias = normal((c, c, 3, 3), dtype, generator), normal((c,), dtype, generator)
+        return [x, weight, bias + 12 * bias.sign() if off_the_kink else bias]
 
     return inputs
 
@@ -191,7 +194,7 @@ OTHERS = (
     # as G has it, with everything that follows the convolution
     Op(
         "conv2d_up_bias_act_pixel_norm",
-        conv_inputs(up=2),
+        conv_inputs(up=2, off_the_kink=True),
         lambda x, weight, bias: eager.pixel_norm(F.leaky_relu(eager.conv2d_up(x, weight, bias, he(weight)), 0.2)),
         lambda x, weight, bias: ops.equalized_conv2d(x, weight, bias, up=2, act="lrelu", pixel_norm=True),
         passes=(*PASSES, DOUBLE),
