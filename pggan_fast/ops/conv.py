@@ -26,7 +26,7 @@ from pggan_fast.ops.registry import (
     differentiate_forms,
     engine_wants,
 )
-from pggan_fast.ops.weights import is_channels_last, prepare, restore
+from pggan_fast.ops.weights import is_channels_last, prepare, restore, unwritten
 
 CACHED_BYTES = 1 << 20
 """What the threads of a processor read and write again before their caches lose it."""
@@ -255,17 +255,17 @@ def _raw_gradients(dz, x, weight, geometry, wanted, impl) -> tuple[Tensor | None
         return _fused().gradients(dz, x, weight, geometry, wanted)
     padding, up, down = geometry
     arguments = _arguments(weight.shape[-1], padding, up, down)
-    detour = wanted[0] and down == 2 and _slow_transposed(x)
-    dx = dw = None
+    of_x, of_weight = wanted
+    detoured = None
     with torch._C._AutoDispatchBelowAutograd():
-        if detour:
-            dx = _input_gradient_of_down(dz, x, weight, arguments)
-        if wanted[1] or not detour:
-            prepared = prepare(weight, x.dtype, is_channels_last(x), up, down)
-            wanted_here = [wanted[0] and not detour, wanted[1], False]
-            plain_dx, dw, _ = torch.ops.aten.convolution_backward(dz, x, prepared, None, *arguments, wanted_here)
-            dx = dx if detour else plain_dx
-    return dx, restore(dw, weight, up, down) if wanted[1] else None
+        if of_x and down == 2 and _slow_transposed(x):
+            of_x, detoured = False, _input_gradient_of_down(dz, x, weight, arguments)
+            if not of_weight:
+                return detoured, None
+        # A weight's gradient reads the weight's shape alone.
+        bank = (prepare if of_x else unwritten)(weight, x.dtype, is_channels_last(x), up, down)
+        dx, dw, _ = torch.ops.aten.convolution_backward(dz, x, bank, None, *arguments, [of_x, of_weight, False])
+    return dx if of_x else detoured, restore(dw, weight, up, down) if of_weight else None
 
 
 # oneDNN's transposed convolution is 2 to 6 times as fast on channels_last tensors, more than the copies cost.

@@ -61,6 +61,13 @@ def _prepare(weight: Tensor, dtype: torch.dtype, channels_last: bool, up: int, d
     return _fold(weight.detach(), 0.25 if down == 2 else 1.0, up == 2, dtype, channels_last)
 
 
+def unwritten(weight: Tensor, dtype: torch.dtype, channels_last: bool = False, up: int = 1, down: int = 1) -> Tensor:
+    """What `prepare` returns, with no values in it."""
+    c_out, c_in, k, _ = weight.shape
+    a, b = (c_in, c_out) if up == 2 else (c_out, c_in)
+    return _bank(a, b, k + (up == 2 or down == 2), weight, dtype, channels_last)
+
+
 def restore(gradient: Tensor, weight: Tensor, up: int = 1, down: int = 1) -> Tensor:
     """The adjoint of `prepare`: a gradient of the prepared weight as one of `weight`, in its dtype and layout."""
     if up == 1 and down == 1:

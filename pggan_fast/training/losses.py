@@ -6,6 +6,7 @@ AC-GAN's cross-entropy. It yields the discriminator's loss in terms, so that the
 its graph before the next is built.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -56,7 +57,7 @@ def r1_penalty(critic: Critic, real: Tensor, labels: Tensor | None, stats: Stats
     return squares.mean() / 2
 
 
-class Objective:
+class Objective(ABC):
     """Base of all objectives.
 
     Args:
@@ -90,15 +91,15 @@ class Objective:
         self.penalty_target, self.full_resolution = penalty_target, full_resolution
         self.r1_weight, self.label_weight = r1_weight, label_weight
 
+    @abstractmethod
     def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """Of scores [N] each."""
-        raise NotImplementedError
 
     def g_loss(self, fake: Tensor) -> Tensor:
         """Of scores [N]. Wasserstein's by default, which several objectives share."""
         return -fake.mean()
 
-    def constrain(self, D: nn.Module) -> None:
+    def constrain(self, D: nn.Module) -> None:  # noqa: B027 - most objectives constrain nothing
         """Called after each update of D."""
 
     def discriminator_terms(

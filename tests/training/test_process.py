@@ -51,4 +51,6 @@ def test_starts_anew_once_with_a_short_spin_count(monkeypatch):
 def test_leaves_a_settled_environment_alone(monkeypatch, name):
     monkeypatch.setattr(threads.os, "execv", lambda *_: pytest.fail("started anew"))
     monkeypatch.setenv(name, "1")
+    before = dict(os.environ)
     threads.spin_briefly()
+    assert dict(os.environ) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ from pggan_fast.training.pictures import Picture, measure, read
 from pggan_fast.training.sources.source import Item
 
 
-class FileSource:
+class FileSource(ABC):
     """Every file by its path below the root, "a/b/c.png"; hidden ones are left out.
 
     The class is the first folder of the path that not all files share; without such folders there are
@@ -55,8 +56,8 @@ class FileSource:
     def _measure(self, name: str) -> tuple[int, int]:
         return measure(name, self._open(name))
 
-    def _open(self, name: str) -> Path | BinaryIO:
-        raise NotImplementedError
+    @abstractmethod
+    def _open(self, name: str) -> Path | BinaryIO: ...
 
 
 class Folder(FileSource):
