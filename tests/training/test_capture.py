@@ -82,9 +82,10 @@ def test_a_step_never_reads_the_device(precision, augment):
     step = build(precision=precision, augment=augment)
     real, _, alpha = next(batches([(8, torch.tensor(0.5))]))
     step(real, alpha=alpha)
-    with Tape():
+    with Tape() as tape:  # which raises at a read
         step(real, alpha=alpha)
         step.set_learning_rate(1e-4)
+    assert torch.ops.aten._fused_adam_.tensor_lr in {call[0] for call in tape.calls}
 
 
 def test_the_tape_notices_a_read():
