@@ -1,6 +1,7 @@
 """accelerate, explain and restore."""
 
 import copy
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch.nn.utils import parametrize
 from pggan_fast.dropin.accelerated import STATE, State, accelerated, is_accelerated, original
 from pggan_fast.dropin.rewrite import Options
 from pggan_fast.dropin.trace import has_hooks
+from pggan_fast.dropin.watch import random_states_kept
 
 _LEFT = "_pggan_fast_left"
 HOOKS = "it has hooks"
@@ -172,8 +174,9 @@ def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     """The tensors that the model returns, without a trace in its buffers or in random states."""
     args = () if isinstance(inputs, Mapping) else (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     kwargs = inputs if isinstance(inputs, Mapping) else {}
-    with torch.random.fork_rng(), torch.no_grad(), _buffers_kept(model):
+    with random_states_kept(), torch.no_grad(), _buffers_kept(model):
         torch.manual_seed(0)
+        random.seed(0)
         leaves, _ = torch.utils._pytree.tree_flatten(model(*args, **kwargs))
     return [leaf.clone() for leaf in leaves if isinstance(leaf, Tensor)]
 

@@ -83,7 +83,7 @@ def trace(module: nn.Module, given: int | None = None, shapes: Sequence[torch.Te
         except NotTraceable:
             raise
         except fx.proxy.TraceError as error:
-            raise BranchesOnValues(f"control flow on values: {_first_line(error)}") from error
+            raise BranchesOnValues(f"control flow on values: {_first_line(error).partition('. ')[0]}") from error
         except Exception as error:
             raise NotTraceable(f"{type(error).__name__}: {_first_line(error)}") from error
     guards = Guards()
@@ -118,8 +118,6 @@ def arguments(cls: type[nn.Module]) -> tuple[list[str], list[Any]]:
 class Tracer(fx.Tracer):
     """Inlines every module but torch's own and those with hooks; keeps fake tensors beside proxies if asked."""
 
-    proxy_buffer_attributes = True
-
     def __init__(self, required: list[str], defaults: list[Any], shapes: Sequence[torch.Tensor] | None):
         super().__init__(param_shapes_constant=True)
         self.required, self.defaults = required, defaults
@@ -150,7 +148,16 @@ class Tracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:
         if self.evaluating or threading.get_ident() != self.thread:
             return attr_val
+        if isinstance(attr_val, torch.Tensor) and not isinstance(attr_val, nn.Parameter):
+            return self._buffer(attr_val, parameter_proxy_cache)
         return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _buffer(self, tensor: torch.Tensor, cache: dict) -> Any:
+        """What reads a buffer at each call; fx's own way to it takes every attribute for a parameter."""
+        name = next((name for name, buffer in self.root.named_buffers() if buffer is tensor), None)
+        if name is not None and name not in cache:
+            cache[name] = self.create_proxy("get_attr", name, (), {})
+        return tensor if name is None else cache[name]
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, float):

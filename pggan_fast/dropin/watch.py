@@ -14,7 +14,7 @@ import sysconfig
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,8 @@ class Reads:
             if name not in frame.f_globals:
                 continue
             value = frame.f_globals[name]
+            if isinstance(value, set):
+                value = frozenset(value)  # equal to the set while nothing is added or removed
             if is_plain(value):
                 self.globals[id(frame.f_globals), name] = (frame.f_globals, name, value)
             elif not isinstance(value, _CODE) and not callable(value):
@@ -160,18 +162,18 @@ def watching(reads: Reads) -> Iterator[None]:
             raise NotTraceable(f"sets {name}")
         plain_set(module, name, value)
 
-    random_states = _random_states()
     before = sys.getprofile()
-    nn.Module.__getattribute__, nn.Module.__setattr__ = get, refuse
-    sys.setprofile(_Profile(reads))
-    try:
-        yield
-    finally:
-        sys.setprofile(before)
-        del nn.Module.__getattribute__
-        nn.Module.__setattr__ = plain_set
-    if _random_states() != random_states:
-        raise NotTraceable("draws random numbers")
+    with random_states_kept() as drawn:
+        nn.Module.__getattribute__, nn.Module.__setattr__ = get, refuse
+        sys.setprofile(_Profile(reads))
+        try:
+            yield
+        finally:
+            sys.setprofile(before)
+            del nn.Module.__getattribute__
+            nn.Module.__setattr__ = plain_set
+        if drawn():
+            raise NotTraceable("draws random numbers")
 
 
 @contextmanager
@@ -185,8 +187,31 @@ def unwatched() -> Iterator[None]:
         sys.setprofile(profile)
 
 
+@contextmanager
+def random_states_kept() -> Iterator[Callable[[], bool]]:
+    """Afterwards every random generator is where it was; yields a function that tells whether one has moved."""
+    before = _random_states()
+    try:
+        yield lambda: _printed(_random_states()) != _printed(before)
+    finally:
+        python, cpu, gpus, numpy_state = before
+        random.setstate(python)
+        torch.set_rng_state(cpu)
+        for index, state in enumerate(gpus):
+            torch.cuda.set_rng_state(state, index)
+        if numpy_state is not None:
+            sys.modules["numpy.random"].set_state(numpy_state)
+
+
 def _random_states() -> tuple:
-    states: list[Any] = [random.getstate(), torch.get_rng_state().numpy().tobytes()]
-    if (numpy_random := sys.modules.get("numpy.random")) is not None:
-        states.append(str(numpy_random.get_state()))
-    return tuple(states)
+    """Of Python, torch on the CPU, torch on each GPU in use, and NumPy if it was imported."""
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    numpy_random = sys.modules.get("numpy.random")
+    return random.getstate(), torch.get_rng_state(), gpus, None if numpy_random is None else numpy_random.get_state()
+
+
+def _printed(states: tuple) -> tuple:
+    """The states as what == compares."""
+    python, cpu, gpus, numpy_state = states
+    numpy_printed = None if numpy_state is None else (numpy_state[1].tobytes(), *numpy_state[2:])
+    return python, *(state.numpy().tobytes() for state in (cpu, *gpus)), numpy_printed

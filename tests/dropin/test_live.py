@@ -3,6 +3,7 @@
 import copy
 import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,10 +29,11 @@ class Alive(nn.Module):
             x = self.norm(F.leaky_relu(self.conv(x), SLOPE))
         for module in self.extra:
             x = module(x)
+        x = x * 2 if "doubled" in KINDS else x
         return x * 2 if self.training else x
 
 
-SLOPE = 0.2
+SLOPE, KINDS = 0.2, {"plain"}
 
 
 def changes() -> dict:
@@ -54,6 +56,7 @@ def changes() -> dict:
         "depth": lambda model: setattr(model, "depth", 3),
         "list": lambda model: model.extra.append(nn.Tanh()),
         "global": slope,
+        "global set": lambda model: KINDS.add("doubled"),
         "child": exchange,
         "parameter": weight,
         "scale": lambda model: setattr(model.conv, "scale", 0.5),
@@ -68,6 +71,7 @@ def changes() -> dict:
 @pytest.mark.parametrize("change", changes())
 def test_changes_after_acceleration_count(change, monkeypatch):
     monkeypatch.setitem(globals(), "SLOPE", 0.2)
+    monkeypatch.setitem(globals(), "KINDS", {"plain"})
     torch.manual_seed(6)
     model = Alive()
     fast = accelerate(copy.deepcopy(model), inplace=True)
@@ -191,6 +195,59 @@ def test_what_a_trace_would_lose_is_left_alone(kind):
                 torch.testing.assert_close(a, b, **CLOSE)
                 assert a.requires_grad == b.requires_grad
     assert not any(isinstance(value, torch.fx.Proxy) for value in vars(fast).values())
+
+
+class Noisy(nn.Module):
+    """Noise of the features' shape, as in style GANs, and a branch on Python's own random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv, self.weight = EqualConv(8, 8, 3, padding=1), nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        n, _, h, w = x.shape
+        x = F.leaky_relu(self.conv(x), 0.2) * (1 + random.random()) + np.random.rand()
+        return x + self.weight * torch.randn(n, 1, h, w)
+
+
+@pytest.mark.parametrize("inputs", [None, X], ids=["at the call", "with example inputs"])
+def test_looking_at_a_model_draws_no_random_numbers(inputs):
+    def seeded():
+        torch.manual_seed(9), random.seed(9), np.random.seed(9)
+
+    model = Noisy()
+    seeded()
+    expected = model(X), model(X)
+    seeded()
+    fast = accelerate(model, example_inputs=inputs)
+    explain(fast)
+    assert all(torch.equal(a, b) for a, b in zip((fast(X), fast(X)), expected, strict=True))
+
+
+def test_buffers_are_read_at_each_call():
+    class Blurred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+            self.register_buffer("kernel", torch.tensor([1.0, 2.0, 1.0]))
+
+        def forward(self, x):
+            kernel = self.kernel[:, None] * self.kernel[None]
+            kernel = (kernel / kernel.sum()).expand(8, 1, 3, 3)
+            return F.conv2d(F.leaky_relu(self.conv(x), 0.2), kernel, padding=1, groups=8)
+
+    model = Blurred()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    assert [row.what for row in explain(fast).replaced] == ["conv + lrelu"]
+    torch.testing.assert_close(fast(X), model(X), **CLOSE)
+    for net in (fast, model):
+        net.kernel[0] += 3
+    torch.testing.assert_close(fast(X), model(X), **CLOSE)
+    for net in (fast, model):
+        net.kernel = torch.tensor([0.0, 1.0, 5.0])
+    torch.testing.assert_close(fast(X), model(X), **CLOSE)
 
 
 def test_a_tensor_that_is_overwritten_later_is_read_first():
