@@ -66,9 +66,19 @@ def convolution_relu(x: Tensor, weight: Tensor, bias: Tensor | None, **geometry:
     return torch.relu_(torch.conv2d(x, weight, bias, **geometry))
 
 
-def convolution_lrelu(x: Tensor, weight: Tensor, bias: Tensor | None, slope: float = 0.0, **geometry: Any) -> Tensor:
-    """Convolution and leaky relu, in place."""
-    return torch._C._nn.leaky_relu_(torch.conv2d(x, weight, bias, **geometry), slope)
+def convolution_lrelu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, slope: float = 0.0, overwritable: bool = False, **geometry: Any
+) -> Tensor:
+    """Convolution and leaky relu, in place but where the caller may write over a result that backward needs."""
+    z = torch.conv2d(x, weight, bias, **geometry)
+    if overwritable and z.requires_grad:
+        return F.leaky_relu(z, slope)
+    return torch._C._nn.leaky_relu_(z, slope)
+
+
+def overwritable(y: Tensor) -> Tensor:
+    """y, or a copy where backward needs y itself: whoever gets it may write over it, as over the original's."""
+    return y.clone() if y.requires_grad else y
 
 
 def activate(

@@ -40,7 +40,7 @@ for _name, _functions in {
     "rsqrt": (torch.rsqrt,),
     "relu": (F.relu, torch.relu, torch.relu_, F.relu_),
     "lrelu": (F.leaky_relu, F.leaky_relu_),
-    "clamp": (torch.clamp, torch.clip),
+    "clamp": (torch.clamp, torch.clip, torch.clamp_, torch.clip_, F.hardtanh, F.hardtanh_, F.relu6),
     "conv": (F.conv2d,),
     "conv_transpose": (F.conv_transpose2d,),
     "linear": (F.linear,),
@@ -53,10 +53,11 @@ for _name, _functions in {
     for _function in _functions:
         _FUNCTIONS[_function] = _name
 _METHODS = {name: name for name in ("add", "sub", "mul", "div", "pow", "square", "mean", "sqrt", "rsqrt", "relu")}
-_METHODS |= {f"{name}_": name for name in ("add", "sub", "mul", "div", "relu", "clamp")}
-_METHODS |= {"clamp": "clamp", "clip": "clamp", "view": "view", "reshape": "view"}
+_METHODS |= {f"{name}_": name for name in ("add", "sub", "mul", "div", "relu")}
+_METHODS |= dict.fromkeys(("clamp", "clamp_", "clip", "clip_"), "clamp") | {"view": "view", "reshape": "view"}
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow}
-_IN_PLACE |= {torch.relu_, F.relu_, F.leaky_relu_}
+_OUT_OF_PLACE = {torch.clamp_: torch.clamp, torch.clip_: torch.clip, F.hardtanh_: F.hardtanh}
+_IN_PLACE |= {torch.relu_, F.relu_, F.leaky_relu_, operator.setitem, *_OUT_OF_PLACE}
 
 
 class Meaning:
@@ -88,7 +89,7 @@ class Meaning:
     def module(self, node: fx.Node) -> nn.Module:
         return self.root.get_submodule(node.target)
 
-    def _options(self, module: nn.Module, *names: str) -> dict[str, Any]:
+    def options(self, module: nn.Module, *names: str) -> dict[str, Any]:
         """Attributes of one of torch's modules, which the rewritten forward will depend on."""
         options = {name: getattr(module, name) for name in names}
         for name, value in options.items():
@@ -102,16 +103,18 @@ class Meaning:
         x = node.args[0]
         if kind is nn.Conv2d:
             names = ("stride", "padding", "dilation", "groups", "padding_mode")
-            return Op("conv", x, None, self._options(module, *names))
+            return Op("conv", x, None, self.options(module, *names))
         if kind is nn.LeakyReLU:
-            return Op("lrelu", x, options={"slope": self._options(module, "negative_slope")["negative_slope"]})
+            return Op("lrelu", x, options={"slope": self.options(module, "negative_slope")["negative_slope"]})
         if kind is nn.ReLU:
             return Op("relu", x)
+        if kind in (nn.Hardtanh, nn.ReLU6):
+            return Op("clamp", x)
         if kind in (nn.Upsample, nn.UpsamplingNearest2d):
-            return self._interpolate(x, **self._options(module, "size", "scale_factor", "mode", "align_corners"))
+            return self._interpolate(x, **self.options(module, "size", "scale_factor", "mode", "align_corners"))
         if kind is nn.AvgPool2d:
             names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-            return self._avg_pool(x, **self._options(module, *names))
+            return self._avg_pool(x, **self.options(module, *names))
         if kind is nn.BatchNorm2d:
             return Op("batch_norm", x)
         return None
@@ -139,10 +142,8 @@ class Meaning:
         dims = (dim,) if isinstance(dim, int) else tuple(dim) if isinstance(dim, (list, tuple)) else None
         return Op("mean", input, options={"dims": dims, "keepdim": keepdim or keepdims})
 
-    def _clamp(self, input: Any, min: Any = None, max: Any = None) -> Op | None:
-        if not all(bound is None or is_number(bound) for bound in (min, max)):
-            return None
-        return Op("clamp", input, options={"min": min, "max": max})
+    def _clamp(self, input: Any, *bounds: Any, **named: Any) -> Op:
+        return Op("clamp", input)
 
     def _view(self, input: Any, *shape: Any) -> Op:
         if len(shape) == 1 and isinstance(shape[0], (list, tuple)):
@@ -213,6 +214,24 @@ def overwrites(node: fx.Node) -> bool:
         flagged = node.kwargs.get("inplace") is True or any(a is True for a in node.args)
         return node.target in _IN_PLACE or flagged or "out" in node.kwargs
     return node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__")
+
+
+def out_of_place(clamp: fx.Node, meaning: Meaning) -> None:
+    """Makes a clamp write elsewhere than over its input, if it does not already."""
+    if clamp.op == "call_module" and meaning.module(clamp).inplace:
+        module = meaning.module(clamp)
+        bounds = meaning.options(module, "min_val", "max_val")
+        with clamp.graph.inserting_before(clamp):
+            call = clamp.graph.call_function(F.hardtanh, clamp.args, bounds)
+        call.meta.update(clamp.meta)
+        clamp.replace_all_uses_with(call)
+        clamp.graph.erase_node(clamp)
+    elif clamp.op == "call_method":
+        clamp.target = clamp.target.rstrip("_")
+    elif clamp.op == "call_function":
+        clamp.target = _OUT_OF_PLACE.get(clamp.target, clamp.target)
+        clamp.args = tuple(a for a in clamp.args if a is not True)  # `inplace` by position
+        clamp.kwargs = {name: value for name, value in clamp.kwargs.items() if name != "inplace"}
 
 
 def shape_of(node: Any) -> tuple[int, ...] | None:

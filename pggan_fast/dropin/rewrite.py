@@ -1,13 +1,15 @@
 """Patterns in a graph, and the fused calls that take their place."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
 
 from pggan_fast.dropin import fused
-from pggan_fast.dropin.graph import Meaning, Op, is_number, overwrites, shape_of
+from pggan_fast.dropin.chain import Chain, Epilogue, Match, Norm
+from pggan_fast.dropin.graph import Meaning, Op, is_number, out_of_place, overwrites, shape_of
+from pggan_fast.dropin.overwriting import is_written_over, leaves
 from pggan_fast.dropin.stddev import find_stddev
 
 
@@ -20,40 +22,6 @@ class Options:
     resample: bool = True
     minibatch_stddev: bool = True
     device: str = "cpu"
-
-
-@dataclass
-class Match:
-    """A chain of nodes that one call replaces."""
-
-    what: list[str]
-    nodes: list[fx.Node]
-    target: Callable
-    args: tuple
-    kwargs: dict[str, Any]
-
-    @property
-    def last(self) -> fx.Node:
-        return self.nodes[-1]
-
-
-@dataclass
-class Epilogue:
-    """What of a chain `bias_act` can take; each call of `take` adds a node to it or refuses."""
-
-    bias: fx.Node | None = None
-    act: str = "linear"
-    slope: float = 0.0
-    gain: float = 1.0
-    pixel_norm: bool = False
-    eps: float = 1e-8
-
-    def options(self) -> dict[str, Any]:
-        """What differs from the defaults."""
-        given = dict(act=self.act, slope=self.slope, gain=self.gain)
-        given |= dict(pixel_norm=True, eps=self.eps) if self.pixel_norm else {}
-        defaults = vars(Epilogue())
-        return {name: value for name, value in given.items() if value != defaults[name]}
 
 
 class Rewriter:
@@ -75,7 +43,7 @@ class Rewriter:
         for find in (self._convolution, self._biased, self._normalized, self._stddev):
             for node in list(self.graph.nodes):
                 match = find(node) if node.users and node not in self.erased else None
-                if match is not None and self._undisturbed(match):
+                if match is not None and self._undisturbed(match) and not self._written_over(match):
                     done.append((_place(node), " + ".join(match.what)))
                     self._replace(match)
         return done
@@ -87,6 +55,13 @@ class Rewriter:
         members = set(match.nodes)
         return not any(first < order[n] < last and n not in members and self._may_overwrite(n) for n in order)
 
+    def _written_over(self, match: Match) -> bool:
+        """Whether something writes over what the call reads or returns, which backward may need."""
+        if match.clamp is not None:
+            return is_written_over(match.args[0], match.nodes[0], self.meaning)
+        ends = (match.args[0], match.last)
+        return any(is_written_over(end, match.nodes[0], self.meaning) for end in ends)
+
     def _may_overwrite(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             module = self.meaning.module(node)
@@ -97,9 +72,26 @@ class Rewriter:
         with self.graph.inserting_after(match.last):
             call = self.graph.call_function(match.target, match.args, match.kwargs)
         call.meta.update(match.last.meta)
-        match.last.replace_all_uses_with(call)
+        result = call
+        if self._keeps_more(match) and leaves(match.last, self.meaning):
+            if match.target is fused.convolution_lrelu:
+                call.update_kwarg("overwritable", True)
+            else:
+                with self.graph.inserting_after(call):
+                    result = self.graph.call_function(fused.overwritable, (call,))
+                result.meta.update(match.last.meta)
+        match.last.replace_all_uses_with(result)
         for node in reversed(match.nodes):
             self._erase(node)
+        if match.clamp is not None:
+            out_of_place(match.clamp, self.meaning)
+
+    def _keeps_more(self, match: Match) -> bool:
+        """Whether autograd keeps the call's result, and did not keep that of the last function."""
+        op = self.meaning(match.last)
+        kept = op is not None and (op.name == "relu" or (op.name == "lrelu" and self._may_overwrite(match.last)))
+        activated = match.kwargs.get("act", "linear") != "linear" or match.kwargs.get("pixel_norm", False)
+        return not kept and (activated or match.target is fused.convolution_lrelu)
 
     def _erase(self, node: fx.Node) -> None:
         """Erases a node that nothing reads, and what only it read."""
@@ -141,7 +133,7 @@ class Rewriter:
             what[-1] = "equalized conv"
         own_bias = bias is not None if op.other else self.meaning.module(node).bias is not None
         chain = self._follow(node, own_bias, convolution=True)
-        if not up and set(chain.what) <= {"gain"}:
+        if not up and set(chain.what) <= {"gain", "clamp"}:
             return None  # equalized or not: scaling weights takes no longer than a pass over the image
         if op.other is None:
             weight, bias = self._attribute(node, "weight"), self._attribute(node, "bias")
@@ -163,7 +155,7 @@ class Rewriter:
             # oneDNN adds the bias: there is nothing to win but the calls of modules and, in place, a pass of memory.
             target = {"relu": fused.convolution_relu, "lrelu": fused.convolution_lrelu}[kwargs["act"]]
             kwargs = {name: value for name, value in kwargs.items() if name not in ("padding_mode", "act")}
-        return Match(what + chain.what, [*before, *nodes, *chain.nodes], target, args, kwargs)
+        return Match(what + chain.what, [*before, *nodes, *chain.nodes], target, args, kwargs, chain.clamp)
 
     def _inputs(self, x: Any, reader: fx.Node) -> tuple[Any, float, bool, list[fx.Node]]:
         """(what goes in, its constant factor, whether it is upsampled, the nodes of both) of a convolution's x."""
@@ -196,23 +188,28 @@ class Rewriter:
             return op.x, 1 / float(op.other)
         return weight, 1.0
 
-    def _follow(self, node: fx.Node, has_bias: bool, *, convolution: bool) -> "Chain":
+    def _follow(self, node: fx.Node, has_bias: bool, *, convolution: bool) -> Chain:
         """The chain of nodes after `node`, each the only reader of the one before."""
         chain = Chain()
         while True:
             if (norm := self._pixel_norm_of(node)) is not None and self.options.bias_act:
                 chain.epilogue = replace(chain.epilogue, pixel_norm=True, eps=norm.eps)
                 chain.add("pixel norm", *norm.nodes)
-                return chain
+                node = norm.nodes[-1]
             if len(node.users) != 1:
                 return chain
             (user,) = node.users
             op = self.meaning(user)
-            if op is None or op.x is not node or not self._take(chain, op, user, has_bias, convolution):
+            if op is not None and op.name == "clamp" and op.x is node and self.options.bias_act:
+                chain.clamp = user
+                chain.add("clamp")
+                return chain
+            done = op is None or op.x is not node or chain.epilogue.pixel_norm
+            if done or not self._take(chain, op, user, has_bias, convolution):
                 return chain
             node = user
 
-    def _take(self, chain: "Chain", op: Op, user: fx.Node, has_bias: bool, convolution: bool) -> bool:
+    def _take(self, chain: Chain, op: Op, user: fx.Node, has_bias: bool, convolution: bool) -> bool:
         epilogue = chain.epilogue
         linear = epilogue.act == "linear" and epilogue.gain == 1 and chain.batch_norm is None
         has_bias = has_bias or epilogue.bias is not None
@@ -263,12 +260,10 @@ class Rewriter:
         if op is None or op.name != "add" or not self.options.bias_act or (bias := self._bias(op.other)) is None:
             return None
         chain = self._follow(node, True, convolution=False)
-        if not chain.what:
+        if set(chain.what) <= {"clamp"}:
             return None
-        args = (op.x, bias)
-        return Match(
-            ["bias", *chain.what], [node, *chain.nodes], fused.bias_act, args, chain.epilogue.options() | _act(chain)
-        )
+        what, nodes, options = ["bias", *chain.what], [node, *chain.nodes], chain.epilogue.options() | _act(chain)
+        return Match(what, nodes, fused.bias_act, (op.x, bias), options, chain.clamp)
 
     def _normalized(self, node: fx.Node) -> Match | None:
         """Pixel norm by itself, with the activation before it if there is one."""
@@ -288,7 +283,7 @@ class Rewriter:
         options = epilogue.options()
         return Match(what, nodes, fused.bias_act, (x,), {"act": "linear"} | options)
 
-    def _pixel_norm_of(self, x: fx.Node) -> "Norm | None":
+    def _pixel_norm_of(self, x: fx.Node) -> Norm | None:
         """The pixel norm of x's value, if that is all that reads it: x / sqrt(mean(x^2, 1) + eps) in any spelling."""
         if len(x.users) != 2:
             return None
@@ -336,29 +331,6 @@ class Rewriter:
 
 
 _PLAIN = {"stride", "padding", "dilation", "groups", "padding_mode", "act", "slope"}
-
-
-@dataclass
-class Norm:
-    eps: float
-    nodes: list[fx.Node]
-
-
-@dataclass
-class Chain:
-    """Nodes after a convolution, or after a bias, and what they mean together."""
-
-    what: list[str] = field(default_factory=list)
-    nodes: list[fx.Node] = field(default_factory=list)
-    epilogue: Epilogue = field(default_factory=Epilogue)
-    down: bool = False
-    batch_norm: fx.Node | None = None
-    weight_scale: float = 1.0
-
-    def add(self, what: str, *nodes: fx.Node) -> bool:
-        self.what.append(what)
-        self.nodes += nodes
-        return True
 
 
 def _act(chain: Chain) -> dict[str, Any]:
