@@ -28,8 +28,6 @@ MAPS_ALONE = 0.0
 """Only the maps that minibatch_stddev appended pass, a thousandth of the tensor."""
 
 TRITON = {
-    "fold_kernel": FOLD,
-    "unfold_kernel": UNFOLD,
     "write_maps_kernel": {"y": MAPS_ALONE},
     "sum_maps_kernel": {"dy": MAPS_ALONE},
 }
@@ -97,6 +95,8 @@ def triton_bytes(kernel, tensors: dict[str, object]) -> float:
     passes = TRITON.get(kernel.__name__, {})
     if "d_y" in kernel.arg_names and "d_y" not in tensors:
         passes = {"dy": 0.0}  # bias_act's second derivative without pixel norm
+    if kernel is conv_gradients.add_parts_kernel and tensors["parts"].shape[1] > tensors["weight"].shape[-1]:
+        passes = {"parts": UNFOLD["folded"]}
     return sum(passes.get(name, 1.0) * distinct_bytes(value) for name, value in tensors.items())
 
 

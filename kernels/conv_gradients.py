@@ -18,6 +18,7 @@ def weight_gradient_kernel(
     gate_a,
     b,
     gate_b,
+    bank,
     sums,
     N,
     A_H,
@@ -29,6 +30,7 @@ def weight_gradient_kernel(
     tiles,
     splits,
     padding,
+    scale: tl.float64,
     gate_above: tl.float64,
     gate_below: tl.float64,
     a_n,
@@ -39,6 +41,11 @@ def weight_gradient_kernel(
     b_c,
     b_h,
     b_w,
+    bank_split,
+    bank_a,
+    bank_b,
+    bank_h,
+    bank_w,
     C_A: tl.constexpr,
     C_B: tl.constexpr,
     K: tl.constexpr,
@@ -52,6 +59,7 @@ def weight_gradient_kernel(
 ):
     """See `weight_gradient`. One program: BLOCK_B of K * K * C_B + 1 rows, BLOCK_A columns, every splits-th tile."""
     ACC: tl.constexpr = tl.float64 if a.dtype.element_ty == tl.float64 else tl.float32
+    scale = tl.full([], scale, ACC)
     gate_above, gate_below = tl.full([], gate_above, ACC), tl.full([], gate_below, ACC)
     TAPPED: tl.constexpr = K * K * C_B
     split = tl.program_id(0)
@@ -93,9 +101,66 @@ def weight_gradient_kernel(
         of_b = tl.where(taps_and_channels[None, :] == TAPPED, tl.full([], 1, of_b.dtype), of_b)
         acc = tl.dot(tl.trans(of_b), of_a, acc, input_precision=PRECISION, out_dtype=ACC)
 
-    rows = split.to(tl.int64) * (TAPPED + 1) + taps_and_channels
-    mask = (taps_and_channels <= TAPPED)[:, None] & (c_a < C_A)[None, :]
-    tl.store(sums + rows[:, None] * C_A + c_a[None, :], acc, mask=mask)
+    is_a = c_a < C_A
+    of_tap = tap_h.to(tl.int64) * bank_h + tap_w.to(tl.int64) * bank_w + c_b.to(tl.int64) * bank_b
+    offsets = split.to(tl.int64) * bank_split + of_tap[:, None] + c_a[None, :].to(tl.int64) * bank_a
+    tl.store(bank + offsets, (acc * scale).to(bank.dtype.element_ty), mask=tapped[:, None] & is_a[None, :])
+    if sums is not None:
+        offsets = split.to(tl.int64) * C_A + tl.zeros([BLOCK_B, 1], tl.int64) + c_a[None, :]
+        tl.store(sums + offsets, acc, mask=(taps_and_channels == TAPPED)[:, None] & is_a[None, :])
+
+
+@triton.jit
+def add_parts_kernel(
+    parts,
+    parts_of_sums,
+    weight,
+    sums,
+    splits,
+    scale: tl.float64,
+    w_a,
+    w_b,
+    w_h,
+    w_w,
+    C_A: tl.constexpr,
+    C_B: tl.constexpr,
+    K: tl.constexpr,
+    FOLDED: tl.constexpr,
+    TURNED: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """See `weight_gradient`. One program: one tap of the weight's gradient, BLOCK_A x BLOCK_B channels."""
+    ACC: tl.constexpr = parts.dtype.element_ty
+    BANK_K: tl.constexpr = K + 1 if FOLDED else K
+    tap = tl.program_id(0)
+    row, column = tap // K, tap % K
+    split = tl.arange(0, BLOCK_SPLITS)
+    c_b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
+    c_a = tl.program_id(2) * BLOCK_A + tl.arange(0, BLOCK_A)
+    is_b, is_a = c_b < C_B, c_a < C_A
+    pair = c_b[:, None].to(tl.int64) * C_A + c_a[None, :]
+    total = tl.zeros([BLOCK_B, BLOCK_A], ACC)
+    for first in range(0, splits, BLOCK_SPLITS):
+        part = (first + split)[:, None, None]
+        mask = (part < splits) & is_b[None, :, None] & is_a[None, None, :]
+        for shift in tl.static_range(4 if FOLDED else 1):
+            from_row, from_column = row + shift // 2, column + shift % 2
+            if TURNED:
+                from_row, from_column = K - from_row, K - from_column
+            at = part.to(tl.int64) * BANK_K * BANK_K + from_row * BANK_K + from_column
+            total += tl.sum(tl.load(parts + at * (C_A * C_B) + pair[None, :, :], mask=mask, other=0), axis=0)
+    offsets = c_b[:, None].to(tl.int64) * w_b + c_a[None, :].to(tl.int64) * w_a + row * w_h + column * w_w
+    value = (total * tl.full([], scale, ACC)).to(weight.dtype.element_ty)
+    tl.store(weight + offsets, value, mask=is_b[:, None] & is_a[None, :])
+    if sums is not None and tap + tl.program_id(1) == 0:
+        of_sums = tl.zeros([BLOCK_A], ACC)
+        for first in range(0, splits, BLOCK_SPLITS):
+            part = (first + split)[:, None]
+            at = part.to(tl.int64) * C_A + c_a[None, :]
+            of_sums += tl.sum(tl.load(parts_of_sums + at, mask=(part < splits) & is_a[None, :], other=0), axis=0)
+        tl.store(sums + c_a, of_sums, mask=is_a)
 
 
 class WeightTile(NamedTuple):
@@ -119,45 +184,65 @@ def default_weight_tile(dtype: torch.dtype, h: int, w: int, c_a: int, rows: int)
 
 
 def weight_gradient(
-    a: Tensor,
-    b: Tensor,
-    k: int,
+    dz: Tensor,
+    x: Tensor,
+    weight: Tensor,
     *,
     stride: int = 1,
     padding: int = 0,
+    transposed: bool = False,
+    fold: float | None = None,
     gate: Gate | None = None,
-    is_b_gated: bool = False,
+    scale: float = 1.0,
+    sums_wanted: bool = False,
     tile: WeightTile | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The gradient of a convolution's weight, and a's sum over all but channels, in one launch and a sum of its parts.
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of a convolution's weight, and dz's sum over all but channels: one launch, another to add its parts.
 
-    bank[o, i, p, q] = sum over samples, rows h and columns w of a[n, o, h, w] * b[n, i, stride h + p - padding, ...]
+    dw[o, i, p, q] = scale * sum over samples, rows h and columns w of
+        dz[n, o, h, w] * x[n, i, stride h + p - padding, stride w + q - padding]
 
-    a is the output's gradient and b the input; of a transposed convolution, the input and the output's gradient.
-    a: [N, C_A, H, W]. b: [N, C_B, H', W'], a's dtype. gate, if given (one without r): a, or b if `is_b_gated`, is
-    taken back through it as it is read. Returns the bank [C_A, C_B, k, k] and a's sums [C_A], in fp32 (fp64 for fp64).
-    Deterministic.
+    and of a transposed convolution, whose weight is [C_in, C_out, k, k], with dz and x exchanged.
+
+    dz: [N, C_out, H, W]. x: [N, C_in, H', W'], dz's dtype. weight: gives the gradient's shape, dtype and layout; it has
+    no other part. fold: the convolution took `fold.fold(weight, fold, transposed)`. gate, if given (one without r): dz
+    is taken back through it as it is read. Returns dw and, if `sums_wanted` (not of a transposed one), the sums
+    [C_out] in fp32 (fp64 for fp64). Deterministic.
     """
-    (n, c_a, h, w), c_b = a.shape, b.shape[1]
+    a, b, gate_a, gate_b = dz, x, None if gate is None else gate.y, None
+    if transposed:
+        a, b, gate_a, gate_b = x, dz, None, gate_a
+    (n, c_a, h, w), c_b, k = a.shape, b.shape[1], weight.shape[-1]
     wide = accumulation_dtype(a)
-    rows = k * k * c_b + 1
+    dw = torch.empty_like(weight)
+    sums = torch.empty(c_a, dtype=wide, device=a.device) if sums_wanted else None
     if not a.numel() or not b.numel():
-        return a.new_zeros(c_a, c_b, k, k, dtype=wide), a.sum((0, 2, 3), dtype=wide)
+        return dw.zero_(), a.sum((0, 2, 3), dtype=wide) if sums_wanted else None
+    bank_k = k if fold is None else k + 1
+    rows = bank_k**2 * c_b + sums_wanted
     tile = tile or default_weight_tile(a.dtype, h, w, c_a, rows)
     tiles_h, tiles_w = triton.cdiv(h, tile.h), triton.cdiv(w, tile.w)
     tiles = triton.cdiv(n, tile.n) * tiles_h * tiles_w
     blocks = triton.cdiv(rows, tile.block_b), triton.cdiv(c_a, tile.block_a)
-    # Four programs per multiprocessor hide each other's latency; more only make more parts to sum.
+    # Four programs per multiprocessor hide each other's latency; more only make more parts to add.
     splits = max(1, min(tiles, 4 * MULTIPROCESSORS // (blocks[0] * blocks[1])))
-    sums = torch.empty(splits, rows, c_a, dtype=wide, device=a.device)
+    w_a, w_b = dw.stride()[:2][:: -1 if transposed and fold is not None else 1]
+    if splits == 1 and fold is None:
+        bank, of_sums, bank_scale = dw, sums, scale
+        strides = 0, w_a, w_b, *dw.stride()[2:]
+    else:
+        bank = torch.empty(splits, bank_k, bank_k, c_b, c_a, dtype=wide, device=a.device)
+        of_sums, bank_scale = torch.empty(splits, c_a, dtype=wide, device=a.device) if sums_wanted else None, 1.0
+        strides = bank.stride(0), 1, c_a, *bank.stride()[1:3]
     launch(
         weight_gradient_kernel,
         (splits, *blocks),
         a,
-        None if gate is None or is_b_gated else gate.y,
+        gate_a,
         b,
-        gate.y if gate is not None and is_b_gated else None,
-        sums,
+        gate_b,
+        bank,
+        of_sums,
         n,
         h,
         w,
@@ -167,12 +252,14 @@ def weight_gradient(
         tiles,
         splits,
         padding,
+        bank_scale,
         *((1.0, 1.0) if gate is None else (gate.above, gate.below)),
         *a.stride(),
         *b.stride(),
+        *strides,
         C_A=c_a,
         C_B=c_b,
-        K=k,
+        K=bank_k,
         STRIDE=stride,
         PRECISION=dot_precision(),
         TILE_N=tile.n,
@@ -183,8 +270,32 @@ def weight_gradient(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    total = sums.sum(0)
-    return total[:-1].view(k, k, c_b, c_a).permute(3, 2, 0, 1), total[-1]
+    if bank is dw:
+        return dw, sums
+    block_a, block_b = (min(32, triton.next_power_of_2(c)) for c in (c_a, c_b))
+    launch(
+        add_parts_kernel,
+        (k * k, triton.cdiv(c_b, block_b), triton.cdiv(c_a, block_a)),
+        bank,
+        of_sums,
+        dw,
+        sums,
+        splits,
+        scale * (1.0 if fold is None else fold),
+        w_a,
+        w_b,
+        *dw.stride()[2:],
+        C_A=c_a,
+        C_B=c_b,
+        K=k,
+        FOLDED=fold is not None,
+        TURNED=transposed and fold is not None,
+        BLOCK_SPLITS=min(triton.next_power_of_2(splits), 4096 // (block_a * block_b)),
+        BLOCK_A=block_a,
+        BLOCK_B=block_b,
+        num_warps=4,
+    )
+    return dw, sums
 
 
 @triton.jit

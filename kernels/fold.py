@@ -1,6 +1,6 @@
 """Weights folded with a 2x rescaling, and the adjoint; pggan_fast/ops/weights.py says what for.
 
-A program takes BLOCK numbers of what it writes, in the order of memory, and reads the up to four that make each.
+A program takes BLOCK filters, neighbours in memory, and reads each of their values once.
 """
 
 import torch
@@ -10,109 +10,91 @@ from torch import Tensor
 
 from pggan_fast.kernels.tensors import check_floating, launch
 
-BLOCK = 1024
+BLOCK = 256
 
 
 @triton.jit
-def _place(B, K: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr):
-    """Of a dense [A, B, K, K]: the numbers of a program's elements in memory, and their four indices."""
+def sum_shifts_kernel(
+    source,
+    made,
+    scale: tl.float64,
+    filters,
+    B,
+    s_a,
+    s_b,
+    s_h,
+    s_w,
+    m_a,
+    m_b,
+    m_h,
+    m_w,
+    FROM: tl.constexpr,
+    TO: tl.constexpr,
+    TURN_SOURCE: tl.constexpr,
+    TURN_MADE: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """made[h, w] = scale * the sum of source[h + i, w + j] over i and j in {0, 1}, or {-1, 0} where made is larger.
+
+    Filters FROM x FROM and TO x TO; one that is to be turned runs backwards. s_a, m_a ...: their strides.
+    """
+    FIRST: tl.constexpr = 0 if TO < FROM else -1
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    if LAST:
-        return index, index // (K * K * B), index % B, index // (B * K) % K, index // B % K
-    return index, index // (K * K * B), index // (K * K) % B, index // K % K, index % K
-
-
-@triton.jit
-def fold_kernel(
-    weight,
-    folded,
-    scale: tl.float64,
-    size,
-    B,
-    w_a,
-    w_b,
-    w_h,
-    w_w,
-    K: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    LAST: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """folded [A, B, K, K]: the sum of four shifts of the weight [.., .., K - 1, K - 1], turned where TRANSPOSED."""
-    index, a, b, h, w = _place(B, K, LAST, BLOCK)
-    if TRANSPOSED:
-        a, b, h, w = b, a, K - 1 - h, K - 1 - w
-    total = tl.zeros([BLOCK], ACC)
-    for shift in tl.static_range(4):
-        row, column = h - shift // 2, w - shift % 2
-        mask = (index < size) & (row >= 0) & (row < K - 1) & (column >= 0) & (column < K - 1)
-        total += tl.load(weight + a * w_a + b * w_b + row * w_h + column * w_w, mask=mask, other=0).to(ACC)
-    tl.store(folded + index, (total * tl.full([], scale, ACC)).to(folded.dtype.element_ty), mask=index < size)
-
-
-@triton.jit
-def unfold_kernel(
-    folded,
-    weight,
-    scale: tl.float64,
-    size,
-    B,
-    f_a,
-    f_b,
-    f_h,
-    f_w,
-    K: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    LAST: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """weight [A, B, K, K]: the sum of four windows of folded [.., .., K + 1, K + 1], turned where TRANSPOSED."""
-    index, a, b, h, w = _place(B, K, LAST, BLOCK)
-    total = tl.zeros([BLOCK], ACC)
-    for shift in tl.static_range(4):
-        row, column = h + shift // 2, w + shift % 2
-        if TRANSPOSED:
-            at = b * f_a + a * f_b + (K - row) * f_h + (K - column) * f_w
-        else:
-            at = a * f_a + b * f_b + row * f_h + column * f_w
-        total += tl.load(folded + at, mask=index < size, other=0).to(ACC)
-    tl.store(weight + index, (total * tl.full([], scale, ACC)).to(weight.dtype.element_ty), mask=index < size)
+    a, b = index // B, index % B
+    values = ()
+    for t in tl.static_range(FROM * FROM):
+        place = FROM * FROM - 1 - t if TURN_SOURCE else t
+        at = a * s_a + b * s_b + place // FROM * s_h + place % FROM * s_w
+        values = values + (tl.load(source + at, mask=index < filters, other=0).to(ACC),)
+    for h in tl.static_range(TO):
+        for w in tl.static_range(TO):
+            total = tl.zeros([BLOCK], ACC)
+            for i in tl.static_range(FIRST, FIRST + 2):
+                for j in tl.static_range(FIRST, FIRST + 2):
+                    if h + i >= 0 and h + i < FROM and w + j >= 0 and w + j < FROM:
+                        total += values[(h + i) * FROM + w + j]
+            at = a * m_a + b * m_b + (TO - 1 - h if TURN_MADE else h) * m_h + (TO - 1 - w if TURN_MADE else w) * m_w
+            tl.store(made + at, (total * tl.full([], scale, ACC)).to(made.dtype.element_ty), mask=index < filters)
 
 
 def fold(weight: Tensor, scale: float, transposed: bool, dtype: torch.dtype, channels_last: bool) -> Tensor:
     """[A, B, k, k] -> [A, B, k + 1, k + 1], or [B, A, ...] where transposed; dense, in dtype."""
-    return _run(fold_kernel, weight, 1, scale, transposed, dtype, channels_last)
+    return _run(weight, 1, scale, transposed, dtype, channels_last)
 
 
 def unfold(folded: Tensor, scale: float, transposed: bool, dtype: torch.dtype, channels_last: bool) -> Tensor:
     """The adjoint: [A, B, k, k] -> [A, B, k - 1, k - 1], or [B, A, ...] where transposed; dense, in dtype."""
-    return _run(unfold_kernel, folded, -1, scale, transposed, dtype, channels_last)
+    return _run(folded, -1, scale, transposed, dtype, channels_last)
 
 
-def _run(kernel, source: Tensor, larger: int, scale, transposed, dtype, channels_last) -> Tensor:
+def _run(source: Tensor, larger: int, scale, transposed, dtype, channels_last) -> Tensor:
     check_floating("fold_weight", source)
     a, b, k, _ = source.shape
-    a, b = (b, a) if transposed else (a, b)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    k = k + larger
-    made = torch.empty([a, b, k, k], dtype=dtype, device=source.device, memory_format=layout)
+    shape = [b, a] if transposed else [a, b]
+    made = torch.empty([*shape, k + larger, k + larger], dtype=dtype, device=source.device, memory_format=layout)
     if made.numel():
-        wide = torch.float64 in (source.dtype, dtype)
+        m_a, m_b, *m_pixel = made.stride()
+        m_a, m_b = (m_b, m_a) if transposed else (m_a, m_b)
+        s_a, s_b, *s_pixel = source.stride()
+        if m_a < m_b:  # filters that are neighbours in what is written
+            a, b, m_a, m_b, s_a, s_b = b, a, m_b, m_a, s_b, s_a
         launch(
-            kernel,
-            (triton.cdiv(made.numel(), BLOCK),),
+            sum_shifts_kernel,
+            (triton.cdiv(a * b, BLOCK),),
             source,
             made,
             scale,
-            made.numel(),
+            a * b,
             b,
-            *source.stride(),
-            K=k,
-            TRANSPOSED=transposed,
-            LAST=channels_last,
-            ACC=tl.float64 if wide else tl.float32,
+            *(s_a, s_b, *s_pixel),
+            *(m_a, m_b, *m_pixel),
+            FROM=k,
+            TO=k + larger,
+            TURN_SOURCE=transposed and larger < 0,
+            TURN_MADE=transposed and larger > 0,
+            ACC=tl.float64 if torch.float64 in (source.dtype, dtype) else tl.float32,
             BLOCK=BLOCK,
         )
     return made

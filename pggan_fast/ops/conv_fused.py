@@ -16,7 +16,7 @@ from torch.autograd import Function
 from pggan_fast.kernels import conv_gradients, conv_tiles
 from pggan_fast.kernels.conv import Gate, convolve
 from pggan_fast.ops.registry import engine_wants, last_order
-from pggan_fast.ops.weights import is_channels_last, prepare, restore
+from pggan_fast.ops.weights import is_channels_last, prepare
 from pggan_fast.reference import effective_slope
 
 Geometry = tuple[int, int, int]
@@ -101,8 +101,7 @@ def gradients_through(
     dx = _input_gradient_through(dy, dr, y, r, weight, x, geometry, epilogue) if wanted[0] else None
     if not wanted[1]:
         return dx, None, None
-    dw, db = _weight_gradient_through(dy, y, x, weight, geometry, epilogue)
-    return dx, dw, db if wanted[2] else None
+    return dx, *_weight_gradient_through(dy, y, x, weight, geometry, epilogue, wanted[2])
 
 
 class InputGradient(Function):
@@ -126,7 +125,7 @@ class InputGradient(Function):
             through = dict(scale=scale, above=above, below=below, out_gate=y, channels_last=last)
             d_dy = _convolution(g, weight, ctx.geometry, **through)[0]
         if engine_wants(ctx, 2):
-            dw = _weight_gradient_through(dy, y, g, weight, ctx.geometry, ctx.epilogue)[0]
+            dw, _ = _weight_gradient_through(dy, y, g, weight, ctx.geometry, ctx.epilogue, False)
         return d_dy, None, dw, None, None, None
 
 
@@ -175,25 +174,20 @@ def _input_gradient_through(dy, dr, y, r, weight, like, geometry, epilogue) -> T
     return _input_gradient(dy, weight, like, geometry, scale=scale, gate=Gate(y, *_slopes(act, slope, gain), r, s))
 
 
-def _weight_gradient(dz, x, weight, geometry, gate=None, scale=1.0) -> tuple[Tensor, Tensor]:
-    """(of the weight, the bias's); the latter only for up=1."""
+def _weight_gradient(dz, x, weight, geometry, **through) -> tuple[Tensor, Tensor | None]:
+    """(of the weight, the bias's if `sums_wanted`)."""
     _, up, down = geometry
-    way = _way(weight.shape[-1], geometry)
-    transposed = way.pop("transposed")
-    a, b = (x, dz) if transposed else (dz, x)
-    k = weight.shape[-1] + (max(up, down) == 2)
-    bank, sums = conv_gradients.weight_gradient(a, b, k, **way, gate=gate, is_b_gated=transposed)
-    bank = bank if scale == 1 else bank * scale
-    dw = restore(bank, weight, up, down)
-    return (dw if dw.stride() == weight.stride() else torch.empty_like(weight).copy_(dw)), sums
+    fold = {(1, 1): None, (2, 1): 1.0, (1, 2): 0.25}[up, down]
+    return conv_gradients.weight_gradient(dz, x, weight, **_way(weight.shape[-1], geometry), fold=fold, **through)
 
 
-def _weight_gradient_through(dy, y, x, weight, geometry, epilogue) -> tuple[Tensor, Tensor]:
+def _weight_gradient_through(dy, y, x, weight, geometry, epilogue, bias_wanted) -> tuple[Tensor, Tensor | None]:
     scale, act, slope, gain, _ = epilogue
     if y is None:
-        dw, sums = _weight_gradient(dy, x, weight, geometry, scale=scale * gain)
-        return dw, sums * gain
-    return _weight_gradient(_laid_out_like(dy, y), x, weight, geometry, Gate(y, *_slopes(act, slope, gain)), scale)
+        dw, sums = _weight_gradient(dy, x, weight, geometry, scale=scale * gain, sums_wanted=bias_wanted)
+        return dw, sums if sums is None or gain == 1 else sums * gain
+    gate = Gate(y, *_slopes(act, slope, gain))
+    return _weight_gradient(_laid_out_like(dy, y), x, weight, geometry, gate=gate, scale=scale, sums_wanted=bias_wanted)
 
 
 def _laid_out_like(dy: Tensor, y: Tensor) -> Tensor:

@@ -235,13 +235,50 @@ def test_weight_gradient(case, gated):
         (exact,) = torch.autograd.grad(z, wide, dz)
         narrow = weight.detach().requires_grad_()
         (plain,) = torch.autograd.grad(case.run(x, narrow), narrow, dz.to(dtype))
-        a, b = (x, dy) if case.transposed else (dy, x)
+        way = dict(transposed=case.transposed, gate=gate, scale=0.3, sums_wanted=not case.transposed)
         with guarded_allocations():
-            bank, sums = gradients.weight_gradient(a, b, case.k, **case.geometry, gate=gate, is_b_gated=case.transposed)
-        assert_accurate(f"{layout} {dtype}", bank.to(dtype), plain, exact, order="first", dtype=dtype)
-        of_a = a.double() if case.transposed else dz
-        plain_sums = of_a.to(dtype).sum((0, 2, 3))
-        assert_accurate("sums", sums.to(dtype), plain_sums, of_a.sum((0, 2, 3)), order="first", dtype=dtype)
+            dw, sums = gradients.weight_gradient(dy, x, weight, **case.geometry, **way)
+        assert dw.dtype == dtype and dw.stride() == torch.empty_like(weight).stride()
+        assert_accurate(f"{layout} {dtype}", dw, plain * 0.3, exact * 0.3, order="first", dtype=dtype)
+        if not case.transposed:
+            plain_sums = dz.to(dtype).sum((0, 2, 3))
+            assert_accurate("sums", sums.to(dtype), plain_sums, dz.sum((0, 2, 3)), order="first", dtype=dtype)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 6, 5), (1, 33, 40, 2, 3)], ids=str)
+def test_weight_gradient_of_a_folded_weight(shape, transposed):
+    """Against `fold` and torch's convolution, differentiated."""
+    n, c_in, c_out, h, w = shape
+    random = torch.Generator().manual_seed(1)
+    for layout in LAYOUTS:
+        weight = torch.randn(c_out, c_in, 3, 3, generator=random, dtype=torch.float64)
+        weight = laid_out(weight, layout).requires_grad_()
+        large, small = (n, c_out if transposed else c_in, 2 * h, 2 * w), (n, c_in if transposed else c_out, h, w)
+        large, small = (torch.randn(size, generator=random, dtype=torch.float64) for size in (large, small))
+        dz, x = (large, small) if transposed else (small, large)
+        shifts = sum(F.pad(weight, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)) * 0.25
+        bank = shifts.flip(2, 3).transpose(0, 1) if transposed else shifts
+        z = (F.conv_transpose2d if transposed else F.conv2d)(x, bank, stride=2, padding=1)
+        (expected,) = torch.autograd.grad(z, weight, 0.3 * dz)
+        with guarded_allocations():
+            dw, sums = gradients.weight_gradient(
+                dz, x, weight.detach(), stride=2, padding=1, transposed=transposed, fold=0.25, scale=0.3
+            )
+        assert sums is None and dw.stride() == torch.empty_like(weight).stride()
+        torch.testing.assert_close(dw, expected)
+
+
+def test_parts_of_a_weight_gradient_add_up():
+    """Many pixels and few channels: programs share them, and their parts are summed in blocks."""
+    x, weight, _ = Case(c_in=3, c_out=4, h=70, w=65).tensors(torch.float64)
+    dz = torch.randn(2, 4, 70, 65, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weight.requires_grad_()
+    (expected,) = torch.autograd.grad(F.conv2d(x, weight, padding=1), weight, dz)
+    with guarded_allocations():
+        dw, sums = gradients.weight_gradient(dz, x, weight.detach(), padding=1, sums_wanted=True)
+    torch.testing.assert_close(dw, expected)
+    torch.testing.assert_close(sums, dz.sum((0, 2, 3)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -262,15 +299,18 @@ def test_empty_tensors():
     x, weight = torch.empty(0, 5, 4, 4), torch.randn(7, 5, 3, 3)
     y, r = conv.convolve(x, weight, size=(4, 4), padding=1, pixel_norm=True)
     assert y.shape == (0, 7, 4, 4) and r.shape == (0, 1, 4, 4)
-    bank, sums = gradients.weight_gradient(y, x, 3, padding=1)
-    assert not bank.any() and not sums.any() and bank.shape == weight.shape and sums.shape == (7,)
+    dw, sums = gradients.weight_gradient(y, x, weight, padding=1, sums_wanted=True)
+    assert not dw.any() and not sums.any() and dw.shape == weight.shape and sums.shape == (7,)
 
 
 def test_same_bits_every_time():
     x, weight, bias = Case(c_in=17, c_out=33, h=9).tensors(torch.float32)
     dy = torch.randn(2, 33, 9, 5)
     first, again = (
-        (*conv.convolve(x, weight, bias, size=(9, 5), padding=1), *gradients.weight_gradient(dy, x, 3, padding=1))
+        (
+            *conv.convolve(x, weight, bias, size=(9, 5), padding=1),
+            *gradients.weight_gradient(dy, x, weight, padding=1, sums_wanted=True),
+        )
         for _ in range(2)
     )
     for a, b in zip(first, again, strict=True):

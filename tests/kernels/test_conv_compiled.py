@@ -56,9 +56,9 @@ def gradient(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
 
 
 def weight_gradient(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
-    dy = last(4, channels, 64, 64, dtype=dtype)
+    dy, weight = last(4, channels, 64, 64, dtype=dtype), last(channels, channels, 3, 3, dtype=torch.float32)
     with compiling(conv_gradients, capability) as found:
-        conv_gradients.weight_gradient(dy, dy, 3, padding=1, gate=Gate(dy, 1.0, 0.2))
+        conv_gradients.weight_gradient(dy, dy, weight, padding=1, gate=Gate(dy, 1.0, 0.2), sums_wanted=True)
     return found[0]
 
 

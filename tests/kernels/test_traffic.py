@@ -143,9 +143,19 @@ def test_convolution_counts_each_tensor_once(seen, stride, transposed, pixel_nor
     assert seen.issued["convolution_kernel"] > seen.distinct["convolution_kernel"]
 
 
-def test_weight_gradient_counts_each_tensor_once(seen):
-    a, b = random(2, 16, 16, 16), random(2, 16, 16, 16)
-    gradients.weight_gradient(a, b, 3, stride=1, padding=1, gate=conv.Gate(a.clone(), 1.0, 0.2))
+@pytest.mark.parametrize("size", [4, 32])
+@pytest.mark.parametrize("transposed", [None, False, True])
+def test_weight_gradient_counts_each_tensor_once(seen, transposed, size):
+    """Written by one program for each value, or in parts; folded with a rescaling, to one side or the other, or not."""
+    small, large = random(1, 32, size, size), random(1, 32, 2 * size, 2 * size)
+    weight = random(32, 32, 3, 3)
+    if transposed is None:
+        gate = conv.Gate(small.clone(), 1.0, 0.2)
+        gradients.weight_gradient(small, small, weight, padding=1, gate=gate)
+        assert ("add_parts_kernel" in seen.expected) == (size > 4)
+    else:
+        dz, x = (large, small) if transposed else (small, large)
+        gradients.weight_gradient(dz, x, weight, stride=2, padding=1, transposed=transposed, fold=1.0)
     check(seen)
 
 
