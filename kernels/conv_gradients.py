@@ -290,7 +290,8 @@ def weight_gradient(
         K=k,
         FOLDED=fold is not None,
         TURNED=transposed and fold is not None,
-        BLOCK_SPLITS=min(triton.next_power_of_2(splits), 4096 // (block_a * block_b)),
+        # int: a number that torch.compile traces becomes a constant here.
+        BLOCK_SPLITS=min(triton.next_power_of_2(int(splits)), 4096 // (block_a * block_b)),
         BLOCK_A=block_a,
         BLOCK_B=block_b,
         num_warps=4,
