@@ -149,7 +149,8 @@ def accelerated(cls: type[nn.Module]) -> type[nn.Module]:
     def accelerated_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return forward(self, *args, **kwargs)
-        run = vars(self)[STATE].find(self, args, kwargs)
+        state = vars(self).get(STATE)  # gone after `restore` where FSDP or a parametrization made a class over this one
+        run = None if state is None else state.find(self, args, kwargs)
         return forward(self, *args, **kwargs) if run is None else run(self, *args)
 
     def reduce_ex(self: nn.Module, protocol: int) -> tuple:

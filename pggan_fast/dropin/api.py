@@ -126,7 +126,8 @@ def restore(model: nn.Module) -> nn.Module:
     """The model with its own forward methods again, in place; also a copy that `accelerate` made."""
     for module in model.modules():
         if is_accelerated(module):
-            module.__class__ = original(module)
+            if "_pggan_fast_class" in vars(type(module)):
+                module.__class__ = original(module)
             del vars(module)[STATE]
         vars(module).pop(_LEFT, None)
     return model
@@ -167,6 +168,8 @@ def _joined(path: str, below: str) -> str:
 def _sharing_copy(model: nn.Module) -> nn.Module:
     """A copy with the same parameters and buffers."""
     shared = [*model.parameters(), *model.buffers()]
+    # Tensors among plain attributes, as spectral norm by hooks leaves, cannot be copied if they have a gradient.
+    shared += [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 

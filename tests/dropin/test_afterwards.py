@@ -12,9 +12,9 @@ from torch import nn
 import pggan_fast
 from pggan_fast import accelerate, explain, restore
 from pggan_fast.dropin import fused
-from tests.dropin.helpers import CLOSE, X, block, calls
+from tests.dropin.helpers import CLOSE, EXACT, X, always_fuse, assert_same, block, calls, results, tensors
 from tests.dropin.progressive import UpBlock
-from tests.dropin.zoo import network
+from tests.dropin.zoo import ZOO, inputs_of, network
 
 # Hooks
 
@@ -69,20 +69,51 @@ def test_deepcopy_is_independent(monkeypatch):
     assert type(restore(other)) is UpBlock
 
 
-@pytest.mark.parametrize("save", ["pickle", "torch"])
-def test_pickle(save):
-    fast = accelerate(block())
-    fast(X)
-    if save == "pickle":
-        other = pickle.loads(pickle.dumps(accelerate(network("pggan_generator").start)))
-        assert type(other) is not nn.Sequential and isinstance(other, nn.Sequential)
-        return
+KINDS = ("pggan_generator", "pggan_discriminator", "stackgan", "stylegan2", "unet")
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
+def test_copies_compute_the_same_and_stay_accelerated(name, way, monkeypatch):
+    always_fuse(monkeypatch)
+    model, inputs = network(name).double(), inputs_of(ZOO[name], torch.float64)
+    model.eval()  # of no dropout
+    fast = accelerate(model)
+    fast(*inputs)
     file = io.BytesIO()
-    torch.save(fast, file)
-    file.seek(0)
-    other = torch.load(file, weights_only=False)
-    assert explain(other).replaced
-    torch.testing.assert_close(other(X), fast(X))
+    if way == "deepcopy":
+        other = copy.deepcopy(fast)
+    elif way == "pickle":
+        other = pickle.loads(pickle.dumps(fast))
+    else:
+        torch.save(fast, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    assert_same(results(other, inputs), results(model, inputs), EXACT)
+    assert str(explain(other)) == str(explain(fast))
+    assert [type(m) for m in restore(other).modules()] == [type(m) for m in model.modules()]
+    assert not {id(p) for p in other.parameters()} & {id(p) for p in model.parameters()}
+
+
+def test_a_copy_of_a_model_that_was_run_with_spectral_norm():
+    """Its hooks leave a weight that has a gradient, which deepcopy refuses."""
+    model, inputs = network("sagan_discriminator").double(), inputs_of(ZOO["sagan_discriminator"], torch.float64)
+    model(*inputs)
+    fast = accelerate(model.eval())
+    assert_same(results(fast, inputs), results(model, inputs), EXACT)
+
+
+@pytest.mark.parametrize("name", ["pggan_discriminator", "stackgan", "sagan_parametrized"])
+def test_export_sees_the_original(name):
+    """torch.export in both modes: programs of plain operators with the original's numbers."""
+    model, inputs = network(name).eval(), inputs_of(ZOO[name])
+    fast = accelerate(model)
+    expected = tensors(fast(*inputs))
+    for strict in (False, True):
+        program = torch.export.export(fast, inputs, strict=strict)
+        assert not any("pggan_fast" in str(node.target) for node in program.graph.nodes)
+        for a, b in zip(tensors(program.module()(*inputs)), expected, strict=True):
+            torch.testing.assert_close(a, b, **CLOSE)
 
 
 def test_state_dicts_go_both_ways():
