@@ -74,11 +74,13 @@ class Traffic(TorchDispatchMode):
                 self.add(name, distinct_bytes(dz, x, weight))
             if of_bias:
                 self.add("bias gradient", distinct_bytes(dz, result[2]))
+            result = tuple(made if made is None else _laid_out(made, dz, x, weight) for made in result)
         elif name == "convolution":
             x, weight, bias = args[:3]
             self.add(name, distinct_bytes(x, weight, result))
             if bias is not None:
                 self.add("bias", 2 * distinct_bytes(result) + distinct_bytes(bias))
+            result = _laid_out(result, x, weight)
         else:
             self.add(name, _moved(func, name, args, kwargs, result))
         return result
@@ -94,11 +96,17 @@ class Traffic(TorchDispatchMode):
         outputs = 0 if changed else 1
         tensors = lists[0]
         moved = sum(distinct_bytes(*each) for each in lists)
-        # Adam writes all but the gradients.
-        written = len(lists) - 1 if name == "_fused_adam_" else 1
+        # Adam writes all but the gradients, a norm next to nothing.
+        written = {"_fused_adam_": len(lists) - 1, "_foreach_norm": 0}.get(name, 1)
         moved += written * distinct_bytes(*tensors)
         self.add(name, moved, multi_tensor_launches([t.numel() for t in tensors], len(lists) + outputs))
         return result
+
+
+def _laid_out(made: Tensor, *inputs: Tensor) -> Tensor:
+    """What a convolution made, in the layout that cuDNN gives it; on meta tensors it is contiguous."""
+    last = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in inputs)
+    return torch.empty_like(made, memory_format=torch.channels_last) if last and made.ndim == 4 else made
 
 
 def _moved(func: torch._ops.OpOverload, name: str, args: tuple, kwargs: dict, result: object) -> int:

@@ -27,6 +27,8 @@ UNFOLD = {"folded": 9 / 4}
 MAPS_ALONE = 0.0
 """Only the maps that minibatch_stddev appended pass, a thousandth of the tensor."""
 
+FOLDING = ("fold_weight", "unfold_weight")
+
 TRITON = {
     "write_maps_kernel": {"y": MAPS_ALONE},
     "sum_maps_kernel": {"dy": MAPS_ALONE},
@@ -95,8 +97,6 @@ def triton_bytes(kernel, tensors: dict[str, object]) -> float:
     passes = TRITON.get(kernel.__name__, {})
     if "d_y" in kernel.arg_names and "d_y" not in tensors:
         passes = {"dy": 0.0}  # bias_act's second derivative without pixel norm
-    if kernel is conv_gradients.add_parts_kernel and tensors["parts"].shape[1] > tensors["weight"].shape[-1]:
-        passes = {"parts": UNFOLD["folded"]}
     return sum(passes.get(name, 1.0) * distinct_bytes(value) for name, value in tensors.items())
 
 
@@ -132,6 +132,11 @@ def counted(impl: str) -> Iterator[Traffic]:
     """Inside, our ops on meta tensors take `impl`, "native" or "triton", and are counted launch by launch."""
     native, triton = torch.ops.pggan_fast, torch.ops.pggan_fast_triton
     rules = {getattr(native, name).default: _native(getattr(native, name).default) for name in NATIVE}
+    if impl == "triton":
+        # One op stands for either form of these: Triton's where nothing was compiled.
+        rules |= {
+            getattr(native, name).default: _inside(getattr(native, name).default, HOSTS[name]) for name in FOLDING
+        }
     for namespace, form in ((native, "native"), (triton, "triton")):
         for name, run in COMPOSITES.items():
             op = getattr(namespace, name).default

@@ -111,6 +111,17 @@ def weight_gradient_kernel(
 
 
 @triton.jit
+def _sum(parts, offsets, mask, splits, stride, BLOCK: tl.constexpr):
+    """Of `splits` blocks of numbers, `stride` apart."""
+    total = tl.zeros(offsets.shape, parts.dtype.element_ty)
+    for first in range(0, splits, BLOCK):
+        split = (first + tl.arange(0, BLOCK))[:, None, None]
+        at = split.to(tl.int64) * stride + offsets[None, :, :]
+        total += tl.sum(tl.load(parts + at, mask=(split < splits) & mask[None, :, :], other=0), axis=0)
+    return total
+
+
+@triton.jit
 def add_parts_kernel(
     parts,
     parts_of_sums,
@@ -131,36 +142,33 @@ def add_parts_kernel(
     BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    """See `weight_gradient`. One program: one tap of the weight's gradient, BLOCK_A x BLOCK_B channels."""
-    ACC: tl.constexpr = parts.dtype.element_ty
+    """See `weight_gradient`. One program: BLOCK_A x BLOCK_B channels of one tap, or where FOLDED of all."""
+    scale = tl.full([], scale, parts.dtype.element_ty)
     BANK_K: tl.constexpr = K + 1 if FOLDED else K
-    tap = tl.program_id(0)
-    row, column = tap // K, tap % K
-    split = tl.arange(0, BLOCK_SPLITS)
-    c_b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
-    c_a = tl.program_id(2) * BLOCK_A + tl.arange(0, BLOCK_A)
-    is_b, is_a = c_b < C_B, c_a < C_A
-    pair = c_b[:, None].to(tl.int64) * C_A + c_a[None, :]
-    total = tl.zeros([BLOCK_B, BLOCK_A], ACC)
-    for first in range(0, splits, BLOCK_SPLITS):
-        part = (first + split)[:, None, None]
-        mask = (part < splits) & is_b[None, :, None] & is_a[None, None, :]
-        for shift in tl.static_range(4 if FOLDED else 1):
-            from_row, from_column = row + shift // 2, column + shift % 2
-            if TURNED:
-                from_row, from_column = K - from_row, K - from_column
-            at = part.to(tl.int64) * BANK_K * BANK_K + from_row * BANK_K + from_column
-            total += tl.sum(tl.load(parts + at * (C_A * C_B) + pair[None, :, :], mask=mask, other=0), axis=0)
-    offsets = c_b[:, None].to(tl.int64) * w_b + c_a[None, :].to(tl.int64) * w_a + row * w_h + column * w_w
-    value = (total * tl.full([], scale, ACC)).to(weight.dtype.element_ty)
-    tl.store(weight + offsets, value, mask=is_b[:, None] & is_a[None, :])
-    if sums is not None and tap + tl.program_id(1) == 0:
-        of_sums = tl.zeros([BLOCK_A], ACC)
-        for first in range(0, splits, BLOCK_SPLITS):
-            part = (first + split)[:, None]
-            at = part.to(tl.int64) * C_A + c_a[None, :]
-            of_sums += tl.sum(tl.load(parts_of_sums + at, mask=(part < splits) & is_a[None, :], other=0), axis=0)
-        tl.store(sums + c_a, of_sums, mask=is_a)
+    LAST: tl.constexpr = BANK_K * BANK_K - 1
+    c_b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)[:, None]
+    c_a = tl.program_id(2) * BLOCK_A + tl.arange(0, BLOCK_A)[None, :]
+    mask = (c_b < C_B) & (c_a < C_A)
+    pair = c_b.to(tl.int64) * C_A + c_a
+    stride = (LAST + 1) * C_B * C_A
+    made = weight + c_b.to(tl.int64) * w_b + c_a.to(tl.int64) * w_a
+    if FOLDED:
+        bank = ()
+        for t in tl.static_range(LAST + 1):
+            tap = LAST - t if TURNED else t
+            bank = bank + (_sum(parts, pair + tap * C_B * C_A, mask, splits, stride, BLOCK_SPLITS),)
+        for h in tl.static_range(K):
+            for w in tl.static_range(K):
+                above = bank[h * BANK_K + w] + bank[h * BANK_K + w + 1]
+                value = scale * (above + bank[(h + 1) * BANK_K + w] + bank[(h + 1) * BANK_K + w + 1])
+                tl.store(made + h * w_h + w * w_w, value.to(weight.dtype.element_ty), mask=mask)
+    else:
+        tap = tl.program_id(0)
+        value = scale * _sum(parts, pair + tap * C_B * C_A, mask, splits, stride, BLOCK_SPLITS)
+        tl.store(made + tap // K * w_h + tap % K * w_w, value.to(weight.dtype.element_ty), mask=mask)
+    if sums is not None and tl.program_id(0) + tl.program_id(1) == 0:
+        is_a = c_a < C_A
+        tl.store(sums + c_a, _sum(parts_of_sums, c_a, is_a, splits, C_A, BLOCK_SPLITS), mask=is_a)
 
 
 class WeightTile(NamedTuple):
@@ -272,10 +280,10 @@ def weight_gradient(
     )
     if bank is dw:
         return dw, sums
-    block_a, block_b = (min(32, triton.next_power_of_2(c)) for c in (c_a, c_b))
+    block_a, block_b = min(32, triton.next_power_of_2(c_a)), min(8, triton.next_power_of_2(c_b))
     launch(
         add_parts_kernel,
-        (k * k, triton.cdiv(c_b, block_b), triton.cdiv(c_a, block_a)),
+        (k * k if fold is None else 1, triton.cdiv(c_b, block_b), triton.cdiv(c_a, block_a)),
         bank,
         of_sums,
         dw,

@@ -57,7 +57,18 @@ def test_lists_launch_as_multi_tensor_kernels_do():
     assert multi_tensor_launches([], 4) == 0
     with Traffic() as traffic:
         torch._foreach_lerp_([meta(100)] * 65, [meta(100)] * 65, 0.5)
-    assert traffic.total_launches == 2 and traffic.total_bytes == 65 * 3 * 400
+        torch._foreach_norm([meta(100)] * 5, 2.0)
+    assert traffic.launches["_foreach_lerp_"] == 2 and traffic.bytes["_foreach_lerp_"] == 65 * 3 * 400
+    assert traffic.launches["_foreach_norm"] == 1 and traffic.bytes["_foreach_norm"] == 5 * 400
+
+
+def test_what_comes_of_a_channels_last_convolution_is_channels_last():
+    x, weight = (meta(4, 4, 3, 3).to(memory_format=torch.channels_last).requires_grad_() for _ in range(2))
+    with Traffic() as traffic:
+        y = F.conv2d(x, weight, padding=1)
+        y.backward(torch.empty_like(y))
+    assert y.stride() == x.grad.stride() == weight.grad.stride() == x.stride()
+    assert set(traffic.bytes) == {"convolution", "convolution_backward"}
 
 
 def test_a_step_launches_less_than_half_as_often_as_eager(tmp_path):

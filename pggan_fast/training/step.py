@@ -227,10 +227,14 @@ class TrainStep:
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.processes.average_([*gradients, loss, *stats.values()])
-        found = (~loss.isfinite()).float()
-        torch._amp_foreach_non_finite_check_and_unscale_(
-            gradients, found, self.loss_scale.double().reciprocal().float()
-        )
+        if self.precision == "fp16":
+            found = (~loss.isfinite()).float()
+            scale = self.loss_scale.double().reciprocal().float()
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, scale)
+        else:
+            # The largest of each, which only reads them.
+            largest = torch.stack([loss.abs(), *torch._foreach_norm(gradients, float("inf"))]).amax()
+            found = (~largest.isfinite()).float()
         optimizer.found_inf, optimizer.grad_scale = found, None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

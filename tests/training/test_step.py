@@ -1,6 +1,7 @@
 """TrainStep: what it updates, what it leaves, and in which order."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -72,6 +73,23 @@ def test_a_gradient_that_is_not_finite_skips_the_update(precision):
     assert step(real)["skipped"] >= 1
     assert not changed(step.D, D)
     assert all(value.isfinite().all() for value in step.G.state_dict().values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e30])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_one_value_of_one_gradient_skips_the_update_if_it_is_not_finite(precision, value):
+    """1e30 squared is not finite either, but is itself."""
+    step = build(precision=precision)
+    G = weights(step.G)
+
+    def spoil(gradient):
+        gradient = gradient.clone()
+        gradient.view(-1)[-1] = value
+        return gradient
+
+    step.G.input_bias.register_hook(spoil)
+    finite = math.isfinite(value)
+    assert step(images())["skipped"] == (not finite) and bool(changed(step.G, G)) == finite
 
 
 def test_fp16_finds_a_loss_scale_that_works():
