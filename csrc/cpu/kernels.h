@@ -85,6 +85,17 @@ struct Stddev {
   const double* factors;  // read: one for each group and map
 };
 
+// [N, C, P] to [N, P, C], or back; elements of 4 bytes (`wide`) or 2.
+struct Relayout {
+  bool wide, to_channels_last;
+  int64_t c, p;
+  const void* from;
+  void* to;
+};
+
+// Pixels of one sample in a unit of relayout's work: whole cache lines on both sides.
+constexpr int64_t kRelayoutPixels = 64;
+
 // Each kernel does the units [begin, end) of its work. A unit of bias_act is a block of `bias_act_block` pixels, of
 // resampling some rows, of stddev a block of positions, and of its maps one map of one sample.
 struct Kernels {
@@ -101,6 +112,7 @@ struct Kernels {
   void (*stddev_double_backward)(const Stddev&, int64_t begin, int64_t end);
   void (*stddev_read_maps)(const Stddev&, int64_t begin, int64_t end);
   void (*stddev_write_maps)(const Stddev&, int64_t begin, int64_t end);
+  void (*relayout)(const Relayout&, int64_t begin, int64_t end);
 };
 
 // A unit of bias_act's work is a block of pixels of one sample (contiguous) or of all samples (channels_last).

@@ -1,6 +1,7 @@
 // All kernels of one instruction set. The includer defines LEVEL, a namespace, and KERNELS, the name of the table.
 #include "bias_act_kernels.h"
 #include "kernels.h"
+#include "layout_kernels.h"
 #include "resample_kernels.h"
 #include "stddev_kernels.h"
 
@@ -20,6 +21,7 @@ const Kernels KERNELS = {
     LEVEL::stddev_double_backward,
     LEVEL::stddev_read_maps,
     LEVEL::stddev_write_maps,
+    LEVEL::relayout,
 };
 
 }  // namespace pggan_fast

@@ -91,28 +91,33 @@ class State:
         return Variant(_compiled(traced.graph) if replaced else None, guards, key, replaced)
 
     def find(self, module: nn.Module, args: tuple, kwargs: dict) -> Callable | None:
-        """The rewritten forward that is right for this call."""
-        if kwargs or not args or _transformed():  # also under the trace of a module around this one
-            return None
-        if self.counts is None:
-            with self.lock:
-                self.prepare(module)
-        if len(args) not in self.counts:
+        """The rewritten forward that is right for this call. Runs cold before each forward: every look-up counts."""
+        if kwargs or not args or (self.counts is not None and len(args) not in self.counts):
             return None
         for argument in args:
             if type(argument) is not Tensor and type(argument) is not nn.Parameter:
                 return None
-        device = args[0].device.type
-        shapes = tuple([a.shape for a in args]) if self.by_shape else None
-        key = (len(args), device, torch.is_autocast_enabled(device), shapes)
-        variant = self._known(key)
-        if variant is None:
+        if _transformed():
+            return None
+        device = "cpu" if args[0].is_cpu else args[0].device.type
+        autocast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device)
+        key = (len(args), device, autocast, tuple([a.shape for a in args]) if self.by_shape else None)
+        variant = self._known(key) or self._new(module, key, args)
+        return None if variant is None else variant.run
+
+    def _new(self, module: nn.Module, key: tuple, args: tuple[Tensor, ...]) -> Variant | None:
+        """The variant for a key without one: traced now, unless there are too many or this is inside a trace."""
+        if fx._symbolic_trace.is_fx_symbolic_tracing():
+            return None
+        with self.lock:
+            self.prepare(module)
+            if key[0] not in self.counts:
+                return None
+            key = (*key[:3], tuple([a.shape for a in args]) if self.by_shape else None)
             if len(self.variants) >= MOST_VARIANTS:
-                variant = self._known((*key[:3], None))
-                return None if variant is None else variant.run
-            with self.lock:
-                variant = self._known(key) or self.add(module, key, args if self.by_shape else None)
-        return variant.run
+                key = (*key[:3], None)
+                return self._known(key)
+            return self._known(key) or self.add(module, key, args if self.by_shape else None)
 
     def _known(self, key: tuple) -> Variant | None:
         for variant in self.variants:
@@ -122,12 +127,11 @@ class State:
 
 
 def _transformed() -> bool:
-    """Whether a transformation is at work that the ops do not know: torch.func, forward mode, tracing."""
+    """Whether a transformation is at work that the ops do not know: torch.func, forward mode, torch.jit.trace."""
     return (
         torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
-        or torch.jit.is_tracing()
-        or fx._symbolic_trace.is_fx_symbolic_tracing()
+        or torch._C._is_tracing()
     )
 
 

@@ -12,7 +12,13 @@ FOLD_FROM = 512
 """Output pixels of a batch from which folding a weight with the rescaling costs less than it saves."""
 
 BATCH_NORM_FROM = 4
-"""Output pixels per weight of one output channel from which scaling the weights costs less than scaling the image."""
+"""Output values for each weight from which scaling the weights costs less than scaling the image."""
+
+RESCALE_FROM = 4096
+"""Values of a contiguous image from which this package's 2x rescaling is the faster one on a CPU."""
+
+SMALL_CALLS = 65_536
+"""Weights that could be scaled in the time that it takes to call the functions which scale them."""
 
 
 def convolution(
@@ -44,36 +50,53 @@ def convolution(
     geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode)
     bias = bias if bias is None or bias.ndim == 1 else bias.reshape(-1)
     if batch_norm is not None:
-        pixels = _output_pixels(x, up, down)
-        if not _foldable_batch_norm(batch_norm, weight) or pixels < BATCH_NORM_FROM * weight[0].numel():
+        if not _worth_folding(batch_norm, weight, _output_pixels(x, up, down)):
             z = convolution(x, weight, bias, **geometry, up=up, down=down, weight_scale=weight_scale)
             return activate(batch_norm(z), **epilogue)
         weight, bias = fold_batch_norm(weight, bias, batch_norm, weight_scale)
         weight_scale = 1.0
     same = _same_padding(weight, **geometry)
+    if (up or down) and same == 0 and weight.shape[-1] == 1:
+        # One pixel to one pixel commutes with both: a quarter of the work.
+        y = convolution(downsample(x) if down else x, weight, bias, weight_scale=weight_scale, **epilogue)
+        return upsample(y) if up else y
     if x.ndim == 4 and same is not None and _worth_fusing(x, up, down, weight_scale, pixel_norm):
         rescale = dict(up=2 if up else 1, down=2 if down else 1)
         return ops.equalized_conv2d(x, weight, bias, weight_scale=weight_scale, padding=same, **rescale, **epilogue)
-    x = F.interpolate(x, scale_factor=2.0, mode="nearest") if up else x
+    x = upsample(x) if up else x
     weight = weight * weight_scale if weight_scale != 1 else weight
     z = _convolve(x, weight, None if pixel_norm else bias, **geometry)
-    z = F.avg_pool2d(z, 2) if down else z
+    z = downsample(z) if down else z
     return activate(z, bias if pixel_norm else None, **epilogue)
 
 
-def convolution_relu(x: Tensor, weight: Tensor, bias: Tensor | None, **geometry: Any) -> Tensor:
-    """Convolution and relu, in place."""
-    return torch.relu_(torch.conv2d(x, weight, bias, **geometry))
-
-
-def convolution_lrelu(
-    x: Tensor, weight: Tensor, bias: Tensor | None, slope: float = 0.0, overwritable: bool = False, **geometry: Any
+def plain_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    batch_norm: nn.BatchNorm2d | None = None,
+    *,
+    act: str = "linear",
+    slope: float = 0.0,
+    overwritable: bool = False,
+    **geometry: Any,
 ) -> Tensor:
-    """Convolution and leaky relu, in place but where the caller may write over a result that backward needs."""
-    z = torch.conv2d(x, weight, bias, **geometry)
-    if overwritable and z.requires_grad:
-        return F.leaky_relu(z, slope)
-    return torch._C._nn.leaky_relu_(z, slope)
+    """`convolution` by torch's own functions, the activation in place: for a CPU, whose convolution adds the bias.
+
+    overwritable: the caller may write over the result, even where backward needs it.
+    """
+    bias = bias if bias is None or bias.ndim == 1 else bias.reshape(-1)
+    if batch_norm is None:
+        z = torch.conv2d(x, weight, bias, **geometry)
+    elif batch_norm.training or not _worth_folding(batch_norm, weight, x.shape[0] * x.shape[-1] * x.shape[-2]):
+        z = batch_norm(torch.conv2d(x, weight, bias, **geometry))
+    else:
+        z = torch.conv2d(x, *fold_batch_norm(weight, bias, batch_norm, 1.0), **geometry)
+    if act == "relu":
+        return torch.relu_(z)
+    if act == "linear":
+        return z
+    return F.leaky_relu(z, slope) if overwritable and z.requires_grad else torch._C._nn.leaky_relu_(z, slope)
 
 
 def overwritable(y: Tensor) -> Tensor:
@@ -141,10 +164,10 @@ def _worth_fusing(x: Tensor, up: bool, down: bool, weight_scale: float, pixel_no
     return pixel_norm or weight_scale != 1 or x.is_cuda
 
 
-def _foldable_batch_norm(batch_norm: nn.BatchNorm2d, weight: Tensor) -> bool:
-    if batch_norm.training or batch_norm.running_mean is None:
+def _worth_folding(batch_norm: nn.BatchNorm2d, weight: Tensor, pixels: int) -> bool:
+    if batch_norm.training or batch_norm.running_mean is None or batch_norm.running_mean.dtype != weight.dtype:
         return False
-    return batch_norm.running_mean.dtype == weight.dtype
+    return pixels * weight.shape[0] >= BATCH_NORM_FROM * (weight.numel() + SMALL_CALLS)
 
 
 def fold_batch_norm(
@@ -156,6 +179,22 @@ def fold_batch_norm(
     shift = -batch_norm.running_mean if bias is None else bias - batch_norm.running_mean
     shift = shift * factor if batch_norm.bias is None else torch.addcmul(batch_norm.bias, shift, factor)
     return weight * (factor * weight_scale).view(-1, 1, 1, 1), shift
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Nearest upsampling by 2 of x [N, C, ...]."""
+    return ops.upsample2x(x) if _rescaled_faster(x) else F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def downsample(x: Tensor) -> Tensor:
+    """2x2 means of x [N, C, H, W]."""
+    return ops.downsample2x(x) if _rescaled_faster(x) else F.avg_pool2d(x, 2)
+
+
+def _rescaled_faster(x: Tensor) -> bool:
+    # torch's own are as fast where channels are innermost.
+    suits = x.is_cpu and x.ndim == 4 and x.is_floating_point()
+    return suits and x.numel() >= RESCALE_FROM and x.is_contiguous()
 
 
 def minibatch_stddev(x: Tensor, **options: Any) -> Tensor:

@@ -22,6 +22,8 @@ class Options:
     resample: bool = True
     minibatch_stddev: bool = True
     device: str = "cpu"
+    alone: bool = True
+    """Also rescaling without a convolution, which Inductor would fuse with its neighbours."""
 
 
 class Rewriter:
@@ -40,7 +42,7 @@ class Rewriter:
     def run(self) -> list[tuple[str, str]]:
         """Rewrites the graph. Returns (path of the module where it begins, what) for each call that was put in."""
         done = []
-        for find in (self._convolution, self._biased, self._normalized, self._stddev):
+        for find in (self._convolution, self._biased, self._normalized, self._stddev, self._rescaled):
             for node in list(self.graph.nodes):
                 match = find(node) if node.users and node not in self.erased else None
                 if match is not None and self._undisturbed(match) and not self._written_over(match):
@@ -74,7 +76,7 @@ class Rewriter:
         call.meta.update(match.last.meta)
         result = call
         if self._keeps_more(match) and leaves(match.last, self.meaning):
-            if match.target is fused.convolution_lrelu:
+            if match.target is fused.plain_convolution:
                 call.update_kwarg("overwritable", True)
             else:
                 with self.graph.inserting_after(call):
@@ -91,7 +93,7 @@ class Rewriter:
         op = self.meaning(match.last)
         kept = op is not None and (op.name == "relu" or (op.name == "lrelu" and self._may_overwrite(match.last)))
         activated = match.kwargs.get("act", "linear") != "linear" or match.kwargs.get("pixel_norm", False)
-        return not kept and (activated or match.target is fused.convolution_lrelu)
+        return not kept and activated
 
     def _erase(self, node: fx.Node) -> None:
         """Erases a node that nothing reads, and what only it read."""
@@ -146,15 +148,9 @@ class Rewriter:
             with self.graph.inserting_before(node):
                 args += (self.graph.get_attr(chain.batch_norm.target),)
         target = fused.convolution
-        if (
-            set(kwargs) <= _PLAIN
-            and kwargs["padding_mode"] == "zeros"
-            and len(args) == 3
-            and self.options.device == "cpu"
-        ):
-            # oneDNN adds the bias: there is nothing to win but the calls of modules and, in place, a pass of memory.
-            target = {"relu": fused.convolution_relu, "lrelu": fused.convolution_lrelu}[kwargs["act"]]
-            kwargs = {name: value for name, value in kwargs.items() if name not in ("padding_mode", "act")}
+        if set(kwargs) <= _PLAIN and kwargs["padding_mode"] == "zeros" and self.options.device == "cpu":
+            target = fused.plain_convolution
+            del kwargs["padding_mode"]
         return Match(what + chain.what, [*before, *nodes, *chain.nodes], target, args, kwargs, chain.clamp)
 
     def _inputs(self, x: Any, reader: fx.Node) -> tuple[Any, float, bool, list[fx.Node]]:
@@ -175,7 +171,7 @@ class Rewriter:
     def _only_convolutions(self, up: fx.Node) -> bool:
         """Whether an upsampled image is read by nothing but convolutions, so that it need not be made."""
         return len(up.users) <= 2 and all(
-            user.target in (fused.convolution, fused.convolution_relu, fused.convolution_lrelu)
+            user.target in (fused.convolution, fused.plain_convolution)
             or ((op := self.meaning(user)) is not None and op.name == "conv")
             for user in up.users
         )
@@ -316,6 +312,16 @@ class Rewriter:
             multiplied = exponent == -0.5 and op is not None and op.name == "mul" and set(operands) == {x, nodes[-1]}
             return Norm(eps, [*nodes, last]) if divided or multiplied else None
         return None
+
+    def _rescaled(self, node: fx.Node) -> Match | None:
+        """Rescaling by itself."""
+        wanted = self.options.resample and self.options.alone and self.options.device == "cpu"
+        op = self.meaning(node) if wanted else None
+        if op is None or op.name not in ("up", "down") or overwrites(node):
+            return None
+        up = op.name == "up"
+        what = "nearest upsampling" if up else "2x2 mean"
+        return Match([what], [node], fused.upsample if up else fused.downsample, (op.x,), {})
 
     def _stddev(self, node: fx.Node) -> Match | None:
         if not self.options.minibatch_stddev:

@@ -22,6 +22,10 @@ def has_hooks(module: nn.Module) -> bool:
     return any(module.__dict__[name] for name in _HOOKS)
 
 
+def is_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn")
+
+
 class BranchesOnValues(NotTraceable):
     """Code that branches on a tensor, or on its shape: in the latter case a trace for one shape may do."""
 
@@ -51,10 +55,15 @@ class Guards:
             self._known.add((id(owner), name))
             self.values.append((owner, name, value))
 
+    def add_children(self, module: nn.Module) -> None:
+        childless = is_of_torch(module) and not isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        if not childless and all(module._modules is not now for now, _ in self.children):
+            self.children.append((module._modules, dict(module._modules)))
+
     def add_module(self, module: nn.Module) -> None:
         """For a module whose code is inlined: the same children, no hooks, no other forward."""
         self.hooks += [module.__dict__[name] for name in _HOOKS]
-        self.children.append((module._modules, dict(module._modules)))
+        self.add_children(module)
         self.values.append((vars(module), "forward", vars(module).get("forward", _MISSING)))
 
 
@@ -89,7 +98,8 @@ def trace(module: nn.Module, given: int | None = None, shapes: Sequence[torch.Te
     guards = Guards()
     for inlined in (module, *tracer.inlined):
         guards.add_module(inlined)
-    guards.children += [(m._modules, dict(m._modules)) for m in reads.containers.values()]
+    for container in reads.containers.values():
+        guards.add_children(container)
     for owner, name, value in reads.attributes.values():
         guards.add_attribute(owner, name, value)
     guards.values += reads.globals.values()
@@ -132,7 +142,7 @@ class Tracer(fx.Tracer):
         return root_fn, [self.root, *placeholders, *self.defaults]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        own = type(m).__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
+        own = is_of_torch(m) and not isinstance(m, nn.Sequential)
         return own or has_hooks(m) or parametrize.is_parametrized(m) or isinstance(m, torch.jit.ScriptModule)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:

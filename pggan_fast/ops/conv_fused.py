@@ -15,8 +15,9 @@ from torch.autograd import Function
 
 from pggan_fast.kernels import conv_gradients, conv_tiles
 from pggan_fast.kernels.conv import Gate, convolve
+from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.registry import engine_wants, last_order
-from pggan_fast.ops.weights import is_channels_last, prepare
+from pggan_fast.ops.weights import prepare
 from pggan_fast.reference import effective_slope
 
 Geometry = tuple[int, int, int]

@@ -6,8 +6,8 @@ from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.choice import choose
+from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms
-from pggan_fast.ops.weights import is_channels_last
 
 
 def upsample2x(x: Tensor, *, impl: str = "auto") -> Tensor:

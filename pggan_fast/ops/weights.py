@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
+from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.registry import define_forms
 
 # id of a parameter -> (the parameter, its copies)
@@ -73,11 +74,6 @@ def restore(gradient: Tensor, weight: Tensor, up: int = 1, down: int = 1) -> Ten
     if up == 1 and down == 1:
         return gradient.to(weight.dtype)
     return _unfold(gradient, 0.25 if down == 2 else 1.0, up == 2, weight.dtype, is_channels_last(weight))
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether a convolution takes x [N, C, H, W] as channels_last; what is both counts as contiguous."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def _bank(a, b, k, like: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:

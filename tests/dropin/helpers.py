@@ -23,7 +23,7 @@ def block(**options) -> nn.Module:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the fused functions, as they get called."""
     called = []
-    for name in ("equalized_conv2d", "bias_act", "minibatch_stddev"):
+    for name in ("equalized_conv2d", "bias_act", "minibatch_stddev", "upsample2x", "downsample2x"):
         original = getattr(ops, name)
         monkeypatch.setattr(ops, name, lambda *a, _f=original, _n=name, **k: called.append(_n) or _f(*a, **k))
     return called

@@ -98,6 +98,34 @@ def test_what_runs(monkeypatch):
     assert "nearest upsampling" in str(explain(fast))
 
 
+@pytest.mark.parametrize("size", [8, 64], ids=lambda size: f"{size} px")
+@pytest.mark.parametrize("rescale", [nn.Upsample(scale_factor=2), nn.AvgPool2d(2)], ids=repr)
+def test_rescaling_without_a_convolution(rescale, size, monkeypatch):
+    """The op where the image is large and contiguous, torch's own function where it is not."""
+    model = nn.Sequential(rescale, nn.Tanh())
+    x = torch.randn(2, 3, size, size, dtype=torch.float64, requires_grad=True)
+    fast, called = accelerate(model), calls(monkeypatch)
+    assert [row.what for row in explain(fast).replaced] in (["nearest upsampling"], ["2x2 mean"])
+    torch.testing.assert_close(fast(x), model(x))
+    assert len(called) == (size == 64)
+    assert torch.autograd.gradcheck(fast, x[:1, :1, :4, :4]) and torch.autograd.gradgradcheck(fast, x[:1, :1, :4, :4])
+    for other in (x.contiguous(memory_format=torch.channels_last), x[0], x.bfloat16()):
+        torch.testing.assert_close(fast(other), model(other))
+    assert not explain(accelerate(model, resample=False)).replaced
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_one_by_one_convolutions_take_the_smaller_image(up):
+    """They commute with rescaling, also over odd sizes, with bias, activation and pixel norm behind them."""
+    conv = nn.Conv2d(3, 5, 1)
+    model = nn.Sequential(nn.Upsample(scale_factor=2), conv, nn.ReLU()) if up else nn.Sequential(conv, nn.AvgPool2d(2))
+    x = torch.randn(2, 3, 7, 9, dtype=torch.float64, requires_grad=True)
+    fast = accelerate(model.double())
+    torch.testing.assert_close(fast(x), model(x))
+    gradients = [torch.autograd.grad(net(x).square().sum(), [x, *conv.parameters()]) for net in (fast, model)]
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("name", ["pggan_discriminator", "pggan_batch_deviation", "pggan_function_deviation"])
 @pytest.mark.parametrize("batch", [2, 4, 6, 8])
 def test_stddev_of_any_batch(name, batch, monkeypatch):
