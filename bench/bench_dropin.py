@@ -14,7 +14,17 @@ from tests.dropin import peers, zoo
 
 SECONDS = 1.0
 FLOOR = 1e-4
-"""Allowed error in fp32 against the original in fp64, and twice what the original itself is off."""
+"""Allowed error of outputs in fp32 against the original in fp64, and twice what the original itself is off."""
+
+EXACT = 1e-11
+"""Allowed error in fp64: whoever computes another function or gradient is off by more."""
+
+KINK = 1e-2
+"""Allowed error of gradients in fp32, where a pre-activation within rounding of 0 takes the other slope.
+
+Of 5.6 million in pro-gan-pth's generator 0 to 2 do, in eager PyTorch too: gradients of either are 1e-6 off without and
+up to 8e-4 with.
+"""
 
 PASSES = ("eval forward", "train forward+backward")
 
@@ -47,10 +57,14 @@ def network_case(name: str, passes: str) -> Case:
             net.load_state_dict(state)  # a forward pass moves spectral norm's vectors
             return run(net, inputs)
 
-        exact = fresh(copy.deepcopy(model).double(), tree_map_only(Tensor, Tensor.double, inputs))
+        doubled, wide = copy.deepcopy(model).double(), tree_map_only(Tensor, Tensor.double, inputs)
+        exact = fresh(doubled, wide)
+        rewritten = fresh(pggan_fast.accelerate(doubled), wide)
         theirs, ours = (fresh(net, inputs) for net in variants.values())
-        for a, b, e in zip(ours, theirs, exact, strict=True):
-            assert error(a, e) <= max(FLOOR, 2 * error(b, e)), f"{name}: {error(a, e):.1e}, not {error(b, e):.1e}"
+        floor = KINK if "backward" in passes else FLOOR
+        for a, b, r, e in zip(ours, theirs, rewritten, exact, strict=True):
+            assert error(r, e) <= EXACT, f"{name} in fp64: {error(r, e):.1e}"
+            assert error(a, e) <= max(floor, 2 * error(b, e)), f"{name}: {error(a, e):.1e}, not {error(b, e):.1e}"
 
     labels = {
         "suite": "drop-in",
