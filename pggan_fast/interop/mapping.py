@@ -45,6 +45,7 @@ def check_names(weights: Weights, pairs: list[Pair]) -> None:
 def check_options(net: Generator | Discriminator, needed: Mapping, what: str) -> None:
     """Raises ValueError unless `net` has the options `needed`, and none that no other implementation has."""
     beyond = {"attention_at": None, "residual": False, "spectral_norm": False, "base": [4, 4]}
+    beyond |= {"slope": 0.2, "pixel_norm_eps": 1e-8} if isinstance(net, Generator) else {}
     for name, value in {**beyond, **needed}.items():
         if net.options[name] != value:
             raise ValueError(f"{type(net).__name__} has {name}={net.options[name]}, {what} only {name}={value}")

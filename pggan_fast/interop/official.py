@@ -19,7 +19,7 @@ import torch
 from pggan_fast.networks import Discriminator, Generator
 
 SHARED_OPTIONS = {"fmap_base", "fmap_decay", "fmap_max"}
-GENERATOR_OPTIONS = SHARED_OPTIONS | {"latent_dim", "pixel_norm", "normalize_latents"}
+GENERATOR_OPTIONS = SHARED_OPTIONS | {"latent_dim", "slope", "pixel_norm", "pixel_norm_eps", "normalize_latents"}
 DISCRIMINATOR_OPTIONS = SHARED_OPTIONS | {"mbstd_group_size"}
 
 # Where our weight's axes lie in the official array.
@@ -54,10 +54,12 @@ def from_official(
             does not tell latents from labels, so leaving it out there makes the labels latents.
         use_wscale: the official option of this name. False means that the variables are used as
             they are at run time, so they are divided by the constant that our layers apply.
-        network_kwargs: options of the network that variables do not show: `pixel_norm` and
-            `normalize_latents`, or `mbstd_group_size`; and `latent_dim`, `fmap_base`, `fmap_decay`,
-            `fmap_max` where the inferred values are not wanted. Of all pairs that give the same
-            channels, our defaults come first, then the smallest `fmap_base` and `fmap_max`.
+        network_kwargs: options of the network that variables do not show: `slope` (0 for
+            use_leakyrelu=False), `pixel_norm`, `pixel_norm_eps` (pixelnorm_epsilon) and
+            `normalize_latents`, or `mbstd_group_size`; and `latent_dim`, `fmap_base`,
+            `fmap_decay`, `fmap_max` where the inferred values are not wanted. Of all pairs that
+            give the same channels, our defaults come first, then the smallest `fmap_base` and
+            `fmap_max`.
 
     Returns:
         A float32 network on the CPU. With `use_wscale`, its parameters are the given numbers

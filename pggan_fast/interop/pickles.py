@@ -100,11 +100,14 @@ RENAMED = {
     "label_size": "label_dim",
     "latent_size": "latent_dim",
     "use_pixelnorm": "pixel_norm",
+    "pixelnorm_epsilon": "pixel_norm_eps",
     **{n: n for n in ("fmap_base", "fmap_decay", "fmap_max", "use_wscale", "normalize_latents", "mbstd_group_size")},
 }
+# What one kind of network has; the other is given it too and ignores it, its leaky ReLUs included.
+GENERATORS_ALONE = {"latent_size", "normalize_latents", "use_pixelnorm", "pixelnorm_epsilon", "use_leakyrelu"}
+DISCRIMINATORS_ALONE = {"mbstd_group_size"}
 READ_OFF_VARIABLES = {"num_channels", "resolution", "fused_scale"}
 NO_INFLUENCE = {"structure", "dtype", "is_template_graph"}  # how the graph is built, not what it computes
-FIXED = {"use_leakyrelu": True, "pixelnorm_epsilon": 1e-8}  # ours have no other
 
 
 def network_from_pickled(pickled: OfficialNetwork) -> Generator | Discriminator:
@@ -114,10 +117,12 @@ def network_from_pickled(pickled: OfficialNetwork) -> Generator | Discriminator:
         ValueError: an option that our networks do not have, or variables that do not fit (see `from_official`).
     """
     kwargs = {}
+    generator = any(name.startswith("ToRGB_lod") for name in pickled.variables)
     for name, value in pickled.options.items():
-        if name in FIXED:
-            if value != FIXED[name]:
-                raise ValueError(f"network {pickled.name}: {name}={value}, only {FIXED[name]} can be represented")
+        if name in (DISCRIMINATORS_ALONE if generator else GENERATORS_ALONE):
+            continue
+        if name == "use_leakyrelu":
+            kwargs["slope"] = 0.2 if value else 0.0
         elif name in RENAMED:
             if value is not None:
                 kwargs[RENAMED[name]] = value

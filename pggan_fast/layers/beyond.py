@@ -56,12 +56,14 @@ class ResidualBlock(nn.Module):
         up: int = 1,
         down: int = 1,
         act: str = "lrelu",
+        slope: float = 0.2,
         pixel_norm: bool = False,
+        eps: float = 1e-8,
         fused_scale: bool = True,
     ):
         super().__init__()
         middle = in_channels if down == 2 else out_channels
-        layer = dict(act=act, pixel_norm=pixel_norm)
+        layer = dict(act=act, slope=slope, pixel_norm=pixel_norm, eps=eps)
         self.first = EqualizedConv2d(in_channels, middle, 3, up=up, **layer)
         self.second = EqualizedConv2d(middle, out_channels, 3, down=down if fused_scale else 1, **layer)
         self.shortcut = None

@@ -33,7 +33,9 @@ class Generator(nn.Module):
         latent_dim: size of z; default nf(0) = min(fmap_base, fmap_max).
         fmap_base, fmap_decay, fmap_max: a layer at 2**r has min(fmap_base / 2**((r-1) * fmap_decay), fmap_max) maps.
         fused_scale: kept for symmetry with the discriminator; in G both forms are one function.
+        slope: of the leaky ReLUs; 0 is ReLU, the official use_leakyrelu=False.
         pixel_norm: normalize feature vectors after each layer.
+        pixel_norm_eps: what is added to the mean square; the official networks in fp16 have 1e-4.
         normalize_latents: normalize concat(z, labels) first.
         input_norm: normalize the first dense layer's features too, if pixel_norm; pro-gan-pth does not.
         input_bias: "channel", or "pixel" for one bias per channel and pixel of the first dense layer, as in
@@ -61,7 +63,9 @@ class Generator(nn.Module):
         fmap_decay: float = 1.0,
         fmap_max: int = 512,
         fused_scale: bool = True,
+        slope: float = 0.2,
         pixel_norm: bool = True,
+        pixel_norm_eps: float = 1e-8,
         normalize_latents: bool = True,
         input_norm: bool = True,
         input_bias: str = "channel",
@@ -87,7 +91,9 @@ class Generator(nn.Module):
             fmap_decay=fmap_decay,
             fmap_max=fmap_max,
             fused_scale=fused_scale,
+            slope=slope,
             pixel_norm=pixel_norm,
+            pixel_norm_eps=pixel_norm_eps,
             normalize_latents=normalize_latents,
             input_norm=input_norm,
             input_bias=input_bias,
@@ -98,11 +104,12 @@ class Generator(nn.Module):
         self.resolution, self.image_channels = resolution, image_channels
         self.label_dim, self.latent_dim = label_dim, latent_dim
         self.normalize_latents, self.input_norm = normalize_latents, pixel_norm and input_norm
+        self.slope, self.pixel_norm_eps = slope, pixel_norm_eps
 
         def maps(r: int) -> int:
             return channels(r, fmap_base, fmap_decay, fmap_max)
 
-        layer = dict(act="lrelu", pixel_norm=pixel_norm)
+        layer = dict(act="lrelu", slope=slope, pixel_norm=pixel_norm, eps=pixel_norm_eps)
         pixels = self.base[0] * self.base[1]
         self.input = EqualizedLinear(latent_dim + label_dim, maps(4) * pixels, gain=math.sqrt(2) / 4, bias=False)
         self.input_bias = nn.Parameter(torch.zeros(maps(4) * (pixels if input_bias == "pixel" else 1)))
@@ -146,19 +153,20 @@ class Generator(nn.Module):
 
     def _stem(self, z: Tensor) -> Tensor:
         """Latents to features at 4x4."""
-        z = ops.pixel_norm(z) if self.normalize_latents else z
+        scale, slope, eps = self.input.weight_scale, self.slope, self.pixel_norm_eps
+        z = ops.pixel_norm(z, eps) if self.normalize_latents else z
         x = ops.equalized_linear(z, self.input.weight, weight_scale=1.0)
         if self.options["input_bias"] == "pixel":  # of [N, C * pixels], so that each pixel has its own
-            x = ops.bias_act(x, self.input_bias, scale=self.input.weight_scale)
+            x = ops.bias_act(x, self.input_bias, scale=scale, slope=slope)
         x = x.unflatten(1, (-1, *self.base))
         # The parameter, not `.weight`: spectral norm computes that anew each time.
         weight = next(p for p in self.blocks["4"]["conv"].parameters() if p.ndim == 4)
         if weight.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
         if self.options["input_bias"] == "pixel":
-            x = ops.pixel_norm(x) if self.input_norm else x
+            x = ops.pixel_norm(x, eps) if self.input_norm else x
         else:
-            x = ops.bias_act(x, self.input_bias, scale=self.input.weight_scale, pixel_norm=self.input_norm)
+            x = ops.bias_act(x, self.input_bias, scale=scale, slope=slope, pixel_norm=self.input_norm, eps=eps)
         return self._block(x, 4)
 
     def _block(self, x: Tensor, r: int) -> Tensor:

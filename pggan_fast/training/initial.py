@@ -20,7 +20,10 @@ from pggan_fast.training.step import TrainStep
 Weights = dict[str, Tensor]
 
 # Options that no weight shows and no setting of a run changes; imported networks may have others.
-AS_TRAINED = {"fused_scale": True, "input_norm": True, "mbstd_grouping": "strided", "mbstd_correction": 0}
+AS_TRAINED = {
+    **{"fused_scale": True, "input_norm": True, "slope": 0.2, "pixel_norm_eps": 1e-8},
+    **{"mbstd_grouping": "strided", "mbstd_correction": 0},
+}
 
 
 def settings_to_grow(run: Path, given: dict[str, Any]) -> dict[str, Any]:
