@@ -106,10 +106,12 @@ def plot(out: Path, picture: Path) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 4))
     for name, lines in found.items():
         axes.plot([line["seconds"] for line in lines], [line["swd_average"] for line in lines], label=NAMES[name])
+    stages = sorted({line["resolution"] for line in found["progressive"]})
     for before, after in pairwise(found["progressive"]):
         if after["resolution"] != before["resolution"]:
             axes.axvline(before["seconds"], color="0.8", linestyle=":", zorder=0)
-            place = (before["seconds"], 0.01)
+            # Each a line above the one before: the first stages take seconds.
+            place = (before["seconds"], 0.01 + 0.05 * stages.index(after["resolution"]))
             axes.annotate(
                 f" {after['resolution']} px", place, xycoords=("data", "axes fraction"), fontsize=8, color="0.4"
             )
