@@ -31,7 +31,8 @@ def traffic_records(resolution: int, batch: int, **options: int) -> list[dict]:
         over = {ours: {other: _exactly(counts[other] / counts[ours]) for other in others} for ours in PROVIDERS[1:]}
         return {"suite": suite, **labels, "counts": counts, "speedups": over}
 
-    return [record("traffic launches", launches, "eager"), record("traffic bytes", alone, "eager", "convolutions")]
+    others = "convolutions", "eager's convolutions"
+    return [record("traffic launches", launches, "eager"), record("traffic bytes", alone, *others)]
 
 
 def _exactly(ratio: float) -> dict[str, float]:

@@ -93,7 +93,8 @@ def suite_section(suite: str, records: list[dict]) -> str:
     if suite.startswith("traffic"):
         unit = ", GB" if suite == "traffic bytes" else ""
         title = f"## Counted on meta tensors, not timed: {suite} of a training step{unit}"
-        return f"{title}\n\n{table(*traffic_report.rows(records))}"
+        note = f"{traffic_report.NOTE}\n\n" if suite == "traffic bytes" else ""
+        return f"{title}\n\n{note}{table(*traffic_report.rows(records))}"
     if suite.startswith("memory"):
         return f"## Kept for backward: {suite.removeprefix('memory ')}\n\n" + memory_table(records)
     parts = [f"## {suite}"]
@@ -168,12 +169,13 @@ def peak_table(records: list[dict]) -> str:
 
 
 def losses_list(records: list[dict]) -> str:
-    """The cases in which another provider than a copy was faster than ours."""
+    """The cases in which another provider was faster than ours, of those that do the same work."""
     lines = []
     for record in records:
         for ours, others in record["speedups"].items():
             for other, speedup in others.items():
-                if other not in ("copy", "convolutions") and not other.startswith("ours") and speedup["median"] < 1:
+                partial = other == "copy" or other.endswith("convolutions")
+                if not partial and not other.startswith("ours") and speedup["median"] < 1:
                     what = ", ".join(record[label] for label in KEY)
                     lines.append(f"- {what}: {ours} {speedup['median']:.2f} times as fast as {other}")
     return "\n".join(lines) or "In no case measured here."

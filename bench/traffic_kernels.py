@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.traffic import Traffic, distinct_bytes
-from pggan_fast.kernels import bias_act, conv, conv_gradients, fold, resample, stddev
+from pggan_fast.kernels import bias_act, conv, conv_gradients, conv_tiles, fold, resample, stddev
 from pggan_fast.ops import choice
 from pggan_fast.ops import conv as ops_conv
 from pggan_fast.ops import linear as ops_linear
@@ -127,9 +127,23 @@ def _inside(op: torch._ops.OpOverload, run: Callable):
     return rule
 
 
+def _is_fused_on_a_gpu(x, weight, geometry, options, impl: str) -> bool:
+    return ops_conv._fused().is_faster(x, weight, geometry, options[4])
+
+
+def _as_on_an_h100(stack: ExitStack) -> None:
+    """Convolutions of the native form are fused where `auto` takes that for faster, tf32 being allowed."""
+    stack.enter_context(mock.patch.object(ops_conv, "_is_fused", _is_fused_on_a_gpu))
+    stack.enter_context(mock.patch.object(torch.cuda, "get_device_capability", lambda _: (9, 0)))
+    stack.enter_context(mock.patch.object(conv_tiles, "dot_precision", lambda: "tf32"))
+
+
 @contextmanager
 def counted(impl: str) -> Iterator[Traffic]:
-    """Inside, our ops on meta tensors take `impl`, "native" or "triton", and are counted launch by launch."""
+    """Inside, our ops on meta tensors take `impl`, and are counted launch by launch.
+
+    impl: "native", "triton", or "auto", which is native with convolutions fused as on an H100.
+    """
     native, triton = torch.ops.pggan_fast, torch.ops.pggan_fast_triton
     rules = {getattr(native, name).default: _native(getattr(native, name).default) for name in NATIVE}
     if impl == "triton":
@@ -157,5 +171,7 @@ def counted(impl: str) -> Iterator[Traffic]:
         stack.enter_context(mock.patch.object(choice, "passed_over", lambda impl, device: None))
         for module in MODULES:
             stack.enter_context(mock.patch.object(module, "launch", launch))
-        stack.enter_context(choice.use_impl(impl))
+        if impl == "auto":
+            _as_on_an_h100(stack)
+        stack.enter_context(choice.use_impl("native" if impl == "auto" else impl))
         yield stack.enter_context(traffic)
