@@ -1,5 +1,7 @@
 """What the tests of drop-in acceleration share."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,6 +9,10 @@ from torch import Tensor, nn
 from pggan_fast import ops
 from pggan_fast.dropin import fused
 from tests.dropin.progressive import EqualConv, UpBlock
+from tests.tolerances import assert_accurate, rms
+
+ORDERS = {"output": "output", "gradient": "first", "penalty": "second"}
+"""Of derivatives, by how the names of `results` begin."""
 
 X = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
 # fp64 through at most 20 layers; what is compared is scaled to its own size.
@@ -49,7 +55,8 @@ def results(model: nn.Module, inputs: tuple) -> dict[str, Tensor]:
     torch.manual_seed(3)
     outputs = tensors(model(*arguments))
     generator = torch.Generator().manual_seed(4)
-    loss = sum((t * torch.randn(t.shape, generator=generator, dtype=t.dtype)).sum() for t in outputs)
+    directions = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in outputs]
+    loss = sum((t * direction.to(t.dtype)).sum() for t, direction in zip(outputs, directions, strict=True))
     parameters = dict(model.named_parameters())
     found = {f"output {i}": t for i, t in enumerate(outputs)}
     first = torch.autograd.grad(loss, [*inputs, *parameters.values()], create_graph=True, allow_unused=True)
@@ -66,6 +73,29 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], toleranc
         a, b = actual.get(name, torch.tensor(0.0)).detach(), expected.get(name, torch.tensor(0.0)).detach()
         assert torch.isfinite(b).all(), name
         assert (a - b).abs().max() <= tolerance * max(1.0, b.abs().max().item()), name
+
+
+def assert_as_accurate(fast: nn.Module, model: nn.Module, inputs: tuple) -> None:
+    """In fp32, outputs and derivatives of `fast` are as near to the model's in fp64 as those of the model itself.
+
+    Up to the table of tests/tolerances.py. Their state is what it was at the beginning, for each.
+    """
+    exact = results(copy.deepcopy(model).double(), tuple(map(double, inputs)))
+    plain, actual = results(copy.deepcopy(model), inputs), results(fast, inputs)
+    sizes = {kind: max(rms(t) for name, t in exact.items() if name.startswith(kind)) for kind in ORDERS}
+    for name, expected in exact.items():
+        kind = next(kind for kind in ORDERS if name.startswith(kind))
+        found = [t.get(name, torch.zeros(expected.shape)).detach() for t in (actual, plain)]
+        if rms(expected) < 1e-9 * sizes[kind]:  # nothing but rounding: a bias before a batch norm
+            assert rms(found[0]) < 1e-4 * sizes[kind], name
+        else:
+            assert_accurate(name, *found, expected.detach(), order=ORDERS[kind], dtype=torch.float32)
+
+
+def step_of_adam(net: nn.Module, optimizer: torch.optim.Optimizer, inputs: tuple) -> None:
+    torch.manual_seed(5)
+    sum(t.square().mean() for t in tensors(net(*inputs)) if is_float(t)).backward()
+    optimizer.step()
 
 
 def always_fuse(monkeypatch: pytest.MonkeyPatch) -> None:

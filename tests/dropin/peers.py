@@ -1,8 +1,16 @@
-"""Networks of packages from PyPI, as they are there: `pip install --no-deps pro-gan-pth torchgan`."""
+"""Networks of packages from PyPI, as they are there.
+
+`pip install --no-deps pro-gan-pth torchgan`, and for `make test-peers` also lightweight-gan and stylegan2-pytorch. The
+latter two refuse to be imported without a GPU, and stylegan2-pytorch without a tracker of experiments: their networks
+need neither, so while they are imported torch says that there is one, and the tracker is an empty module.
+"""
 
 import importlib
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +29,28 @@ class Peer:
     def missing(self) -> str | None:
         """Why its package cannot be used here, if it cannot."""
         try:
-            importlib.import_module(self.module)
+            self.imported()
         except Exception as error:  # an old package fails beside new libraries in any way
             return f"{self.module}: {type(error).__name__}: {error}"
         return None
 
-    def make(self) -> Made:
+    def imported(self) -> types.ModuleType:
+        if not self.module.startswith(WANT_A_GPU) or self.module in sys.modules:
+            return importlib.import_module(self.module)
+        stub = types.ModuleType("aim")
+        sys.modules.setdefault("aim", stub)
+        try:
+            with mock.patch("torch.cuda.is_available", lambda: True):
+                return importlib.import_module(self.module)
+        finally:
+            if sys.modules["aim"] is stub:
+                del sys.modules["aim"]
+
+    def make(self, seed: int = 0) -> Made:
         """(the network, its arguments), the same at each call."""
         with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model, arguments = self.build(importlib.import_module(self.module))
+            torch.manual_seed(seed)
+            model, arguments = self.build(self.imported())
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.ndim == 1:  # biases that are zero hide a lost one
@@ -43,6 +63,8 @@ def images(n: int, size: int) -> Tensor:
 
 
 PROGAN, TORCHGAN = "pro_gan_pytorch.networks", "torchgan.models"
+LIGHTWEIGHT, STYLEGAN2 = "lightweight_gan.lightweight_gan", "stylegan2_pytorch.stylegan2_pytorch"
+WANT_A_GPU = ("lightweight_gan", "stylegan2_pytorch")
 PEERS = {
     # Its equalized first layer does not run with today's torch: the later blocks, and the generator without.
     "progan_equalized_blocks": Peer(
@@ -85,6 +107,22 @@ PEERS = {
     "torchgan_infogan_discriminator": Peer(
         TORCHGAN, lambda m: (m.InfoGANDiscriminator(2, 3, step_channels=16), (images(4, 32),))
     ),
+    "lightweight_generator": Peer(
+        LIGHTWEIGHT,
+        lambda m: (m.Generator(image_size=32, latent_dim=32, fmap_max=32), (torch.randn(2, 32),)),
+        replaced=False,
+    ),
+    "lightweight_discriminator": Peer(
+        LIGHTWEIGHT,
+        lambda m: (m.Discriminator(image_size=32, fmap_max=8, disc_output_size=1), (images(2, 32),)),
+        replaced=False,
+    ),
+    "stylegan2_generator": Peer(
+        STYLEGAN2,
+        lambda m: (m.Generator(32, 16, network_capacity=2), (torch.randn(2, 4, 16), torch.rand(2, 32, 32, 1))),
+        replaced=False,
+    ),
+    "stylegan2_discriminator": Peer(STYLEGAN2, lambda m: (m.Discriminator(32, network_capacity=2), (images(2, 32),))),
 }
 
 # At the sizes of use: what is timed.

@@ -119,8 +119,8 @@ WIDE: dict[str, Case] = {
 }
 
 
-def inputs_of(case: Case, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(1)
+def inputs_of(case: Case, dtype: torch.dtype = torch.float32, *, seed: int = 0) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(1 + seed)
     return tuple(torch.randn(shape, generator=generator, dtype=dtype) for shape in case.shapes)
 
 
