@@ -25,7 +25,7 @@ from pggan_fast.training.schedule import BATCH_SIZES, from_table
 RESOLUTIONS = [2**level for level in range(2, 11)]
 IMAGES = 96
 NARROW = {"fmap_base": 1024, "fmap_max": 64}
-STEPS_AT_LEAST, SECONDS = 3, 3.0
+STEPS_AT_LEAST, SECONDS = 3, 2.0
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from bench.timing import Case
 from pggan_fast.metrics import sliced_wasserstein
 
 SHAPES = ((256, 3, 64, 64), (64, 3, 128, 128))
-SECONDS = 20.0
+SECONDS = 10.0
 SPREAD = 0.15  # of one run around the mean over random positions and directions, at these counts
 
 

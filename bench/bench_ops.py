@@ -1,6 +1,6 @@
 """Every op at the sizes of a growing GAN: forward, forward+backward and double backward.
 
---shape N,C,H,W and --dtype time one's own case instead.
+Four sizes by default, seven with --all-sizes; --shape N,C,H,W and --dtype time one's own case instead.
 """
 
 import pytest
@@ -10,21 +10,20 @@ from bench.table import MAIN, OTHERS, Op, Shape
 
 SHAPES = (
     (16, 512, 16, 16),
-    (8, 512, 32, 32),
     (4, 256, 64, 64),
-    (4, 128, 128, 128),
     (2, 64, 256, 256),
-    (1, 32, 512, 512),
     (1, 16, 1024, 1024),
 )
+BETWEEN = ((8, 512, 32, 32), (4, 128, 128, 128), (1, 32, 512, 512))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     shape, dtype = metafunc.config.getoption("shape"), metafunc.config.getoption("dtype")
+    sizes = SHAPES + BETWEEN if metafunc.config.getoption("all_sizes") else SHAPES
     cases = [
         pytest.param(op, s, d, layout, passes, id=f"{op.name}-{'x'.join(map(str, s))}-{d}-{layout}-{passes}")
         for op in (*MAIN, *OTHERS)
-        for s in ([shape] if shape else op.shapes or SHAPES)
+        for s in ([shape] if shape else op.shapes or sizes)
         for d in ([dtype] if dtype else op.dtypes)
         for layout in LAYOUTS
         for passes in op.passes

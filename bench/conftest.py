@@ -16,9 +16,10 @@ RESULTS = Path(__file__).parent / "results"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bench", "benchmarks of pggan_fast")
-    group.addoption("--seconds", type=float, default=0.3, help="time per case (default 0.3)")
+    group.addoption("--seconds", type=float, default=0.2, help="time per case (default 0.2)")
     group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     group.addoption("--graphs", action="store_true", help="on a GPU: replay CUDA graphs, without the host's share")
+    group.addoption("--all-sizes", action="store_true", help="every op at seven sizes instead of four")
     group.addoption("--shape", type=shape_of, help="N,C,H,W: time every op at this size alone")
     group.addoption("--dtype", choices=tuple(DTYPES), help="time every op in this dtype alone")
     group.addoption("--compile-all", action="store_true", help="torch.compile for every op")

@@ -18,7 +18,7 @@ PASSES = ("forward", "forward+backward")
 DOUBLE = "double backward"
 
 # Of ops that are parts or relatives of those timed at every size.
-TWO_SHAPES = ((8, 512, 32, 32), (2, 64, 256, 256))
+TWO_SHAPES = ((4, 256, 64, 64), (2, 64, 256, 256))
 
 
 @dataclass(frozen=True)
