@@ -66,7 +66,9 @@ def steps(rehearse: bool, result: Path) -> list[Step]:
         checked = (*PYTEST, MATRIX[0], "-k", which if rehearse else f"gpu and {SANITIZED}")
         for tool in TOOLS:
             found.append(Step(tool, (sanitizer, "--tool", tool, "--error-exitcode", "9", *checked)))
-    benchmarks = ("bench/bench_ops.py", "--shape", "2,8,8,8", "-k", "fade_in") if rehearse else ("bench/", "--all-sizes")
+    benchmarks = (
+        ("bench/bench_ops.py", "--shape", "2,8,8,8", "-k", "fade_in") if rehearse else ("bench/", "--all-sizes")
+    )
     found.append(Step("benchmarks", (*PYTEST, *benchmarks, "--result", str(result))))
     if not rehearse:
         graphs = str(result.with_stem(f"{result.stem}-graphs"))

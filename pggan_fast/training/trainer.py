@@ -122,9 +122,11 @@ def train(
             # While fading a tensor, so that one graph serves all values; 1.0 leaves the old path out.
             alpha = torch.full((), stage.alpha, device=device) if stage.fading else 1.0
 
+            handed_out = batches.state_dict()
             try:
                 drawn = [batches.next(stage.batch_size, stage.resolution) for _ in range(config.d_steps)]
             except (UserError, OSError):  # the data are gone: what was learnt from them is kept
+                batches.load_state_dict(handed_out)  # none of this step's batches was used
                 save()
                 raise
             pixels, labels = (torch.cat(parts) for parts in zip(*drawn, strict=True))

@@ -114,6 +114,26 @@ def test_3_the_data_folder_goes_while_training(tmp_path):
     assert_same(found, expected)
 
 
+def test_3_the_data_are_gone_between_the_batches_of_a_step(data, tmp_path, monkeypatch):
+    """Of two D steps only the first has its batch: a resumed run takes it again."""
+    out, next_batch, calls = tmp_path / "run", trainer_module.ReadAhead.next, []
+
+    def failing(self, *size):
+        calls.append(size)
+        if len(calls) == 4:
+            raise UserError("the disk is gone")
+        return next_batch(self, *size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.ReadAhead, "next", failing)
+        assert "the disk is gone" in message_of(lambda: train(RunFolder.create(config(data, out, d_steps=2))))
+    straight = tmp_path / "straight"
+    assert train(RunFolder.open(out, {})) and train(RunFolder.create(config(data, straight, d_steps=2)))
+    found, expected = (load_checkpoint(checkpoints(folder / "checkpoints")[-1]) for folder in (out, straight))
+    assert_same(found["step"], expected["step"])
+    assert_same(found["batches"], expected["batches"])
+
+
 def test_3_the_data_folder_is_gone_before(data, tmp_path):
     assert "no such folder" in message_of(lambda: RunFolder.create(config(tmp_path / "gone", tmp_path / "run")))
 
