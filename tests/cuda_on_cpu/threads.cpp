@@ -24,6 +24,37 @@ std::mutex mutex;
 std::map<const void*, std::unique_ptr<char[]>> shared;
 thread_local std::map<const void*, void*> known;
 
+// So many threads, kept from one block to the next: ThreadSanitizer takes a millisecond to start one.
+class Crew {
+ public:
+  explicit Crew(unsigned n) : turn(n + 1) {
+    for (unsigned i = 0; i < n; ++i)
+      std::thread([this, i] {
+        for (;;) {
+          turn.arrive_and_wait();
+          (*work)(i);
+          turn.arrive_and_wait();
+        }
+      }).detach();
+  }
+  void run(const std::function<void(unsigned)>& function) {
+    work = &function;
+    turn.arrive_and_wait();
+    turn.arrive_and_wait();
+  }
+
+ private:
+  std::barrier<> turn;
+  const std::function<void(unsigned)>* work = nullptr;
+};
+
+Crew& crew_of(unsigned n) {
+  static std::map<unsigned, Crew*> crews;  // never ended: at the process's end they wait for work
+  Crew*& crew = crews[n];
+  if (!crew) crew = new Crew(n);
+  return *crew;
+}
+
 void run_block(const std::function<void()>& kernel, dim3 index, dim3 size, dim3 grid) {
   const unsigned n = size.x * size.y * size.z;
   shared.clear();
@@ -31,18 +62,17 @@ void run_block(const std::function<void()>& kernel, dim3 index, dim3 size, dim3 
   of_warp.clear();
   for (unsigned first = 0; first < n; first += kWarp)
     of_warp.push_back(std::make_unique<std::barrier<>>(std::min(kWarp, n - first)));
-  std::vector<std::thread> threads;
-  for (unsigned i = 0; i < n; ++i)
-    threads.emplace_back([&, i] {
-      gridDim = grid;
-      blockDim = size;
-      blockIdx = index;
-      threadIdx = dim3(i % size.x, i / size.x % size.y, i / size.x / size.y);
-      kernel();
-      total_loaded.fetch_add(loaded, std::memory_order_relaxed);
-      total_stored.fetch_add(stored, std::memory_order_relaxed);
-    });
-  for (std::thread& thread : threads) thread.join();
+  crew_of(n).run([&](unsigned i) {
+    known.clear();
+    loaded = stored = 0;
+    gridDim = grid;
+    blockDim = size;
+    blockIdx = index;
+    threadIdx = dim3(i % size.x, i / size.x % size.y, i / size.x / size.y);
+    kernel();
+    total_loaded.fetch_add(loaded, std::memory_order_relaxed);
+    total_stored.fetch_add(stored, std::memory_order_relaxed);
+  });
 }
 
 }  // namespace
