@@ -150,7 +150,7 @@ def compile_source(source: Path, command: list[str], folder: Path, torch_version
     files, recipe = target.with_suffix(".d"), target.with_suffix(".txt")
     text = f"torch {torch_version}: {shlex.join(command)}"
     if target.exists() and files.exists() and recipe.exists() and recipe.read_text() == text:
-        made_of = files.read_text().replace("\\\n", " ").split()[1:]
+        made_of = files.read_text().replace("\\\n", " ").partition(": ")[2].split()
         made_at = target.stat().st_mtime
         if all(os.path.exists(f) and os.path.getmtime(f) < made_at for f in made_of):
             return target

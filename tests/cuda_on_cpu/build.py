@@ -72,7 +72,7 @@ def make(target: Path, *args: str) -> Path:
     files, recipe = target.with_name(f"{target.name}.d"), target.with_name(f"{target.name}.txt")
     text = f"{torch.__version__} {args}"
     if target.exists() and recipe.exists() and recipe.read_text() == text:
-        made_of = files.read_text().replace("\\\n", " ").split()[1:]
+        made_of = files.read_text().replace("\\\n", " ").partition(": ")[2].split()
         if all(os.path.exists(f) and os.path.getmtime(f) < target.stat().st_mtime for f in made_of):
             return target
     recipe.unlink(missing_ok=True)
