@@ -29,8 +29,8 @@ These are memory-bound kernels, which need bytes in flight rather than many thre
 Every tensor is read once and written once, with at most 5% more for biases, factors and partial sums, as
 `make test-kernels` counts. The exception: with pixel norm, more channels than a block holds in registers (1024 at
 least) are read a second time, which makes 3 of 2 passes over memory in the forward, 5 of 3 in the backward and 8 of 5
-in the double backward. A group of more than 4 samples in `minibatch_stddev` is read again, too, from cache where that
-holds it.
+in the double backward. Of a group of more than 4 samples in `minibatch_stddev` those beyond the fourth are read three
+times, from cache where that holds them.
 
 | kernel | dtype | elements | shared, KiB |{gpus}
 |---|---|---|---|{rules}

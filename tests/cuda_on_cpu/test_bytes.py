@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from tests.cuda_on_cpu import build
+from tests.cuda_on_cpu.workload import LAYOUTS
+from tests.ops.op_calls import CALLS, Make
 
 # Biases, factors and partial sums beside the tensors.
 ALLOWED = 1.05
@@ -88,3 +91,32 @@ def test_minibatch_stddev(memory_format, strided):
     assert moved(lambda: ops.minibatch_stddev(x, *options)) <= ALLOWED * (small + large)
     assert moved(lambda: ops.minibatch_stddev_backward(y, x, *options)) <= ALLOWED * (2 * small + large)
     assert moved(lambda: ops.minibatch_stddev_double_backward(x, y, x, *options)) <= ALLOWED * (3 * small + large)
+
+
+def test_minibatch_stddev_of_a_larger_group_reads_three_times(memory_format):
+    """The samples beyond the fourth, for their mean, their deviation, and the result."""
+    ops = torch.ops.pggan_fast_cuda_on_cpu
+    x = torch.randn(16, 128, 8, 8).contiguous(memory_format=memory_format)
+    options = (16, 1, 1e-8, True, 0)
+    y = ops.minibatch_stddev(x, *options)
+    small, large = (t.numel() * t.element_size() for t in (x, y))
+    beyond = small * 12 / 16
+    calls = {
+        small + large + 2 * beyond: lambda: ops.minibatch_stddev(x, *options),
+        2 * small + large + 2 * beyond: lambda: ops.minibatch_stddev_backward(y, x, *options),
+        3 * small + large + 4 * beyond: lambda: ops.minibatch_stddev_double_backward(x, y, x, *options),
+    }
+    for expected, call in calls.items():
+        assert expected < moved(call) <= ALLOWED * expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("call", [c for c in CALLS if not c.op.startswith("equalized")], ids=str)
+def test_nothing_is_copied_before_or_after(call, layout):
+    """A tensor in either layout is read and written where it is: torch only allocates."""
+    build.load()
+    arguments = call.arguments(Make(torch.float32, layout))
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        getattr(torch.ops.pggan_fast_cuda_on_cpu, call.op)(*arguments)
+    names = {event.name for event in seen.events()} - {f"pggan_fast_cuda_on_cpu::{call.op}"}
+    assert {name for name in names if not name.startswith(("aten::empty", "aten::new_empty"))} == set()

@@ -82,23 +82,28 @@ def cases(implementation: Implementation, sample: Sample) -> list[tuple[str, tor
     return [*CASES[:2], CASES[2 + turn % (len(LAYOUTS) - 2)], others[turn % 2], others[3 - turn % 2]]
 
 
+def assert_values_and_gradients(function: Callable, sample: Sample, layout: str, dtype: torch.dtype) -> None:
+    """function: of the sample's tensors and options, under test."""
+    directions, plain, exact = expected(sample, dtype)
+    found = derivatives(lambda *t: function(*t, **sample.options), sample.tensors(dtype), layout, dict(directions))
+    assert found.keys() == plain.keys()
+    for name, actual in found.items():
+        assert_accurate(
+            f"{sample} {layout} {dtype} {name}",
+            actual,
+            plain[name],
+            exact[name],
+            order={"y": "output", "d": "first", "dd": "second"}[name.partition("_")[0]],
+            dtype=coarsest(dtype, plain["y"].dtype, plain[name].dtype),
+            condition=sample.condition,
+        )
+
+
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
 def test_values_and_gradients(implementation, sample):
     function = implementation.function(sample.op)
     for layout, dtype in cases(implementation, sample):
-        directions, plain, exact = expected(sample, dtype)
-        found = derivatives(lambda *t: function(*t, **sample.options), sample.tensors(dtype), layout, dict(directions))
-        assert found.keys() == plain.keys()
-        for name, actual in found.items():
-            assert_accurate(
-                f"{layout} {dtype} {name}",
-                actual,
-                plain[name],
-                exact[name],
-                order={"y": "output", "d": "first", "dd": "second"}[name.partition("_")[0]],
-                dtype=coarsest(dtype, plain["y"].dtype, plain[name].dtype),
-                condition=sample.condition,
-            )
+        assert_values_and_gradients(function, sample, layout, dtype)
 
 
 def _has_one_layout(sample: Sample) -> bool:
