@@ -23,7 +23,7 @@ from pggan_fast import _native, doctor
 
 ROOT = Path(__file__).parents[1]
 PYTEST = (sys.executable, "-m", "pytest", "-q")
-MATRIX = ("tests/ops/test_values.py", "tests/ops/test_gradients.py")
+MATRIX = ("tests/ops/test_values.py", "tests/ops/test_gradients.py", "tests/ops/test_gpu.py")
 # The whole matrix takes hours under a sanitizer.
 SANITIZED = "(bias_act or fade or stddev or sample2x) and not empty"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")

@@ -1,0 +1,109 @@
+"""What only a GPU has: streams, several devices, graphs. `make gpu-check` runs these, its rehearsal on the CPU."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from pggan_fast.ops.choice import passed_over
+from tests.ops.implementations import cuda_kernels_on_cpu
+from tests.ops.op_calls import CALLS, Call, Make
+
+REHEARSED = "PGGAN_FAST_REHEARSE_GPU" in os.environ
+DEVICE = "cpu" if REHEARSED else "cuda"
+if not REHEARSED and not torch.cuda.is_available():
+    pytest.skip("no GPU", allow_module_level=True)
+
+# Convolutions and matrix products are torch's own, and so are their streams.
+OURS = [call for call in CALLS if not call.op.startswith("equalized")]
+
+
+@pytest.fixture(params=["gpu_rehearsed"] if REHEARSED else ["gpu_native", "gpu_triton"])
+def form(request) -> Iterator[Callable[[Call], Callable]]:
+    """Gives the op of a call, in one implementation's kernels."""
+    impl = request.param.removeprefix("gpu_")
+    if not REHEARSED and (reason := passed_over(impl, "cuda")):
+        pytest.skip(reason)
+    with cuda_kernels_on_cpu() if REHEARSED else nullcontext():
+        yield lambda call: call.overload if impl != "triton" else call.triton or pytest.skip("has no Triton form")
+
+
+def arguments(call: Call, device: str = DEVICE) -> tuple:
+    return tree_map_only(Tensor, lambda t: t.to(device), call.arguments(Make(torch.float32)))
+
+
+def zeros(call: Call) -> tuple:
+    return tree_map_only(Tensor, torch.zeros_like, arguments(call))
+
+
+def fill(tensors: tuple, values: tuple) -> None:
+    for t, value in zip(tensors, values, strict=True):
+        if isinstance(t, Tensor):
+            t.copy_(value)
+
+
+def assert_same(results: object, expected: object) -> None:
+    for result, e in zip(tree_leaves(results), tree_leaves(expected), strict=True):
+        assert torch.equal(result.cpu(), e.cpu())
+
+
+@contextmanager
+def busy_stream() -> Iterator[None]:
+    """Inside, another stream is the current one, and starts tens of milliseconds late."""
+    if REHEARSED:
+        yield
+        return
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        yield
+    stream.synchronize()
+
+
+def captured(function: Callable[[], object]) -> tuple[object, Callable[[], object]]:
+    """(the results' memory, what writes them): function's launches, in a graph. Without a GPU, its results."""
+    if REHEARSED:
+        return function(), lambda: None
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = function()
+    return results, graph.replay
+
+
+@pytest.mark.parametrize("call", OURS, ids=str)
+def test_ops_run_on_the_current_stream(form, call):
+    """What they read is written there, late: on another stream they would read the zeros before."""
+    op, values, inputs = form(call), arguments(call), zeros(call)
+    expected = op(*arguments(call))
+    with busy_stream():
+        fill(inputs, values)
+        results = op(*inputs)
+    assert_same(results, expected)
+
+
+@pytest.mark.parametrize("call", OURS, ids=str)
+def test_ops_run_on_the_device_of_their_tensors(form, call):
+    if not REHEARSED and torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    op, other = form(call), "cpu" if REHEARSED else "cuda:1"
+    results = op(*arguments(call, other))
+    assert {r.device for r in tree_leaves(results)} == {torch.device(other)}
+    assert_same(results, op(*arguments(call)))
+
+
+@pytest.mark.parametrize("call", OURS, ids=str)
+def test_ops_are_captured_in_a_graph(form, call):
+    """They wait for nothing, and read alpha where it will be: a replay computes with new values."""
+    op, values, inputs = form(call), arguments(call), zeros(call)
+    expected = op(*arguments(call))
+    if REHEARSED:
+        fill(inputs, values)
+    results, replay = captured(lambda: op(*inputs))
+    fill(inputs, values)
+    replay()
+    assert_same(results, expected)
