@@ -1,6 +1,7 @@
 """Fixtures that any test may use."""
 
 import ctypes
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,22 @@ def _beyond_its_implementation(item: pytest.Item) -> bool:
     dtypes = [given.get("dtype"), sample.options.get("dtype") if sample else None]
     too_large = implementation.slow and sample is not None and sample.is_large
     return too_large or any(dtype is not None and dtype not in implementation.dtypes for dtype in dtypes)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_nvcc") and shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many of the tests that need nvcc ran, so that a log shows when none did."""
+    count = {
+        outcome: sum("needs_nvcc" in getattr(r, "keywords", ()) for r in terminalreporter.getreports(outcome))
+        for outcome in ("passed", "failed", "skipped")
+    }
+    if any(count.values()):
+        ran = count["passed"] + count["failed"]
+        terminalreporter.write_line(f"tests that need nvcc: {ran} ran, {count['skipped']} were skipped")
 
 
 def _active(name: str) -> Iterator[Implementation]:

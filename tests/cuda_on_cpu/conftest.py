@@ -4,9 +4,15 @@ import os
 
 import pytest
 
-from tests.cuda_on_cpu import build
+from tests.cuda_on_cpu import build, nvcc
 
 collect_ignore_glob = [] if os.environ.get("PGGAN_FAST_TEST_KERNELS") else ["test_*.py"]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """nvcc, which takes longest, compiles while the tests before its own run."""
+    if nvcc.NVCC and any("cuda_on_cpu/test_nvcc" in item.nodeid for item in session.items):
+        nvcc.binaries()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.cuda_on_cpu import nvcc, table
 
-pytestmark = pytest.mark.skipif(nvcc.NVCC is None, reason="no nvcc")
+pytestmark = pytest.mark.needs_nvcc
 
 GPUS = [gpu for gpus in nvcc.architectures().values() for gpu in gpus] if nvcc.NVCC else []
 EVERY = pytest.mark.parametrize("source", [source.stem for source in nvcc.SOURCES])
