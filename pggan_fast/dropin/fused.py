@@ -133,9 +133,18 @@ def _convolve(
 ) -> Tensor:
     if padding_mode == "zeros":
         return F.conv2d(x, weight, bias, padding=padding, **geometry)
-    (top, left) = (padding, padding) if isinstance(padding, int) else padding
-    x = F.pad(x, (left, left, top, top), mode=padding_mode)
-    return F.conv2d(x, weight, bias, **geometry)
+    sides = []
+    for axis in (1, 0):  # the last axis comes first
+        if isinstance(padding, str):
+            total = _of_axis(geometry["dilation"], axis) * (weight.shape[2 + axis] - 1) if padding == "same" else 0
+            sides += [total // 2, total - total // 2]
+        else:
+            sides += [_of_axis(padding, axis)] * 2
+    return F.conv2d(F.pad(x, sides, mode=padding_mode), weight, bias, **geometry)
+
+
+def _of_axis(value: Any, axis: int) -> int:
+    return value if isinstance(value, int) else value[axis]
 
 
 def _same_padding(

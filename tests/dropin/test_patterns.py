@@ -1,0 +1,199 @@
+"""Each pattern in the spellings and with the options that other people's code has, against that code, in fp64."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pggan_fast import accelerate, explain
+from tests.dropin.helpers import EXACT, X, always_fuse, assert_same, calls, results
+from tests.dropin.progressive import PixelNorm
+
+
+@pytest.fixture(autouse=True)
+def no_thresholds(monkeypatch):
+    always_fuse(monkeypatch)
+
+
+def assert_replaced(model: nn.Module, what: str, x: Tensor = X) -> None:
+    """It is replaced, alone, and outputs, gradients and a penalty's gradients are the original's."""
+    torch.manual_seed(1)
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.3)
+    model = model.double()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    for _ in range(2):
+        assert_same(results(fast, (x.double(),)), results(model, (x.double(),)), EXACT)
+    assert_same(fast.state_dict(), model.state_dict(), EXACT)
+    assert [row.what for row in explain(fast).replaced] == [what]
+
+
+GEOMETRIES = [
+    {"stride": 2},
+    {"stride": (1, 2), "padding": (0, 1)},
+    {"padding": 0},
+    {"padding": 2},
+    {"padding": "same"},
+    {"padding": "valid"},
+    {"dilation": 2, "padding": 2},
+    {"groups": 4},
+    {"groups": 8, "stride": 2},
+    {"bias": False},
+    {"kernel_size": 4, "padding": 1},
+    {"kernel_size": 4, "padding": "same"},
+    {"kernel_size": (1, 5), "padding": (0, 2)},
+    {"kernel_size": 1, "padding": 0},
+    *({"padding_mode": mode, "padding": 2} for mode in ("reflect", "replicate", "circular")),
+    {"padding_mode": "reflect", "padding": (1, 2), "stride": 2, "groups": 2},
+    {"padding_mode": "circular", "padding": "same"},
+    {"padding_mode": "replicate", "padding": "valid"},
+    {"padding_mode": "reflect", "padding": "same", "kernel_size": (4, 3), "dilation": (1, 2)},
+]
+
+
+@pytest.mark.parametrize("after", ["lrelu", "relu", "pixel norm", "batch norm"])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_convolutions(geometry, after):
+    conv = nn.Conv2d(8, 8, **{"kernel_size": 3, "padding": 1, **geometry})
+    layers = {
+        "lrelu": [nn.LeakyReLU(0.3)],
+        "relu": [nn.ReLU(inplace=True)],
+        "pixel norm": [nn.LeakyReLU(0.2, inplace=True), PixelNorm()],
+        "batch norm": [nn.BatchNorm2d(8).eval(), nn.LeakyReLU(0.2)],
+    }
+    names = {"pixel norm": "lrelu + pixel norm", "batch norm": "batch norm + lrelu"}
+    assert_replaced(nn.Sequential(conv, *layers[after]), f"conv + {names.get(after, after)}")
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_convolutions_between_rescalings(geometry):
+    """Those that the folded form does not know are computed as they are written."""
+    conv = nn.Conv2d(8, 8, **{"kernel_size": 3, "padding": 1, **geometry})
+    assert_replaced(nn.Sequential(nn.Upsample(scale_factor=2), conv), "nearest upsampling + conv")
+    assert_replaced(nn.Sequential(conv, nn.AvgPool2d(2), nn.ReLU()), "conv + 2x2 mean + relu")
+
+
+SIZES = [(16, 16), (15, 16), (7, 5), (2, 3)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_odd_sizes(size):
+    x = torch.randn(3, 8, *size, generator=torch.Generator().manual_seed(0))
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    assert_replaced(nn.Sequential(nn.UpsamplingNearest2d(scale_factor=2), conv), "nearest upsampling + conv", x)
+    assert_replaced(nn.Sequential(conv, nn.AvgPool2d(2), nn.LeakyReLU(0.2)), "conv + 2x2 mean + lrelu", x)
+
+
+class Spelled(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(8, 8, 3, padding=1, bias=False), function
+        self.bias = nn.Parameter(torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.conv(x), self.bias)
+
+
+class Called(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+NORMS = {
+    "x / sqrt": lambda x: x / torch.sqrt(torch.mean(x**2, dim=1, keepdim=True) + 1e-8),
+    "x / methods": lambda x: x / x.pow(2).mean(1, keepdim=True).add(1e-8).sqrt(),
+    "x / power": lambda x: x / (x.square().mean(dim=[1], keepdim=True) + 1e-8) ** 0.5,
+    "x * rsqrt": lambda x: x * torch.rsqrt((x * x).mean(dim=1, keepdim=True) + 1e-8),
+    "rsqrt * x": lambda x: (torch.square(x).mean(1, True) + 1e-8).rsqrt() * x,
+    "x * power": lambda x: x * torch.pow(torch.mean(x**2, 1, keepdim=True) + 1e-8, -0.5),
+    "torch.div": lambda x: torch.div(x, torch.sqrt(1e-8 + torch.mean(torch.pow(x, 2), 1, keepdim=True))),
+    "x.div(y)": lambda x: x.div(x.mul(x).mean(1, keepdim=True).add(1e-8).pow(0.5)),
+}
+ACTS = {
+    "function": lambda x, b: F.leaky_relu(x + b.view(1, -1, 1, 1), 0.2),
+    "method": lambda x, b: F.leaky_relu(x.add(b.reshape(1, 8, 1, 1)), negative_slope=0.2),
+    "from the left": lambda x, b: F.leaky_relu(torch.add(x, b.view(1, b.shape[0], 1, 1)), 0.2, inplace=True),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_spellings_of_pixel_norm(norm):
+    assert_replaced(
+        nn.Sequential(nn.Conv2d(8, 8, 3), nn.LeakyReLU(0.2), Called(NORMS[norm])), "conv + lrelu + pixel norm"
+    )
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_spellings_of_bias_and_activation(act):
+    assert_replaced(Spelled(ACTS[act]), "conv + bias + lrelu")
+
+
+@pytest.mark.parametrize("gain", [lambda y: y * math.sqrt(2), lambda y: 1.4 * y, lambda y: y / 0.7, lambda y: y.mul(2)])
+def test_spellings_of_a_gain(gain):
+    act = ACTS["function"]
+    assert_replaced(Spelled(lambda x, b: gain(act(x, b))), "conv + bias + lrelu + gain")
+
+
+def near_misses() -> dict:
+    norm, act = NORMS["x / sqrt"], ACTS["function"]
+    return {
+        "a mean over another axis": lambda x, b: x / torch.sqrt(torch.mean(x**2, dim=2, keepdim=True) + 1e-8),
+        "a mean over two axes": lambda x, b: x / torch.sqrt(torch.mean(x**2, dim=(1, 2), keepdim=True) + 1e-8),
+        "a cube": lambda x, b: x / torch.sqrt(torch.mean(x**3, dim=1, keepdim=True).abs() + 1e-8),
+        "a norm of another tensor": lambda x, b: (x * 2) / torch.sqrt(torch.mean(x**2, dim=1, keepdim=True) + 1e-8),
+        "read in between": lambda x, b: norm(x) + x,
+        "a bias for each row": lambda x, b: F.leaky_relu(x + b.repeat(2).view(1, 1, -1, 1), 0.2),
+        "a negative gain": lambda x, b: act(x, b) * -2,
+        "a negative slope": lambda x, b: F.leaky_relu(x + b.view(1, -1, 1, 1), -0.2),
+        "a slope of a parameter": lambda x, b: F.prelu(x, b),
+        "bilinear upsampling": lambda x, b: F.interpolate(x, scale_factor=2, mode="bilinear") * b.mean(),
+        "a mean of 3x3": lambda x, b: F.avg_pool2d(x, 3) * b.mean(),
+        "a mean that overlaps": lambda x, b: F.avg_pool2d(x, 2, stride=1) * b.mean(),
+    }
+
+
+@pytest.mark.parametrize("kind", near_misses())
+def test_near_misses_compute_what_they_are(kind):
+    torch.manual_seed(1)
+    model = Spelled(near_misses()[kind]).double()
+    nn.init.normal_(model.bias)
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    assert_same(results(fast, (X.double(),)), results(model, (X.double(),)), EXACT)
+
+
+class Deviation(nn.Module):
+    """The whole family: groups strided or consecutive, biased or not, of one or several maps."""
+
+    def __init__(self, group: int, maps: int, strided: bool, correction: int):
+        super().__init__()
+        self.group, self.maps, self.strided, self.correction = group, maps, strided, correction
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        g, f = min(self.group, n), self.maps
+        shape, axis = ((g, n // g, f, c // f, h, w), 0) if self.strided else ((n // g, g, f, c // f, h, w), 1)
+        y = x.reshape(shape)
+        y = torch.sqrt(y.var(axis, unbiased=bool(self.correction)) + 1e-8).mean([2, 3, 4])
+        y = y.repeat(g, 1) if self.strided else y.unsqueeze(1).expand(n // g, g, f).reshape(n, f)
+        return torch.cat([x, y.reshape(n, f, 1, 1).expand(n, f, h, w)], 1)
+
+
+@pytest.mark.parametrize(
+    ("group", "maps", "strided", "correction"), itertools.product([2, 4], [1, 2], [True, False], [0, 1])
+)
+def test_minibatch_deviations(group, maps, strided, correction, monkeypatch):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), Deviation(group, maps, strided, correction)).double()
+    x = torch.randn(8, 8, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    called = calls(monkeypatch)
+    assert_same(results(fast, (x,)), results(model, (x,)), EXACT)
+    assert called.count("minibatch_stddev") == 1
