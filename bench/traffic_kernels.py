@@ -20,10 +20,6 @@ from pggan_fast.ops import choice
 from pggan_fast.ops import conv as ops_conv
 from pggan_fast.ops import linear as ops_linear
 
-FOLD = {"weight": 4.0}
-UNFOLD = {"folded": 9 / 4}
-"""Each value is read for every shift of the 3 x 3 kernel in the 4 x 4 one that it takes part in."""
-
 MAPS_ALONE = 0.0
 """Only the maps that minibatch_stddev appended pass, a thousandth of the tensor."""
 
@@ -48,8 +44,8 @@ NATIVE = {
     "minibatch_stddev": (2, {}),
     "minibatch_stddev_backward": (2, {}),
     "minibatch_stddev_double_backward": (3, {"dy": MAPS_ALONE}),
-    "fold_weight": (1, FOLD),
-    "unfold_weight": (1, UNFOLD),
+    "fold_weight": (1, {}),
+    "unfold_weight": (1, {}),
 }
 """{op: (launches, {argument: passes})} of csrc/cuda. `bias_act_backward` launches once more for a bias."""
 

@@ -69,8 +69,8 @@ def deviations(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: 
 
 def foldings(dtype: torch.dtype, to: torch.dtype) -> None:
     ops = torch.ops.pggan_fast_cuda_on_cpu
-    weight = torch.randn(4, 3, 3, 3).to(dtype)
-    for transposed, channels_last in product((True, False), repeat=2):
+    for k, transposed, channels_last in product((3, 5), (True, False), (True, False)):
+        weight = torch.randn(4, 3, k, k).to(dtype)
         folded = ops.fold_weight(weight, 1.0, transposed, to, channels_last)
         ops.unfold_weight(folded, 1.0, transposed, dtype, channels_last)
 
