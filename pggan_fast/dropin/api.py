@@ -76,7 +76,7 @@ def accelerate(
         weights and batch norm in eval mode. resample: nearest upsampling and 2x2 mean around them.
     minibatch_stddev: appended minibatch statistics.
     inplace: change `model` itself; otherwise a copy that shares its parameters and buffers.
-    Raises TypeError if model is no nn.Module.
+    Raises TypeError if model is no nn.Module, or cannot be copied and inplace is False.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model is a {type(model).__name__}, must be a torch.nn.Module")
@@ -104,9 +104,10 @@ def explain(model: nn.Module) -> Explanation:
         return any(path.startswith(f"{parent}.") or (not parent and path) for parent in covered)
 
     def row(path: str, status: str, what: str) -> Row:
-        return Row(path, original(model.get_submodule(path)).__name__, status, what)
+        return Row(path, original(modules[path]).__name__, status, what)
 
-    for path, module in model.named_modules():
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
         if not is_accelerated(module) or is_covered(path):
             continue
         state = vars(module)[STATE]
@@ -170,7 +171,10 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
     shared = [*model.parameters(), *model.buffers()]
     # Tensors among plain attributes, as spectral norm by hooks leaves, cannot be copied if they have a gradient.
     shared += [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    try:
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    except Exception as error:  # a lock, a stream, a generator among its attributes
+        raise TypeError(f"accelerate: model cannot be copied ({error}); inplace=True changes it itself") from error
 
 
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:

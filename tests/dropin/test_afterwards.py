@@ -116,6 +116,29 @@ def test_export_sees_the_original(name):
             torch.testing.assert_close(a, b, **CLOSE)
 
 
+def test_training_goes_on_in_the_middle():
+    """Optimizer, average of the weights and their checkpoints: before, after, and after restoring."""
+
+    def train(change):
+        G = block().double()
+        average, optimizer = copy.deepcopy(G), torch.optim.Adam(G.parameters(), lr=1e-3)
+        for step in range(6):
+            G = change(step, G)
+            optimizer.zero_grad()
+            G(X.double()).square().mean().backward()
+            optimizer.step()
+            for a, p in zip(average.parameters(), G.parameters(), strict=True):
+                a.data.lerp_(p.data, 0.1)
+        return {**G.state_dict(), **{f"average {k}": v for k, v in accelerate(average).state_dict().items()}}
+
+    def change(step, G):
+        return {2: lambda G: accelerate(G), 4: restore, 5: lambda G: accelerate(G, inplace=True)}.get(
+            step, lambda G: G
+        )(G)
+
+    assert_same(train(change), train(lambda step, G: G), EXACT)
+
+
 def test_state_dicts_go_both_ways():
     model, fast = block(), accelerate(block(gain=1.0))
     fast.load_state_dict(model.state_dict())

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -281,3 +282,57 @@ def test_a_convolution_that_others_read_is_left_alone():
     assert not explain(fast).replaced
     for a, b in zip(fast(X), Both()(X), strict=True):
         assert torch.equal(a, b)
+
+
+class Final(nn.Sequential):
+    """Refuses subclasses."""
+
+    def __init_subclass__(cls):
+        raise TypeError("no subclasses, please")
+
+
+def left_alone() -> dict:
+    """Models that cannot be rewritten, and the reason."""
+    torch.manual_seed(1)
+    layers = nn.Conv2d(8, 8, 3, padding=1), nn.LeakyReLU(0.2)
+    replaced = nn.Sequential(*layers)
+    replaced.forward = lambda x: layers[0](x) + 1
+
+    class Keywords(nn.Sequential):
+        def forward(self, *images, **options):
+            return super().forward(images[0])
+
+    return {
+        "graph": (torch.fx.symbolic_trace(nn.Sequential(*layers)), "a compiled graph already"),
+        "scripted": (torch.jit.script(nn.Sequential(*layers)), "a compiled graph already"),
+        "instance": (replaced, "forward was replaced on the instance"),
+        "final": (Final(*layers), "cannot be extended: no subclasses, please"),
+        "keywords": (Keywords(*layers), "takes *args"),
+        "layer": (nn.Conv2d(8, 8, 3), None),
+        "hooks": (nn.utils.spectral_norm(nn.Conv2d(8, 8, 3)), "it has hooks"),
+        "parametrized": (nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 3)), "it is parametrized"),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize("kind", left_alone())
+def test_what_cannot_be_rewritten_comes_back_as_it_is(kind):
+    model, reason = left_alone()[kind]
+    model.eval()  # spectral norm changes nothing then
+    expected, cls, attributes = model(X), type(model), set(vars(model)) | {"_pggan_fast_left"}
+    fast = accelerate(model, inplace=True)
+    assert fast is model and type(fast) is cls
+    assert torch.equal(fast(X), expected)
+    assert set(vars(model)) <= attributes
+    rows = [row.what for row in explain(fast) if row.module == ""]
+    assert rows == [] if reason is None else reason in rows[0]
+    assert not explain(fast).replaced
+
+
+def test_a_model_that_cannot_be_copied_is_changed_in_place_only():
+    model = block()
+    model.lock = threading.Lock()
+    with pytest.raises(TypeError, match="accelerate: model cannot be copied .*; inplace=True"):
+        accelerate(model)
+    assert explain(accelerate(model, inplace=True)).replaced
+    torch.testing.assert_close(model(X), block()(X), **CLOSE)
