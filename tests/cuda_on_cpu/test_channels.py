@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.cuda_on_cpu.workload import LAYOUTS
-from tests.ops.implementations import IMPLEMENTATIONS
+from tests.ops.implementations import CUDA_ON_CPU
 from tests.ops.samples import Sample
 from tests.ops.test_values import assert_values_and_gradients
 
@@ -14,10 +14,9 @@ CHANNELS = [*range(1, 36), *(n + more for n in (64, 128, 256, 512) for more in (
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bias_act(layout, dtype):
-    cuda_on_cpu = IMPLEMENTATIONS["cuda_on_cpu"]
     # A channel alone is all of the norm: with a small eps its gradient would be nothing but rounding.
     options = {"pixel_norm": True, "eps": 0.5}
-    with cuda_on_cpu.active():
+    with CUDA_ON_CPU.active():
         for c in CHANNELS:
             sample = Sample("bias_act", f"channels_{c}", {"x": (1, c, 2, 4), "bias": (c,)}, options)
-            assert_values_and_gradients(cuda_on_cpu.function("bias_act"), sample, layout, dtype)
+            assert_values_and_gradients(CUDA_ON_CPU.function("bias_act"), sample, layout, dtype)

@@ -116,6 +116,7 @@ _ARGUMENTS = {
     "minibatch_stddev": _stddev_arguments,
 }
 
+CUDA_ON_CPU = Implementation(lambda: None, _torch_op, cuda_kernels_on_cpu)
 IMPLEMENTATIONS = {
     "reference": _public("reference"),
     "native": _public("native"),
@@ -129,7 +130,7 @@ if TRITON_INTERPRETED:
     )
 if os.environ.get("PGGAN_FAST_TEST_KERNELS"):
     # Slow to build and to run: in `make test-kernels`.
-    IMPLEMENTATIONS["cuda_on_cpu"] = Implementation(lambda: None, _torch_op, cuda_kernels_on_cpu)
+    IMPLEMENTATIONS["cuda_on_cpu"] = CUDA_ON_CPU
 
 # Where there is a GPU, or where `make gpu-check` is rehearsed without one: on the harness, through the same moves.
 if torch.cuda.is_available():
