@@ -7,6 +7,7 @@ every attribute stay what and where they are; copies and pickles come out the sa
 import copyreg
 import functools
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pggan_fast.dropin.rewrite import Options, Rewriter, mentions_stddev
-from pggan_fast.dropin.trace import BranchesOnValues, Guards, arguments, trace
+from pggan_fast.dropin.trace import BranchesOnValues, Guards, arguments, is_of_torch, trace
 from pggan_fast.dropin.watch import NotTraceable
 
 STATE = "_pggan_fast"
@@ -33,6 +34,8 @@ class Variant:
     """(number of arguments, kind of device, whether under autocast, shapes or None)."""
     replaced: list[tuple[str, str]] = field(default_factory=list)
     """(path below the module, what)."""
+    apart: tuple[str, ...] = ()
+    """Children of a Sequential that run as they are, beside the others."""
 
 
 class State:
@@ -73,9 +76,12 @@ class State:
         try:
             variant = self._rewrite(module, count, args, options, key)
         except NotTraceable as error:
-            self.by_shape |= isinstance(error, BranchesOnValues) and shapes is None
+            try_with_shapes = isinstance(error, BranchesOnValues) and shapes is None
+            self.by_shape |= try_with_shapes
             self.reason = str(error)
             variant = Variant(None, Guards(), key)
+            if original(module).forward is nn.Sequential.forward and not try_with_shapes:
+                variant = _in_parts(module, options, key)
         self.variants.append(variant)
         return variant
 
@@ -124,6 +130,56 @@ class State:
             if variant.key == key and variant.guards.hold():
                 return variant
         return None
+
+
+def _in_parts(module: nn.Sequential, options: Options, key: tuple) -> Variant:
+    """A Sequential with children that cannot be traced: each run of the others is rewritten by itself.
+
+    Its guards are looked at when its turn comes, since the children before it may change what it reads.
+    """
+    guards = Guards()
+    guards.add_module(module)
+    parts: list[nn.Module] = []
+    run: dict[str, nn.Module] = {}
+    replaced, apart = [], []
+
+    def end_run() -> None:
+        part = nn.Sequential(OrderedDict(run))
+        state = State(options)
+        state.prepare(part)
+        found = [row for variant in state.variants for row in variant.replaced]
+        if found:
+            part.__class__ = accelerated(nn.Sequential)
+            vars(part)[STATE] = state
+        replaced.extend(found)
+        parts.extend([part] if found else run.values())
+        run.clear()
+
+    for name, child in module._modules.items():
+        if _can_be_traced(child):
+            run[name] = child
+        else:
+            end_run()
+            parts.append(child)
+            apart.append(name)
+    end_run()
+
+    def forward(self: nn.Module, x: Any) -> Any:
+        for part in parts:
+            x = part(x)
+        return x
+
+    return Variant(forward if replaced else None, guards, key, replaced, tuple(apart))
+
+
+def _can_be_traced(module: nn.Module) -> bool:
+    if is_of_torch(module) and not isinstance(module, nn.Sequential):
+        return True
+    try:
+        trace(module)
+    except NotTraceable:
+        return False
+    return True
 
 
 def _transformed() -> bool:

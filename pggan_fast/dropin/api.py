@@ -97,11 +97,15 @@ def accelerate(
 def explain(model: nn.Module) -> Explanation:
     """What `accelerate` replaced in a model, and what it left and why: rows that print as a table."""
     rows: list[Row] = []
-    covered: list[str] = []
-    """Modules whose whole forward was rewritten: their children's own only serve where that does not apply."""
+    covered: list[tuple[str, tuple[str, ...]]] = []
+    """Modules whose forward was rewritten, and their children that still run by themselves.
+
+    The others' own forwards only serve where the rewritten one does not apply.
+    """
 
     def is_covered(path: str) -> bool:
-        return any(path.startswith(f"{parent}.") or (not parent and path) for parent in covered)
+        belows = [(path[len(parent) :].strip("."), apart) for parent, apart in covered if _is_below(path, parent)]
+        return any(below.partition(".")[0] not in apart for below, apart in belows)
 
     def row(path: str, status: str, what: str) -> Row:
         return Row(path, original(modules[path]).__name__, status, what)
@@ -115,7 +119,7 @@ def explain(model: nn.Module) -> Explanation:
         done = {(below, what) for variant in state.variants for below, what in variant.replaced}
         rows += [row(_joined(path, below), "replaced", what) for below, what in sorted(done)]
         if done:
-            covered.append(path)
+            covered.append((path, tuple(name for variant in state.variants for name in variant.apart)))
         else:
             rows.append(row(path, "left", f"until it is called, since it depends on shapes ({state.reason})"))
     left = vars(model).get(_LEFT, {})
@@ -160,6 +164,10 @@ def _exchange(module: nn.Module, options: Options) -> str:
         return f"its class cannot be extended: {error}"
     vars(module)[STATE] = state
     return ""
+
+
+def _is_below(path: str, parent: str) -> bool:
+    return path.startswith(f"{parent}.") if parent else bool(path)
 
 
 def _joined(path: str, below: str) -> str:

@@ -115,7 +115,6 @@ PEERS = {
     "lightweight_discriminator": Peer(
         LIGHTWEIGHT,
         lambda m: (m.Discriminator(image_size=32, fmap_max=8, disc_output_size=1), (images(2, 32),)),
-        replaced=False,
     ),
     "stylegan2_generator": Peer(
         STYLEGAN2,

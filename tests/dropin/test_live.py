@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pggan_fast import accelerate, explain
-from tests.dropin.helpers import CLOSE, X, block
+from tests.dropin.helpers import CLOSE, X, block, calls
 from tests.dropin.progressive import EqualConv, PixelNorm
 
 # Control flow stays alive
@@ -224,6 +224,48 @@ def test_looking_at_a_model_draws_no_random_numbers(inputs):
     fast = accelerate(model, example_inputs=inputs)
     explain(fast)
     assert all(torch.equal(a, b) for a, b in zip((fast(X), fast(X)), expected, strict=True))
+
+
+class Changes(nn.Module):
+    """Cannot be traced, and changes what a module after it computes."""
+
+    def __init__(self, later: nn.Module):
+        super().__init__()
+        self.later = [later]
+
+    def forward(self, x):
+        self.calls = getattr(self, "calls", 0) + 1
+        self.later[0].scale = 0.1 * self.calls
+        return x.add_(1)
+
+
+def test_a_sequential_is_rewritten_around_what_cannot_be_traced(monkeypatch):
+    def make():
+        torch.manual_seed(1)
+        last = EqualConv(8, 8, 3, padding=1)
+        first = [nn.Conv2d(8, 8, 3, padding=1), nn.LeakyReLU(0.2)]
+        inner = nn.Sequential(Noisy(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        return nn.Sequential(*first, Changes(last), inner, last, nn.LeakyReLU(0.2), PixelNorm()).double()
+
+    model, fast = make(), accelerate(make(), inplace=True)
+    rows = {(row.module, row.what) for row in explain(fast).replaced}
+    assert rows == {("0", "conv + lrelu"), ("3.1", "conv + relu"), ("4", "equalized conv + lrelu + pixel norm")}
+    assert ("2", "sets calls") in {(row.module, row.what) for row in explain(fast).left}
+    called = calls(monkeypatch)
+    for net in (fast, model):
+        net.results = []
+        for _ in range(3):
+            torch.manual_seed(9), random.seed(9), np.random.seed(9)
+            x = X.double().requires_grad_()
+            y = net(x)
+            net.results += [y, *torch.autograd.grad(y.square().sum(), [x, *net.parameters()])]
+    torch.testing.assert_close(fast.results, model.results, rtol=1e-10, atol=1e-10)
+    assert called
+    assert list(fast.state_dict()) == list(model.state_dict())
+    for net in (fast, model):
+        net[3] = nn.Tanh()
+        net[4].register_forward_hook(lambda module, inputs, output: output * 2)
+    torch.testing.assert_close(fast(X.double()), model(X.double()))
 
 
 def test_buffers_are_read_at_each_call():
