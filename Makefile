@@ -14,12 +14,15 @@ test: lint
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops -q -k triton
 	$(BIN)/python -m pytest tests -q -rs
 
-# The sources of the CUDA kernels, run on the CPU, under sanitizers, and compiled for every GPU.
+# The sources of the CUDA kernels, run on the CPU, under sanitizers, and compiled for every GPU; Triton's for every GPU.
+# The first line builds what the second runs, on both CPUs while its own tests use one; the others' tests run on two.
+test-kernels: export PGGAN_FAST_TEST_KERNELS = 1
+test-kernels: export OMP_NUM_THREADS = 1
 test-kernels: lint
-	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/kernels tests/test_gpu_check.py -q -rs
-	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/test_build.py -q -rs -k one_wheel
-	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/ops -q -rs -k cuda_on_cpu
-	PGGAN_FAST_TEST_KERNELS=1 $(BIN)/python -m pytest tests/cuda_on_cpu -q -rs
+	$(BIN)/python -m pytest tests/cuda_on_cpu -q -rs
+	$(BIN)/python -m pytest tests/ops -q -rs -n 2 -k cuda_on_cpu
+	$(BIN)/python -m pytest tests/kernels tests/test_gpu_check.py \
+	    tests/test_build.py::test_one_wheel_serves_another_torch -q -rs -n 2
 
 # A small run, killed 40 times at random moments and resumed: every bit must be as without.
 test-kill: lint

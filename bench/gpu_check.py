@@ -2,8 +2,9 @@
 
     python -m bench.gpu_check [--out FOLDER] [--rehearse]
 
-Runs the op matrix on the GPU in the native and the Triton kernels, the same under compute-sanitizer where that is
-installed, and the benchmarks, timed with CUDA events; then writes gpu-check-DATE.md. --rehearse goes through the same
+Runs the op matrix on the GPU in the native and the Triton kernels, with other streams, devices and graphs, the matrix
+under compute-sanitizer where that is installed, and the benchmarks, timed with CUDA events; then writes
+gpu-check-DATE-report.md. --rehearse goes through the same
 steps without a GPU: the matrix on the CPU harness, the benchmarks at their smallest.
 """
 
