@@ -102,12 +102,12 @@ def weight_gradient_kernel(
         acc = tl.dot(tl.trans(of_b), of_a, acc, input_precision=PRECISION, out_dtype=ACC)
 
     is_a = c_a < C_A
-    of_tap = tap_h.to(tl.int64) * bank_h + tap_w.to(tl.int64) * bank_w + c_b.to(tl.int64) * bank_b
-    offsets = split.to(tl.int64) * bank_split + of_tap[:, None] + c_a[None, :].to(tl.int64) * bank_a
-    tl.store(bank + offsets, (acc * scale).to(bank.dtype.element_ty), mask=tapped[:, None] & is_a[None, :])
-    if sums is not None:
-        offsets = split.to(tl.int64) * C_A + tl.zeros([BLOCK_B, 1], tl.int64) + c_a[None, :]
-        tl.store(sums + offsets, acc, mask=(taps_and_channels == TAPPED)[:, None] & is_a[None, :])
+    row = tap_h * bank_h + tap_w * bank_w + c_b * bank_b
+    made = bank + split.to(tl.int64) * bank_split + (row[:, None] + c_a[None, :] * bank_a)
+    tl.store(made, (acc * scale).to(bank.dtype.element_ty), mask=tapped[:, None] & is_a[None, :])
+    if sums is not None and tl.program_id(1) == tl.num_programs(1) - 1:
+        of_sums = tl.sum(tl.where((taps_and_channels == TAPPED)[:, None], acc, 0.0), axis=0)
+        tl.store(sums + split.to(tl.int64) * C_A + c_a, of_sums, mask=is_a)
 
 
 @triton.jit
