@@ -13,6 +13,8 @@ from bench.timing import Case
 from tests.dropin import peers, zoo
 
 SECONDS = 0.7
+SAMPLE = 0.01
+"""Seconds: in use a small network runs again and again, so its code and its Python are in the caches."""
 FLOOR = 1e-4
 """Allowed error of outputs in fp32 against the original in fp64, and twice what the original itself is off."""
 
@@ -73,7 +75,8 @@ def network_case(name: str, passes: str) -> Case:
         "layout": "nchw",
         "pass": passes,
     }
-    return Case(labels, {who: lambda _, net=net: run(net, inputs) for who, net in variants.items()}, check)
+    calls = {who: lambda _, net=net: run(net, inputs) for who, net in variants.items()}
+    return Case(labels, calls, check, sample_seconds=SAMPLE)
 
 
 def error(actual: Tensor, exact: Tensor) -> float:

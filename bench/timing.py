@@ -20,7 +20,7 @@ ROUNDS_AT_LEAST = 7
 ROUNDS_AT_MOST = 60
 WARM_UP = 0.05
 SHORTEST_SAMPLE = 1e-3
-"""Seconds: a variant faster than this is called several times per sample."""
+"""Seconds."""
 
 Variant = Callable[[int], object]
 """A call of one provider on the i-th set of inputs."""
@@ -32,7 +32,8 @@ class Case:
 
     `labels` say what it is (suite, shape, dtype, layout, pass); `input_sets` is how many sets of inputs
     the variants rotate through; `moved_bytes` is what the work must at least read and write, by the
-    byte formula of its suite, or None where memory is not the limit.
+    byte formula of its suite, or None where memory is not the limit. A variant that takes less than
+    `sample_seconds` is called several times per sample.
     """
 
     labels: dict[str, str]
@@ -41,6 +42,7 @@ class Case:
     input_sets: int = 1
     moved_bytes: int | None = None
     device: str = "cpu"
+    sample_seconds: float = SHORTEST_SAMPLE
 
 
 def seconds_on_cpu(variant: Variant, inputs: int, repeats: int) -> float:
@@ -100,7 +102,7 @@ class Round:
         while self.count < 2 or time.perf_counter() - begin < WARM_UP:
             self()
         fastest = min(samples[-1] for samples in self.samples.values())
-        self.repeats = max(1, math.ceil(SHORTEST_SAMPLE / fastest))
+        self.repeats = max(1, math.ceil(self.case.sample_seconds / fastest))
         per_round = sum(samples[-1] for samples in self.samples.values()) * self.repeats
         for samples in self.samples.values():
             samples.clear()

@@ -37,14 +37,22 @@ class Guards:
     values: list[tuple[Any, str, Any]] = field(default_factory=list)
     hooks: list[dict] = field(default_factory=list)
     children: list[tuple[dict, dict]] = field(default_factory=list)
+    present: list[tuple[dict, str]] = field(default_factory=list)
     _known: set[tuple[int, str]] = field(default_factory=set)
 
     def hold(self) -> bool:
-        """Whether all values are what they were, no hook has come and no child module was exchanged."""
+        """Whether all values are what they were, no hook has come, no child module was exchanged and no
+        parameter was taken away."""
         for namespace, name, value in self.values:
             if namespace.get(name, _MISSING) != value:
                 return False
-        return not any(self.hooks) and all(now == then for now, then in self.children)
+        for now, then in self.children:
+            if now != then:
+                return False
+        for held, name in self.present:
+            if name not in held:
+                return False
+        return not any(self.hooks)
 
     def add_attribute(self, module: nn.Module, name: str, value: Any) -> None:
         owners = (vars(module), *(vars(cls) for cls in type(module).__mro__))

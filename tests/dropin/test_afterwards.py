@@ -225,3 +225,24 @@ def test_example_inputs_leave_no_trace_and_catch_a_difference(monkeypatch):
 
 def test_names_are_exported():
     assert {"accelerate", "explain", "restore"} <= set(pggan_fast.__all__)
+
+
+def test_a_shallow_copy_runs_its_own_parameters():
+    """As DataParallel's replicas are made: the attributes of the original, other children."""
+    fast = accelerate(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    x = torch.randn(2, 3, 8, 8)
+    fast(x)
+    replica, other = fast._replicate_for_data_parallel(), nn.Conv2d(3, 4, 3)
+    replica._modules = {"0": other, "1": nn.ReLU()}
+    torch.testing.assert_close(replica(x), torch.relu(other(x)), rtol=0, atol=0)
+
+
+def test_a_parameter_that_becomes_an_attribute_is_found():
+    """As FSDP and weight normalization leave it."""
+    conv = nn.Conv2d(3, 4, 3)
+    fast = accelerate(nn.Sequential(conv, nn.ReLU()), inplace=True)
+    x = torch.randn(2, 3, 8, 8)
+    fast(x)
+    weight = conv._parameters.pop("weight")
+    conv.weight = 2 * weight.detach()
+    torch.testing.assert_close(fast(x), torch.relu(nn.functional.conv2d(x, 2 * weight, conv.bias)))
