@@ -22,6 +22,9 @@ FLOOR = {"fp32": 1e-4, "bf16": 0.02}
 """Norm of the difference from the baseline in fp32 over norm: sums in another order over up to a dozen layers; in bf16
 also twice what the baseline itself is off."""
 
+CANCELLED = 10
+"""How many times as much for D, whose scores are sums of a hundred features that leave a tenth of their size."""
+
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -104,7 +107,8 @@ def _case(
                 name: ((output(function).float() - expected).norm() / expected.norm()).item()
                 for name, (function, _) in functions.items()
             }
-        assert errors["ours"] <= max(FLOOR[dtype], 2 * errors["eager"]), f"{labels['suite']}, {dtype}: {errors}"
+        floor = FLOOR[dtype] * (CANCELLED if labels["suite"] == "D" else 1)
+        assert errors["ours"] <= max(floor, 2 * errors["eager"]), f"{labels['suite']}, {dtype}: {errors}"
 
     labels["shape"] = "x".join(map(str, x.shape))
     return Case(labels, {name: calling(*pair) for name, pair in functions.items()}, check, device=device)

@@ -43,7 +43,7 @@ def convolution(text: str, speedup: float, dtype: str, **where: tuple[str, ...])
 
 
 def step(text: str, ours: str, other: str, speedup: float) -> Target:
-    where = {"suite": ("step",), "shape": ("32x3x32x32", "8x3x64x64")}
+    where = {"suite": ("step",), "shape": ("16x3x32x32", "8x3x64x64")}
     return Target(f"training step, {text}", other, speedup, where, ours)
 
 

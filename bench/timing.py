@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-ROUNDS_AT_LEAST = 7
+ROUNDS_AT_LEAST = 5
 ROUNDS_AT_MOST = 60
 WARM_UP = 0.05
 SHORTEST_SAMPLE = 1e-3
