@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from bench import traffic_report
 from bench.targets import TARGETS
 
@@ -29,6 +31,16 @@ Shapes are those of the large side: conv2d_up makes it, conv2d_down starts from 
 small side. "forward" records no graph, "forward+backward" takes the gradients of every input, weights and biases
 included. In the training step, as published ports have it, the baseline's D keeps requiring gradients while G is
 trained, and its Adam is torch's default.
+"""
+
+EXPECTED = """\
+## Expected on a GPU: modelled, not measured
+
+No GPU has run any of this. By bytes over 3 TB/s and operations over 600 TFLOP/s, the larger of the two for each
+launch, the forward of both networks' layers with at most {channels} channels, at 256 to 1024 px, would take {half:.1f}
+times as long in plain PyTorch as in the fused Triton convolution in fp16, and {single:.1f} times in fp32;
+[kernels.md](kernels.md) has the times layer by layer. The counts of launches and bytes of a whole training step above
+are exact, what they are worth in time is not known. `make gpu-check` measures everything on a GPU.
 """
 
 
@@ -212,6 +224,14 @@ def merge(results: list[dict]) -> dict:
     return {"machine": results[-1]["machine"], "records": list(records.values())}
 
 
+def expected() -> str:
+    """What the model of the fused convolution says."""
+    from bench import model_conv  # needs triton
+
+    half, single = (model_conv.rows(dtype)[-1].ratio for dtype in (torch.float16, torch.float32))
+    return EXPECTED.format(channels=model_conv.MOST_CHANNELS, half=half, single=single)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.split("\n")[0])
     parser.add_argument("results", nargs="+", type=Path, help="JSON files from bench/results")
@@ -222,7 +242,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     arguments.docs.parent.mkdir(parents=True, exist_ok=True)
-    arguments.docs.write_text(f"{INTRODUCTION}\n{overview(result)}\n", encoding="utf-8")
+    arguments.docs.write_text(f"{INTRODUCTION}\n{overview(result)}\n\n{expected()}", encoding="utf-8")
 
 
 if __name__ == "__main__":
