@@ -14,7 +14,8 @@ test: lint
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops -q -k triton
 	$(BIN)/python -m pytest tests -q -rs
 
-# The sources of the CUDA kernels, run on the CPU, under sanitizers, and compiled for every GPU; Triton's for every GPU.
+# The sources of the CUDA kernels, run on the CPU, under sanitizers, and compiled for every GPU; Triton's compiled for every
+# GPU, and interpreted at every layout and dtype, of which `make test` takes a part.
 # The first line builds what the second runs, on both CPUs while its own tests use one; the others' tests run on two.
 test-kernels: export PGGAN_FAST_TEST_KERNELS = 1
 test-kernels: export OMP_NUM_THREADS = 1
@@ -23,6 +24,8 @@ test-kernels: lint
 	$(BIN)/python -m pytest tests/ops -q -rs -n 2 -k cuda_on_cpu
 	$(BIN)/python -m pytest tests/kernels tests/test_gpu_check.py \
 	    tests/test_build.py::test_one_wheel_serves_another_torch -q -rs -n 2
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -q -n 2
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops -q -n 2 -k triton
 
 # A small run, killed 40 times at random moments and resumed: every bit must be as without.
 test-kill: lint

@@ -126,7 +126,9 @@ IMPLEMENTATIONS = {
 if TRITON_INTERPRETED:
     # The interpreter has bfloat16 wrong.
     IMPLEMENTATIONS["triton"] = _public("triton")._replace(
-        active=guarded_allocations, dtypes=tuple(d for d in DTYPES if d != torch.bfloat16), slow=True
+        active=guarded_allocations,
+        dtypes=tuple(d for d in DTYPES if d != torch.bfloat16),
+        slow="PGGAN_FAST_TEST_KERNELS" not in os.environ,
     )
 if os.environ.get("PGGAN_FAST_TEST_KERNELS"):
     # Slow to build and to run: in `make test-kernels`.

@@ -54,6 +54,11 @@ class Call(NamedTuple):
         return f"{self.op}-{self.label}"
 
     @property
+    def has_gpu_kernel(self) -> bool:
+        """Convolutions and matrix products are torch's own; only those on the CPU change a layout first."""
+        return self.op not in ("equalized_conv2d", "equalized_linear", "to_layout")
+
+    @property
     def overload(self) -> torch._ops.OpOverload:
         return getattr(torch.ops.pggan_fast, self.op).default
 
@@ -108,6 +113,8 @@ CALLS = [
     Call("fold_weight", "down", lambda t: (t(4, 3, 3, 3), 0.25, False, t.dtype, False), False),
     Call("unfold_weight", "up", lambda t: (t(3, 4, 4, 4), 1.0, True, t.dtype, True), False),
     Call("unfold_weight", "down", lambda t: (t(4, 3, 4, 4), 0.25, False, t.dtype, False), False),
+    Call("to_layout", "channels_last", lambda t: (t(2, 3, 4, 5), True), False),
+    Call("to_layout", "contiguous", lambda t: (t(2, 3, 4, 5), False), False),
     Call("upsample2x", "even", lambda t: (t(2, 3, 3, 4),)),
     Call("upsample2x", "extra", lambda t: (t(2, 3, 3, 4), 0.25, 1, 1)),
     Call("downsample2x", "even", lambda t: (t(2, 3, 4, 6),)),

@@ -18,8 +18,7 @@ DEVICE = "cpu" if REHEARSED else "cuda"
 if not REHEARSED and not torch.cuda.is_available():
     pytest.skip("no GPU", allow_module_level=True)
 
-# Convolutions and matrix products are torch's own, and so are their streams.
-OURS = [call for call in CALLS if not call.op.startswith("equalized")]
+OURS = [call for call in CALLS if call.has_gpu_kernel]
 
 
 @pytest.fixture(params=["gpu_rehearsed"] if REHEARSED else ["gpu_native", "gpu_triton"])
