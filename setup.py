@@ -77,7 +77,9 @@ def compile_command(source: Path, compiler: str, torch_dir: Path, gpus: list[str
 
 def link_command(compiler: str, objects: list[str], torch_dir: Path, libraries: list[str]) -> list[str]:
     """The command that links objects; torch's libraries are in the process before the module."""
-    return [compiler, "-shared", *objects, f"-L{torch_dir / 'lib'}", *(f"-l{n}" for n in libraries)]
+    # The CUDA packages beside torch have libcudart for an nvcc that comes from such a package, without a toolkit.
+    folders = [torch_dir / "lib", *sorted(torch_dir.parent.glob("nvidia/*/lib"))]
+    return [compiler, "-shared", *objects, *(f"-L{folder}" for folder in folders), *(f"-l{n}" for n in libraries)]
 
 
 def find_cxx() -> str:
@@ -89,15 +91,16 @@ def find_cxx() -> str:
     raise NotBuilt(f"no C++ compiler ({'CXX=' if wanted else ''}{', '.join(names)} not found)")
 
 
-def find_nvcc(torch_dir: Path) -> str:
-    """Of CUDA_HOME, of the path, or of the package nvidia-cuda-nvcc beside torch."""
+def find_nvcc(torch_dir: Path, cuda: str) -> str:
+    """Of CUDA_HOME, of the path, or of the package nvidia-cuda-nvcc beside torch, which is for this version of CUDA."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     name = str(Path(home, "bin", "nvcc")) if home else "nvcc"
     beside_torch = sorted(torch_dir.parent.glob("nvidia/*/bin/nvcc"))
-    for candidate in [name] if home else [name, *beside_torch]:
+    for candidate in [name] if home else [name, *map(str, beside_torch)]:
         if found := shutil.which(candidate):
             return found
-    raise NotBuilt(f"no CUDA compiler ({name} not found{'' if home else '; pip install nvidia-cuda-nvcc has one'})")
+    packages = " ".join(f"nvidia-{part}=={cuda}.*" for part in ("cuda-nvcc", "nvvm", "cuda-crt", "cuda-cccl"))
+    raise NotBuilt(f"no CUDA compiler ({name} not found{'' if home else f'; pip install {packages} has one'})")
 
 
 def find_gpus(nvcc: str, torch) -> list[str]:
@@ -201,7 +204,7 @@ class BuildNative(build_ext):
         if is_cuda:
             if torch.version.cuda is None:
                 raise NotBuilt(f"torch {torch.__version__} is a build without CUDA")
-            nvcc = compilers[".cu"] = find_nvcc(torch_dir)
+            nvcc = compilers[".cu"] = find_nvcc(torch_dir, torch.version.cuda)
             gpus = find_gpus(nvcc, torch)
             cuda = re.search(r"release (\d+\.\d+)", output_of([nvcc, "--version"])).group(1)
             facts = {"cuda": cuda, "architectures": [f"sm_{gpu}" for gpu in gpus]}

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 
 from pggan_fast import _native
@@ -252,6 +254,25 @@ def test_a_cuda_build_says_which_gpus_it_is_for(checkout: Path, env: dict[str, s
     generated = [argument for argument in compiled if argument.startswith("-gencode")]
     newest = f"-gencode=arch=compute_{gpus[-1]},code=compute_{gpus[-1]}"
     assert generated == [*(f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus), newest]
+
+
+def test_nvcc_of_a_pip_package_is_found_where_there_is_no_toolkit(tmp_path: Path, monkeypatch) -> None:
+    """It lies beside torch, and so do the libraries that it links; without it the message names the packages."""
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.chdir(ROOT)
+    build = runpy.run_path("setup.py")
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    package = tmp_path / "nvidia/cu13"
+    with pytest.raises(build["NotBuilt"], match=r"pip install nvidia-cuda-nvcc==13\.0\.\* "):
+        build["find_nvcc"](tmp_path / "torch", "13.0")
+    for folder in ("bin", "lib"):
+        (package / folder).mkdir(parents=True)
+    nvcc = package / "bin/nvcc"
+    nvcc.touch(0o755)
+    assert build["find_nvcc"](tmp_path / "torch", "13.0") == str(nvcc)
+    assert f"-L{package / 'lib'}" in build["link_command"](str(nvcc), [], tmp_path / "torch", [])
 
 
 @pytest.mark.needs_nvcc
