@@ -77,8 +77,9 @@ def compile_command(source: Path, compiler: str, torch_dir: Path, gpus: list[str
 
 def link_command(compiler: str, objects: list[str], torch_dir: Path, libraries: list[str]) -> list[str]:
     """The command that links objects; torch's libraries are in the process before the module."""
-    # The CUDA packages beside torch have libcudart for an nvcc that comes from such a package, without a toolkit.
-    folders = [torch_dir / "lib", *sorted(torch_dir.parent.glob("nvidia/*/lib"))]
+    folders = [torch_dir / "lib"]
+    if torch_dir.parent in Path(compiler).parents:  # nvcc of a pip package, which has no libcudart where it looks
+        folders += sorted(torch_dir.parent.glob("nvidia/*/lib"))
     return [compiler, "-shared", *objects, *(f"-L{folder}" for folder in folders), *(f"-l{n}" for n in libraries)]
 
 

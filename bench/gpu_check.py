@@ -4,8 +4,8 @@
 
 Runs the op matrix on the GPU in the native and the Triton kernels, with other streams, devices and graphs, the matrix
 under compute-sanitizer where that is installed, and the benchmarks, timed with CUDA events; then writes
-gpu-check-DATE-report.md. --rehearse goes through the same
-steps without a GPU: the matrix on the CPU harness, the benchmarks at their smallest.
+gpu-check-DATE-report.md. --rehearse goes through the same steps without a GPU: the matrix on the CPU harness, the
+benchmarks at their smallest.
 """
 
 import argparse

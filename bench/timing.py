@@ -20,7 +20,7 @@ ROUNDS_AT_LEAST = 5
 ROUNDS_AT_MOST = 60
 WARM_UP = 0.05
 SHORTEST_SAMPLE = 1e-3
-"""Seconds."""
+"""Seconds of one sample, below which the clock and the loop would show."""
 
 Variant = Callable[[int], object]
 """A call of one provider on the i-th set of inputs."""

@@ -273,6 +273,7 @@ def test_nvcc_of_a_pip_package_is_found_where_there_is_no_toolkit(tmp_path: Path
     nvcc.touch(0o755)
     assert build["find_nvcc"](tmp_path / "torch", "13.0") == str(nvcc)
     assert f"-L{package / 'lib'}" in build["link_command"](str(nvcc), [], tmp_path / "torch", [])
+    assert f"-L{package / 'lib'}" not in build["link_command"]("/toolkit/bin/nvcc", [], tmp_path / "torch", [])
 
 
 @pytest.mark.needs_nvcc

@@ -106,7 +106,9 @@ class State:
 
     def find(self, module: nn.Module, args: tuple, kwargs: dict) -> Callable | None:
         """The rewritten forward that is right for this call. Runs cold before each forward: every look-up counts."""
-        if kwargs or not args or (self.counts is not None and len(args) not in self.counts):
+        if kwargs or not args:
+            return None
+        if self.counts is not None and (len(args) not in self.counts or self.owner() is not module):
             return None
         for argument in args:
             if type(argument) is not Tensor and type(argument) is not nn.Parameter:
@@ -118,7 +120,7 @@ class State:
         autocast = _is_any_autocast_enabled() and torch.is_autocast_enabled(device)
         key = (len(args), device, autocast, tuple([a.shape for a in args]) if self.by_shape else None)
         variant = self._known(key) or self._new(module, key, args)
-        return None if variant is None or self.owner() is not module else variant.run
+        return None if variant is None else variant.run
 
     def _new(self, module: nn.Module, key: tuple, args: tuple[Tensor, ...]) -> Variant | None:
         """The variant for a key without one: traced now, unless there are too many or this is inside a trace."""
@@ -126,7 +128,7 @@ class State:
             return None
         with self.lock:
             self.prepare(module)
-            if key[0] not in self.counts:
+            if key[0] not in self.counts or self.owner() is not module:
                 return None
             key = (*key[:3], tuple([a.shape for a in args]) if self.by_shape else None)
             if len(self.variants) >= MOST_VARIANTS:

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from pggan_fast.dropin.accelerated import STATE, State, accelerated, is_accelerated, original
 from pggan_fast.dropin.rewrite import Options
-from pggan_fast.dropin.trace import has_hooks
+from pggan_fast.dropin.trace import has_hooks, is_of_torch
 from pggan_fast.dropin.watch import random_states_kept
 
 _LEFT = "_pggan_fast_left"
@@ -140,8 +140,7 @@ def restore(model: nn.Module) -> nn.Module:
 
 def _exchange(module: nn.Module, options: Options) -> str:
     """Gives a module its accelerated class. Returns why not, or nothing where there was nothing to say."""
-    own = type(module).__module__.startswith("torch.nn.")
-    if own and not isinstance(module, nn.Sequential):
+    if is_of_torch(module) and not isinstance(module, nn.Sequential):
         if has_hooks(module):
             return HOOKS
         return "it is parametrized" if parametrize.is_parametrized(module) else ""

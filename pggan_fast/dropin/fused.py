@@ -48,7 +48,7 @@ def convolution(
     """
     epilogue = dict(act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
     geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode)
-    bias = bias if bias is None or bias.ndim == 1 else bias.reshape(-1)
+    bias = _flat(bias)
     if batch_norm is not None:
         if not _worth_folding(batch_norm, weight, _output_pixels(x, up, down)):
             z = convolution(x, weight, bias, **geometry, up=up, down=down, weight_scale=weight_scale)
@@ -85,13 +85,13 @@ def plain_convolution(
 
     overwritable: the caller may write over the result, even where backward needs it.
     """
-    bias = bias if bias is None or bias.ndim == 1 else bias.reshape(-1)
+    bias = _flat(bias)
     if batch_norm is None:
         z = torch.conv2d(x, weight, bias, **geometry)
-    elif batch_norm.training or not _worth_folding(batch_norm, weight, x.shape[0] * x.shape[-1] * x.shape[-2]):
-        z = batch_norm(torch.conv2d(x, weight, bias, **geometry))
-    else:
+    elif _worth_folding(batch_norm, weight, _output_pixels(x, up=False, down=False)):
         z = torch.conv2d(x, *fold_batch_norm(weight, bias, batch_norm, 1.0), **geometry)
+    else:
+        z = batch_norm(torch.conv2d(x, weight, bias, **geometry))
     if act == "relu":
         return torch.relu_(z)
     if act == "linear":
@@ -116,8 +116,7 @@ def activate(
 ) -> Tensor:
     """`bias_act`, or torch's own functions in place where they are as good. Nothing else may read z [N, C, ...]."""
     if pixel_norm or bias is not None or gain != 1:
-        bias = bias if bias is None else bias.reshape(-1)
-        return ops.bias_act(z, bias, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+        return ops.bias_act(z, _flat(bias), act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
     if act == "relu":
         return F.relu_(z)
     return F.leaky_relu_(z, slope) if act == "lrelu" else z
@@ -125,7 +124,11 @@ def activate(
 
 def bias_act(z: Tensor, bias: Tensor | None = None, **epilogue: Any) -> Tensor:
     """`ops.bias_act`; z [N, C, ...] may have other readers, bias is of C values in any shape."""
-    return ops.bias_act(z, bias if bias is None else bias.reshape(-1), **epilogue)
+    return ops.bias_act(z, _flat(bias), **epilogue)
+
+
+def _flat(bias: Tensor | None) -> Tensor | None:
+    return bias if bias is None or bias.ndim == 1 else bias.reshape(-1)
 
 
 def _convolve(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from pggan_fast.dropin.graph import Meaning, overwrites
+from pggan_fast.dropin.trace import is_of_torch
 
 _VIEWS = frozenset(
     (
@@ -30,7 +31,7 @@ def is_written_over(value: fx.Node, after: fx.Node, meaning: Meaning) -> bool:
     for reader in (user for alias in aliases for user in alias.users):
         first = reader.args[0] if reader.args else reader.kwargs.get("input")
         touched = first in aliases or reader.kwargs.get("out") in aliases
-        if touched and order[reader] > order[after] and _writes(reader, meaning):
+        if touched and order[reader] > order[after] and writes(reader, meaning):
             return True
     return False
 
@@ -39,7 +40,7 @@ def leaves(value: fx.Node, meaning: Meaning) -> bool:
     """Whether code that the graph does not show gets the value's memory: the caller's, or a module with hooks."""
     aliases = [value, *_views(value, meaning)]
     return any(
-        user.op == "output" or (user.op == "call_module" and not _is_torchs(user, meaning))
+        user.op == "output" or (user.op == "call_module" and not is_of_torch(meaning.module(user)))
         for alias in aliases
         for user in alias.users
     )
@@ -56,9 +57,6 @@ def _views(value: fx.Node, meaning: Meaning) -> Iterator[fx.Node]:
             yield from _views(user, meaning)
 
 
-def _writes(node: fx.Node, meaning: Meaning) -> bool:
+def writes(node: fx.Node, meaning: Meaning) -> bool:
+    """Whether a node of torch's own writes over its input."""
     return getattr(meaning.module(node), "inplace", False) if node.op == "call_module" else overwrites(node)
-
-
-def _is_torchs(node: fx.Node, meaning: Meaning) -> bool:
-    return type(meaning.module(node)).__module__.startswith("torch.nn")

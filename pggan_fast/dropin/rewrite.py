@@ -9,8 +9,9 @@ from torch import fx, nn
 from pggan_fast.dropin import fused
 from pggan_fast.dropin.chain import Chain, Epilogue, Match, Norm
 from pggan_fast.dropin.graph import Meaning, Op, is_number, out_of_place, overwrites, shape_of
-from pggan_fast.dropin.overwriting import is_written_over, leaves
+from pggan_fast.dropin.overwriting import is_written_over, leaves, writes
 from pggan_fast.dropin.stddev import find_stddev
+from pggan_fast.dropin.trace import is_of_torch
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,8 @@ class Rewriter:
         return any(is_written_over(end, match.nodes[0], self.meaning) for end in ends)
 
     def _may_overwrite(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            module = self.meaning.module(node)
-            return getattr(module, "inplace", False) or not type(module).__module__.startswith("torch.nn")
-        return overwrites(node)
+        own_code = node.op == "call_module" and not is_of_torch(self.meaning.module(node))
+        return own_code or writes(node, self.meaning)
 
     def _replace(self, match: Match) -> None:
         with self.graph.inserting_after(match.last):

@@ -23,7 +23,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def is_of_torch(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn")
+    return type(module).__module__.startswith("torch.nn.")
 
 
 class BranchesOnValues(NotTraceable):

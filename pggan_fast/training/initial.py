@@ -21,8 +21,12 @@ Weights = dict[str, Tensor]
 
 # Options that no weight shows and no setting of a run changes; imported networks may have others.
 AS_TRAINED = {
-    **{"fused_scale": True, "input_norm": True, "slope": 0.2, "pixel_norm_eps": 1e-8},
-    **{"mbstd_grouping": "strided", "mbstd_correction": 0},
+    "fused_scale": True,
+    "input_norm": True,
+    "slope": 0.2,
+    "pixel_norm_eps": 1e-8,
+    "mbstd_grouping": "strided",
+    "mbstd_correction": 0,
 }
 
 

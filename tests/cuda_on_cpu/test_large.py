@@ -43,7 +43,7 @@ def large(shape: tuple[int, ...], memory_format: torch.memory_format) -> Tensor:
     return x
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
+def assert_close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected.to(actual.dtype), **CLOSE)
 
 
@@ -56,15 +56,15 @@ def test_bias_act(memory_format, pixel_norm):
     y, r = ops.bias_act(x, bias, *OPTIONS, pixel_norm)
     few = end(x).double().requires_grad_()
     expected = reference.bias_act(few, bias.double(), **named(), pixel_norm=pixel_norm)
-    close(end(y), expected)
+    assert_close(end(y), expected)
     r = r if pixel_norm else None
     dx, _ = ops.bias_act_backward(dy, None, y, r, *OPTIONS, pixel_norm, False)
     direction = end(dy).double().requires_grad_()
     (first,) = torch.autograd.grad(expected, few, direction, create_graph=True)
-    close(end(dx), first)
+    assert_close(end(dx), first)
     d_dy, *_ = ops.bias_act_double_backward(x, None, dy, None, y, r, *OPTIONS, pixel_norm)
     (second,) = torch.autograd.grad(first, direction, few.detach())
-    close(end(d_dy), second)
+    assert_close(end(d_dy), second)
 
 
 def named() -> dict:
@@ -79,17 +79,17 @@ def test_resampling(memory_format):
     rows.copy_(torch.randn(rows.shape))
     low = ops.downsample2x(high)
     few = end(low, END // 2)[:, -1:]
-    close(few, reference.downsample2x(rows))
+    assert_close(few, reference.downsample2x(rows))
 
     def last(y: Tensor) -> Tensor:
         return y[-1:, -1:, -2:, -END:]
 
-    close(last(ops.upsample2x(low)), reference.upsample2x(few))
-    close(last(ops.fade_in(low, high, None, 0.3)), reference.fade_in(few, rows, 0.3))
-    close(last(ops.fade_reals(high, None, 0.3, torch.bfloat16)), reference.fade_reals(rows, 0.3))
+    assert_close(last(ops.upsample2x(low)), reference.upsample2x(few))
+    assert_close(last(ops.fade_in(low, high, None, 0.3)), reference.fade_in(few, rows, 0.3))
+    assert_close(last(ops.fade_reals(high, None, 0.3, torch.bfloat16)), reference.fade_reals(rows, 0.3))
     d_low, d_high = ops.fade_in_backward(high, None, 0.25)
-    close(end(d_low, END // 2)[:, -1:], 0.75 * 4 * few.float())
-    close(last(d_high), 0.25 * rows.float())
+    assert_close(end(d_low, END // 2)[:, -1:], 0.75 * 4 * few.float())
+    assert_close(last(d_high), 0.25 * rows.float())
 
 
 def test_minibatch_stddev(memory_format):
@@ -105,7 +105,7 @@ def test_minibatch_stddev(memory_format):
     dy = large(tuple(y.shape), memory_format)
     # The gradient of the maps is of the order of 1e-8 here.
     dx = ops.minibatch_stddev_backward(dy, x, *options)
-    close(end(dx)[:, -1], end(dy)[:, channels - 1])
+    assert_close(end(dx)[:, -1], end(dy)[:, channels - 1])
     d_dy, _ = ops.minibatch_stddev_double_backward(x, dy, x, *options)
     assert torch.equal(end(d_dy)[:, channels - 1], end(x)[:, -1])
 

@@ -237,6 +237,21 @@ def test_a_shallow_copy_runs_its_own_parameters():
     torch.testing.assert_close(replica(x), torch.relu(other(x)), rtol=0, atol=0)
 
 
+def test_what_a_shallow_copy_met_first_does_not_reach_the_original():
+    """Traced for each shape: a replica that gets a new one must not leave the original with its parameters."""
+    fast = accelerate(network("pggan_discriminator").double(), inplace=True)
+    replica = fast._replicate_for_data_parallel()
+    replica._modules = dict(copy.deepcopy(fast)._modules)
+    with torch.no_grad():
+        for module in replica._modules.values():
+            for parameter in module.parameters():
+                parameter.mul_(2)
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    twice, expected = replica(x), network("pggan_discriminator").double()(x)
+    torch.testing.assert_close(fast(x), expected)
+    assert not torch.allclose(twice, expected)
+
+
 def test_a_parameter_that_becomes_an_attribute_is_found():
     """As FSDP and weight normalization leave it."""
     conv = nn.Conv2d(3, 4, 3)
