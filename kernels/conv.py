@@ -4,6 +4,9 @@ A tile of pixels meets blocks of output channels; where pixel norm follows, one 
 transposed convolution of stride 2 (upsampling, and the gradient of downsampling) runs as four phases, one for each
 parity of the output's row and column, each with the taps that reach it: no zero is multiplied, no copy is upsampled.
 
+What an activation's backward needs of the output is its sign, so forward can pack the signs, a bit for each value:
+int32 [N, H, W, ceil(C / 32)], channel c being bit c % 32 of word c // 32.
+
 Tensors are [N, C, H, W] with any strides; channels_last is what the kernels are made for. Accumulation in fp32
 (fp64 for fp64).
 """
@@ -20,6 +23,33 @@ from pggan_fast.kernels.tensors import accumulation_dtype, is_channels_last, lau
 
 
 @triton.jit
+def signs_at(signs, pixel, inside, first, C: tl.constexpr, BLOCK: tl.constexpr):
+    """[M, BLOCK]: whether channels first, first + 1, ... are positive at M pixels, False outside."""
+    WORDS: tl.constexpr = (C + 31) // 32
+    c = first + tl.arange(0, BLOCK)
+    at = signs + pixel * WORDS + first // 32
+    # A word for each pixel and 32 channels, not one for each value.
+    words = tl.load(at, mask=inside, other=0)[:, None]
+    for i in tl.static_range(1, BLOCK // 32):
+        more = tl.load(at + i, mask=inside & (first // 32 + i < WORDS), other=0)[:, None]
+        words = tl.where((c // 32 == first // 32 + i)[None, :], more, words)
+    return ((words >> (c % 32)[None, :]) & 1) != 0
+
+
+@triton.jit
+def store_signs(signs, pixel, inside, positive, first, C: tl.constexpr):
+    """Packs `positive` [M, BLOCK], of channels first, first + 1, ...: what `signs_at` reads."""
+    M: tl.constexpr = positive.shape[0]
+    BLOCK: tl.constexpr = positive.shape[1]
+    BITS: tl.constexpr = min(BLOCK, 32)
+    bits = tl.reshape(positive.to(tl.int32), [M, BLOCK // BITS, BITS]) << tl.arange(0, BITS)[None, None, :]
+    words = tl.sum(bits, axis=2)  # no two of them share a bit
+    word = first // 32 + tl.arange(0, BLOCK // BITS)
+    WORDS: tl.constexpr = (C + 31) // 32
+    tl.store(signs + pixel[:, None] * WORDS + word[None, :], words, mask=inside[:, None] & (word < WORDS)[None, :])
+
+
+@triton.jit
 def convolution_kernel(
     x,
     gate,
@@ -30,6 +60,7 @@ def convolution_kernel(
     out_gate,
     y,
     r,
+    signs,
     N,
     H,
     W,
@@ -82,7 +113,8 @@ def convolution_kernel(
 
     # What reads the same pixels is neighbours in launch order, for the L2 cache: channel blocks, then phases.
     pid = tl.program_id(0)
-    c_out = pid % OUT_BLOCKS * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    first_out = pid % OUT_BLOCKS * BLOCK_OUT
+    c_out = first_out + tl.arange(0, BLOCK_OUT)
     pid //= OUT_BLOCKS
     phase_w = pid % PHASES
     phase_h = pid // PHASES % PHASES
@@ -108,10 +140,12 @@ def convolution_kernel(
         origin_h = row * STEP - padding
         origin_w = column * STEP - padding
     origin = sample * x_n + origin_h.to(tl.int64) * x_h + origin_w.to(tl.int64) * x_w
+    origin_pixel = (sample * H + origin_h) * W + origin_w
 
     acc = tl.zeros([TILE_N * TILE_H * TILE_W, BLOCK_OUT], dtype=ACC)
     for step in range(TAPS * TAPS * IN_BLOCKS):
-        c_in = step % IN_BLOCKS * BLOCK_IN + tl.arange(0, BLOCK_IN)
+        first_in = step % IN_BLOCKS * BLOCK_IN
+        c_in = first_in + tl.arange(0, BLOCK_IN)
         tap_h = step // IN_BLOCKS // TAPS
         tap_w = step // IN_BLOCKS % TAPS
         k_h = first_h + PHASES * tap_h
@@ -127,14 +161,18 @@ def convolution_kernel(
         mask = read[:, None] & (c_in < C_IN)[None, :]
         values = tl.load(x + offsets, mask=mask, other=0.0)
         if gate is not None:
-            at_gate = tl.load(gate + offsets, mask=mask, other=0.0)
+            in_pixel = origin_pixel + (down * W + right)
             d = values.to(ACC)
+            if gate.dtype.element_ty == tl.int32:
+                positive = signs_at(gate, in_pixel, read, first_in, C_IN, BLOCK_IN)
+            else:
+                at_gate = tl.load(gate + offsets, mask=mask, other=0.0)
+                positive = at_gate > 0
             if gate_r is not None:
-                in_pixel = (sample * H + in_row) * W + in_column
                 factor = tl.load(gate_r + in_pixel, mask=read, other=0.0)
                 along = tl.load(gate_s + in_pixel, mask=read, other=0.0)
                 d = factor[:, None] * d - along[:, None] * at_gate.to(ACC)
-            values = (d * tl.where(at_gate > 0, gate_above, gate_below)).to(values.dtype)
+            values = (d * tl.where(positive, gate_above, gate_below)).to(values.dtype)
 
         w_mask = (c_in < C_IN)[:, None] & (c_out < C_OUT)[None, :]
         if TRANSPOSED and K % PHASES != 0:
@@ -149,13 +187,19 @@ def convolution_kernel(
     pixel = sample * y_n + out_row.to(tl.int64) * y_h + out_column.to(tl.int64) * y_w
     offsets = pixel[:, None] + c_out[None, :].to(tl.int64) * y_c
     mask = inside[:, None] & (c_out < C_OUT)[None, :]
-    sign = z
-    if out_gate is not None:
-        sign = tl.load(out_gate + offsets, mask=mask, other=0.0).to(ACC)
-    u = z * tl.where(sign > 0, above, below)
+    out_pixel = (sample * OUT_H + out_row) * OUT_W + out_column
+    if out_gate is None:
+        positive = z > 0
+    elif out_gate.dtype.element_ty == tl.int32:
+        positive = signs_at(out_gate, out_pixel, inside, first_out, C_OUT, BLOCK_OUT)
+    else:
+        positive = tl.load(out_gate + offsets, mask=mask, other=0.0) > 0
+    if signs is not None:
+        store_signs(signs, out_pixel, inside, positive, first_out, C_OUT)
+    u = z * tl.where(positive, above, below)
     if PIXEL_NORM:
         factor = tl.rsqrt(tl.sum(u * u, axis=1) / C_OUT + eps)
-        tl.store(r + (sample * OUT_H + out_row) * OUT_W + out_column, factor, mask=inside)
+        tl.store(r + out_pixel, factor, mask=inside)
         u = u * factor[:, None]
     tl.store(y + offsets, u.to(y.dtype.element_ty), mask=mask)
 
@@ -165,7 +209,8 @@ class Gate(NamedTuple):
 
     After pixel norm with the factor r, times (r dy - s y) instead; see `pixel_norm_gradient`.
 
-    y: shape and strides of dy. r, s: [N, 1, H, W], contiguous, or None.
+    y: with the shape and strides of dy; without pixel norm, its signs as `convolve` packs them will do.
+    r, s: [N, 1, H, W], contiguous, or None.
     """
 
     y: Tensor
@@ -191,6 +236,7 @@ def convolve(
     eps: float = 1e-8,
     gate: Gate | None = None,
     out_gate: Tensor | None = None,
+    signs_wanted: bool = False,
     channels_last: bool | None = None,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -203,9 +249,10 @@ def convolve(
 
     x: [N, C_in, H, W]; fp64, fp32, bf16 or fp16. weight: x's dtype, [C_out, C_in, K, K], or [C_in, C_out, K, K] where
     transposed, as torch's convolutions take it. bias: [C_out] of any floating dtype. stride: 1 or 2. size: (H', W'),
-    of the output; rows that no input reaches hold what zeros give. out_gate: shape and strides of y. channels_last:
-    whether y is (else contiguous); None: as x is.
-    Returns y [N, C_out, *size] in x's dtype, and r [N, 1, *size] in fp32 (fp64 for fp64), empty without pixel norm.
+    of the output; rows that no input reaches hold what zeros give. out_gate: with the shape and strides of y, or
+    signs. channels_last: whether y is (else contiguous); None: as x is.
+    Returns y [N, C_out, *size] in x's dtype, and what a gate takes: r [N, 1, *size] in fp32 (fp64 for fp64) with pixel
+    norm; without, the signs of u if `signs_wanted` (int32, see `signs_shape`), else an empty tensor.
     """
     (n, c_in, h, w), k = x.shape, weight.shape[-1]
     c_out = weight.shape[1 if transposed else 0]
@@ -213,8 +260,10 @@ def convolve(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     y = torch.empty((n, c_out, *size), dtype=x.dtype, device=x.device, memory_format=layout)
     r = torch.empty((n, 1, *size) if pixel_norm else 0, dtype=accumulation_dtype(x), device=x.device)
+    signs = torch.empty(signs_shape(y), dtype=torch.int32, device=x.device) if signs_wanted else None
+    kept = r if signs is None else signs
     if not y.numel():
-        return y, r
+        return y, kept
     problem = Problem(x.dtype, n, c_in, c_out, *size, k, stride, transposed, pixel_norm)
     tile = tile or choose_tile(problem)
     w_in, w_out = weight.stride()[:2] if transposed else weight.stride()[1::-1]
@@ -228,6 +277,7 @@ def convolve(
         out_gate,
         y,
         r,
+        signs,
         n,
         h,
         w,
@@ -257,4 +307,10 @@ def convolve(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return y, r
+    return y, kept
+
+
+def signs_shape(y: Tensor) -> tuple[int, ...]:
+    """Of the packed signs of y [N, C, H, W]: contiguous [N, H, W, ceil(C / 32)]."""
+    n, c, h, w = y.shape
+    return n, h, w, triton.cdiv(c, 32)

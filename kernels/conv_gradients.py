@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pggan_fast.kernels.conv import Gate
-from pggan_fast.kernels.conv_tiles import MULTIPROCESSORS, dot_precision, tile_shape
+from pggan_fast.kernels.conv import Gate, signs_at
+from pggan_fast.kernels.conv_tiles import MULTIPROCESSORS, dot_precision, on_tensor_cores, tile_shape
 from pggan_fast.kernels.tensors import accumulation_dtype, launch
 
 
@@ -49,6 +49,9 @@ def weight_gradient_kernel(
     C_A: tl.constexpr,
     C_B: tl.constexpr,
     K: tl.constexpr,
+    FOLDED: tl.constexpr,
+    TURNED: tl.constexpr,
+    ROOM_FOR_TAPS: tl.constexpr,
     STRIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     TILE_N: tl.constexpr,
@@ -57,19 +60,35 @@ def weight_gradient_kernel(
     BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    """See `weight_gradient`. One program: BLOCK_B of K * K * C_B + 1 rows, BLOCK_A columns, every splits-th tile."""
+    """See `weight_gradient`. One program: BLOCK_B rows, BLOCK_A columns of the product, every splits-th tile of pixels.
+
+    A row is a tap and a channel of b; the row after the last is all ones: its product with a is a's sum, the bias's
+    gradient. Where FOLDED a program has all taps of its channels, for the sums over neighbouring ones.
+    """
     ACC: tl.constexpr = tl.float64 if a.dtype.element_ty == tl.float64 else tl.float32
     scale = tl.full([], scale, ACC)
     gate_above, gate_below = tl.full([], gate_above, ACC), tl.full([], gate_below, ACC)
-    TAPPED: tl.constexpr = K * K * C_B
+    TAPS: tl.constexpr = K * K
     split = tl.program_id(0)
-    taps_and_channels = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
-    c_b = taps_and_channels % C_B
-    tap_h = taps_and_channels // C_B // K
-    tap_w = taps_and_channels // C_B % K
-    tapped = taps_and_channels < TAPPED
+    block_b = tl.program_id(1)
+    if FOLDED:
+        CHANNELS: tl.constexpr = BLOCK_B // ROOM_FOR_TAPS
+        row_of_b = tl.arange(0, BLOCK_B)
+        tap = row_of_b // CHANNELS
+        c_b = block_b * CHANNELS + row_of_b % CHANNELS
+        tapped = (tap < TAPS) & (c_b < C_B)
+        is_ones = (tap == 0) & (c_b == C_B)
+    else:
+        row_of_b = block_b * BLOCK_B + tl.arange(0, BLOCK_B)
+        tap = row_of_b // C_B
+        c_b = row_of_b % C_B
+        tapped = tap < TAPS
+        is_ones = row_of_b == TAPS * C_B
+    tap_h = tap // K
+    tap_w = tap % K
     of_tap = (tap_h - padding).to(tl.int64) * b_h + (tap_w - padding).to(tl.int64) * b_w + c_b.to(tl.int64) * b_c
-    c_a = tl.program_id(2) * BLOCK_A + tl.arange(0, BLOCK_A)
+    first_a = tl.program_id(2) * BLOCK_A
+    c_a = first_a + tl.arange(0, BLOCK_A)
     m = tl.arange(0, TILE_N * TILE_H * TILE_W)
 
     acc = tl.zeros([BLOCK_B, BLOCK_A], dtype=ACC)
@@ -85,7 +104,10 @@ def weight_gradient_kernel(
         mask = inside[:, None] & (c_a < C_A)[None, :]
         of_a = tl.load(a + offsets, mask=mask, other=0.0)
         if gate_a is not None:
-            positive = tl.load(gate_a + offsets, mask=mask, other=0.0) > 0
+            if gate_a.dtype.element_ty == tl.int32:
+                positive = signs_at(gate_a, (sample * A_H + row) * A_W + column, inside, first_a, C_A, BLOCK_A)
+            else:
+                positive = tl.load(gate_a + offsets, mask=mask, other=0.0) > 0
             of_a = (of_a.to(ACC) * tl.where(positive, gate_above, gate_below)).to(of_a.dtype)
 
         b_row = row[:, None] * STRIDE - padding + tap_h[None, :]
@@ -97,17 +119,30 @@ def weight_gradient_kernel(
         if gate_b is not None:
             positive = tl.load(gate_b + offsets, mask=mask, other=0.0) > 0
             of_b = (of_b.to(ACC) * tl.where(positive, gate_above, gate_below)).to(of_b.dtype)
-        # The row after the last tap is all ones: its product with a is a's sum, the bias's gradient.
-        of_b = tl.where(taps_and_channels[None, :] == TAPPED, tl.full([], 1, of_b.dtype), of_b)
+        of_b = tl.where(is_ones[None, :], tl.full([], 1, of_b.dtype), of_b)
         acc = tl.dot(tl.trans(of_b), of_a, acc, input_precision=PRECISION, out_dtype=ACC)
 
     is_a = c_a < C_A
-    row = tap_h * bank_h + tap_w * bank_w + c_b * bank_b
-    made = bank + split.to(tl.int64) * bank_split + (row[:, None] + c_a[None, :] * bank_a)
-    tl.store(made, (acc * scale).to(bank.dtype.element_ty), mask=tapped[:, None] & is_a[None, :])
-    if sums is not None and tl.program_id(1) == tl.num_programs(1) - 1:
-        of_sums = tl.sum(tl.where((taps_and_channels == TAPPED)[:, None], acc, 0.0), axis=0)
+    if sums is not None and block_b == tl.num_programs(1) - 1:
+        of_sums = tl.sum(tl.where(is_ones[:, None], acc, 0.0), axis=0)
         tl.store(sums + split.to(tl.int64) * C_A + c_a, of_sums, mask=is_a)
+    made = bank + split.to(tl.int64) * bank_split
+    if FOLDED:
+        # The adjoint of `fold.fold`: element h, w of the weight went into four taps, turned or not.
+        taps = tl.reshape(acc * scale, [ROOM_FOR_TAPS, CHANNELS, BLOCK_A])
+        t = tl.arange(0, ROOM_FOR_TAPS)
+        c_b = block_b * CHANNELS + tl.arange(0, CHANNELS)
+        channels = made + (c_b[:, None] * bank_b + c_a[None, :] * bank_a)
+        for h in tl.static_range(K - 1):
+            for w in tl.static_range(K - 1):
+                into = (t // K >= h) & (t // K <= h + 1) & (t % K >= w) & (t % K <= w + 1)
+                value = tl.sum(tl.where(into[:, None, None], taps, 0.0), axis=0)
+                at = channels + (K - 2 - h if TURNED else h) * bank_h + (K - 2 - w if TURNED else w) * bank_w
+                tl.store(at, value.to(bank.dtype.element_ty), mask=(c_b < C_B)[:, None] & is_a[None, :])
+    else:
+        row = tap_h * bank_h + tap_w * bank_w + c_b * bank_b
+        made += row[:, None] + c_a[None, :] * bank_a
+        tl.store(made, (acc * scale).to(bank.dtype.element_ty), mask=tapped[:, None] & is_a[None, :])
 
 
 @triton.jit
@@ -136,36 +171,20 @@ def add_parts_kernel(
     C_A: tl.constexpr,
     C_B: tl.constexpr,
     K: tl.constexpr,
-    FOLDED: tl.constexpr,
-    TURNED: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    """See `weight_gradient`. One program: BLOCK_A x BLOCK_B channels of one tap, or where FOLDED of all."""
+    """See `weight_gradient`. One program: BLOCK_A x BLOCK_B channels of one tap."""
     scale = tl.full([], scale, parts.dtype.element_ty)
-    BANK_K: tl.constexpr = K + 1 if FOLDED else K
-    LAST: tl.constexpr = BANK_K * BANK_K - 1
+    tap = tl.program_id(0)
     c_b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)[:, None]
     c_a = tl.program_id(2) * BLOCK_A + tl.arange(0, BLOCK_A)[None, :]
     mask = (c_b < C_B) & (c_a < C_A)
-    pair = c_b.to(tl.int64) * C_A + c_a
-    stride = (LAST + 1) * C_B * C_A
-    made = weight + c_b.to(tl.int64) * w_b + c_a.to(tl.int64) * w_a
-    if FOLDED:
-        bank = ()
-        for t in tl.static_range(LAST + 1):
-            tap = LAST - t if TURNED else t
-            bank = bank + (_sum(parts, pair + tap * C_B * C_A, mask, splits, stride, BLOCK_SPLITS),)
-        for h in tl.static_range(K):
-            for w in tl.static_range(K):
-                above = bank[h * BANK_K + w] + bank[h * BANK_K + w + 1]
-                value = scale * (above + bank[(h + 1) * BANK_K + w] + bank[(h + 1) * BANK_K + w + 1])
-                tl.store(made + h * w_h + w * w_w, value.to(weight.dtype.element_ty), mask=mask)
-    else:
-        tap = tl.program_id(0)
-        value = scale * _sum(parts, pair + tap * C_B * C_A, mask, splits, stride, BLOCK_SPLITS)
-        tl.store(made + tap // K * w_h + tap % K * w_w, value.to(weight.dtype.element_ty), mask=mask)
+    part = (tap * C_B + c_b).to(tl.int64) * C_A + c_a
+    value = scale * _sum(parts, part, mask, splits, K * K * C_B * C_A, BLOCK_SPLITS)
+    at = tap // K * w_h + tap % K * w_w + c_b.to(tl.int64) * w_b + c_a.to(tl.int64) * w_a
+    tl.store(weight + at, value.to(weight.dtype.element_ty), mask=mask)
     if sums is not None and tl.program_id(0) + tl.program_id(1) == 0:
         is_a = c_a < C_A
         tl.store(sums + c_a, _sum(parts_of_sums, c_a, is_a, splits, C_A, BLOCK_SPLITS), mask=is_a)
@@ -183,12 +202,15 @@ class WeightTile(NamedTuple):
     stages: int
 
 
-def default_weight_tile(dtype: torch.dtype, h: int, w: int, c_a: int, rows: int) -> WeightTile:
-    """For a of c_a channels in images h x w, and so many rows of taps and channels of b."""
-    pixels = 32 if dtype.itemsize == 2 else 16
-    block_a = max(16, min(64, triton.next_power_of_2(c_a)))
-    block_b = max(16, min(64 if dtype == torch.float64 else 128, triton.next_power_of_2(rows)))
-    return WeightTile(*tile_shape(pixels, h, w), block_a, block_b, warps=4, stages=3)
+def default_weight_tile(dtype: torch.dtype, h: int, w: int, c_a: int, rows: int, together: int = 1) -> WeightTile:
+    """For a of c_a channels in images h x w, and so many rows of taps and channels of b, some of them `together`."""
+    fast = on_tensor_cores(dtype)
+    pixels = 32 if fast and dtype.itemsize == 2 else 16
+    block_a = max(16, min(64 if fast else 32, triton.next_power_of_2(c_a)))
+    block_b = max(16, min(128 if fast else 64, triton.next_power_of_2(rows)), together)
+    # What few channels accumulate leaves registers that the many rows' addresses fill: twice the threads share those.
+    warps = 8 if together > 1 and block_a == 16 else 4
+    return WeightTile(*tile_shape(pixels, h, w), block_a, block_b, warps, stages=3)
 
 
 def weight_gradient(
@@ -213,9 +235,9 @@ def weight_gradient(
     and of a transposed convolution, whose weight is [C_in, C_out, k, k], with dz and x exchanged.
 
     dz: [N, C_out, H, W]. x: [N, C_in, H', W'], dz's dtype. weight: gives the gradient's shape, dtype and layout; it has
-    no other part. fold: the convolution took `fold.fold(weight, fold, transposed)`. gate, if given (one without r): dz
-    is taken back through it as it is read. Returns dw and, if `sums_wanted` (not of a transposed one), the sums
-    [C_out] in fp32 (fp64 for fp64). Deterministic.
+    no other part. fold: the convolution took `fold.fold(weight, fold, transposed)`. gate, if given (one without r, and
+    of a transposed one with y itself): dz is taken back through it as it is read. Returns dw and, if `sums_wanted` (not
+    of a transposed one), the sums [C_out] in fp32 (fp64 for fp64). Deterministic.
     """
     a, b, gate_a, gate_b = dz, x, None if gate is None else gate.y, None
     if transposed:
@@ -226,22 +248,25 @@ def weight_gradient(
     sums = torch.empty(c_a, dtype=wide, device=a.device) if sums_wanted else None
     if not a.numel() or not b.numel():
         return dw.zero_(), a.sum((0, 2, 3), dtype=wide) if sums_wanted else None
-    bank_k = k if fold is None else k + 1
-    rows = bank_k**2 * c_b + sums_wanted
-    tile = tile or default_weight_tile(a.dtype, h, w, c_a, rows)
+    folded = fold is not None
+    taps = (k + folded) ** 2
+    room = triton.next_power_of_2(taps)
+    rows = room * (c_b + sums_wanted) if folded else taps * c_b + sums_wanted
+    tile = tile or default_weight_tile(a.dtype, h, w, c_a, rows, room if folded else 1)
     tiles_h, tiles_w = triton.cdiv(h, tile.h), triton.cdiv(w, tile.w)
     tiles = triton.cdiv(n, tile.n) * tiles_h * tiles_w
     blocks = triton.cdiv(rows, tile.block_b), triton.cdiv(c_a, tile.block_a)
     # Four programs per multiprocessor hide each other's latency; more only make more parts to add.
     splits = max(1, min(tiles, 4 * MULTIPROCESSORS // (blocks[0] * blocks[1])))
-    w_a, w_b = dw.stride()[:2][:: -1 if transposed and fold is not None else 1]
-    if splits == 1 and fold is None:
-        bank, of_sums, bank_scale = dw, sums, scale
+    w_a, w_b = dw.stride()[:2][:: -1 if transposed and folded else 1]
+    scale = scale * fold if folded else scale
+    if splits == 1:
+        made, of_sums = dw, sums
         strides = 0, w_a, w_b, *dw.stride()[2:]
     else:
-        bank = torch.empty(splits, bank_k, bank_k, c_b, c_a, dtype=wide, device=a.device)
-        of_sums, bank_scale = torch.empty(splits, c_a, dtype=wide, device=a.device) if sums_wanted else None, 1.0
-        strides = bank.stride(0), 1, c_a, *bank.stride()[1:3]
+        made = torch.empty(splits, k, k, c_b, c_a, dtype=wide, device=a.device)
+        of_sums = torch.empty(splits, c_a, dtype=wide, device=a.device) if sums_wanted else None
+        strides = made.stride(0), 1, c_a, *made.stride()[1:3]
     launch(
         weight_gradient_kernel,
         (splits, *blocks),
@@ -249,7 +274,7 @@ def weight_gradient(
         gate_a,
         b,
         gate_b,
-        bank,
+        made,
         of_sums,
         n,
         h,
@@ -260,14 +285,17 @@ def weight_gradient(
         tiles,
         splits,
         padding,
-        bank_scale,
+        scale if made is dw else 1.0,
         *((1.0, 1.0) if gate is None else (gate.above, gate.below)),
         *a.stride(),
         *b.stride(),
         *strides,
         C_A=c_a,
         C_B=c_b,
-        K=bank_k,
+        K=k + folded,
+        FOLDED=folded,
+        TURNED=transposed,
+        ROOM_FOR_TAPS=room,
         STRIDE=stride,
         PRECISION=dot_precision(),
         TILE_N=tile.n,
@@ -278,26 +306,24 @@ def weight_gradient(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    if bank is dw:
+    if made is dw:
         return dw, sums
     block_a, block_b = min(32, triton.next_power_of_2(c_a)), min(8, triton.next_power_of_2(c_b))
     launch(
         add_parts_kernel,
-        (k * k if fold is None else 1, triton.cdiv(c_b, block_b), triton.cdiv(c_a, block_a)),
-        bank,
+        (k * k, triton.cdiv(c_b, block_b), triton.cdiv(c_a, block_a)),
+        made,
         of_sums,
         dw,
         sums,
         splits,
-        scale * (1.0 if fold is None else fold),
+        scale,
         w_a,
         w_b,
         *dw.stride()[2:],
         C_A=c_a,
         C_B=c_b,
         K=k,
-        FOLDED=fold is not None,
-        TURNED=transposed and fold is not None,
         # int: a number that torch.compile traces becomes a constant here.
         BLOCK_SPLITS=min(triton.next_power_of_2(int(splits)), 4096 // (block_a * block_b)),
         BLOCK_A=block_a,

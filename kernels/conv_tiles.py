@@ -92,6 +92,17 @@ def dot_precision() -> str:
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
+def capability() -> tuple[int, int]:
+    """Compute capability of the current GPU, and where there is none, of the modelled one."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_initialized() else (9, 0)
+
+
+def on_tensor_cores(dtype: torch.dtype) -> bool:
+    """Whether products of this dtype run on tensor cores; Triton knows those of capability 8.0 and more."""
+    narrow = dtype.itemsize == 2 or (dtype == torch.float32 and dot_precision() == "tf32")
+    return narrow and capability() >= (8, 0)
+
+
 def choose_tile(problem: Problem) -> Tile:
     """The measured tile if there is one, else the heuristic's."""
     found = measurement(problem)
@@ -99,16 +110,23 @@ def choose_tile(problem: Problem) -> Tile:
 
 
 def default_tile(problem: Problem) -> Tile:
-    """128 pixels, 64 where channels are many; square in the image, so that taps meet again in the L1 cache."""
+    """128 pixels, 64 where channels are many; square in the image, so that taps meet again in the L1 cache.
+
+    Smaller without tensor cores, whose operands then take the accumulator's registers.
+    """
     c_out = max(16, triton.next_power_of_2(problem.c_out))
-    block_out = c_out if problem.pixel_norm else min(c_out, 128)
-    # With 128 channels, pixel norm wants eight warps; without, a gradient's gate wants registers.
-    pixels = 128 if block_out <= (128 if problem.pixel_norm else 64) else 64
-    if problem.dtype == torch.float64:
-        pixels = max(16, min(64, 8192 // block_out))
-    block_in = max(16, min(32 if problem.dtype.itemsize == 2 else 16, triton.next_power_of_2(problem.c_in)))
+    if on_tensor_cores(problem.dtype):
+        block_out = c_out if problem.pixel_norm else min(c_out, 128)
+        # With 128 channels, pixel norm wants eight warps; without, a gradient's gate wants registers.
+        pixels = 128 if block_out <= (128 if problem.pixel_norm else 64) else 64
+        block_in = max(16, min(32 if problem.dtype.itemsize == 2 else 16, triton.next_power_of_2(problem.c_in)))
+        warps = 8 if problem.pixel_norm and block_out >= 128 else 4
+    else:
+        block_out = c_out if problem.pixel_norm else min(c_out, 64)
+        pixels = max(16, min(64, 4096 // block_out))
+        block_in, warps = 16, 8 if block_out >= 64 else 4
     shape = tile_shape(pixels, problem.phase_h, problem.phase_w)
-    return Tile(*shape, block_in, block_out, warps=8 if problem.pixel_norm and block_out >= 128 else 4, stages=3)
+    return Tile(*shape, block_in, block_out, warps, stages=3)
 
 
 def tile_shape(pixels: int, h: int, w: int) -> tuple[int, int, int]:
@@ -138,8 +156,8 @@ def is_fused_faster(problem: Problem, beside: float, spared: float) -> bool:
     """
     if problem.pixel_norm and problem.c_out > MOST_NORMED_CHANNELS:
         return False
-    if problem.dtype == torch.float64 or (problem.dtype == torch.float32 and dot_precision() == "ieee"):
-        return False  # tensor cores have no such products
+    if not on_tensor_cores(problem.dtype):
+        return False
     if found := measurement(problem):
         return found["fused"]
     own = problem.in_bytes + problem.weight_bytes + problem.out_bytes

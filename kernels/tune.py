@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pggan_fast.kernels import bias_act
-from pggan_fast.kernels.conv import Gate, convolve
+from pggan_fast.kernels.conv import Gate, convolve, signs_shape
 from pggan_fast.kernels.conv_tiles import Problem, Tile, default_tile, key, table_path, tile_shape
 
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32)}
@@ -81,13 +81,12 @@ def contenders(problem: Problem) -> tuple[Callable[[Tile], object], Callable[[],
     geometry = dict(stride=p.stride, padding=1)
     is_gradient = p.transposed and not p.pixel_norm
     epilogue = (1.0, "lrelu", 0.2, 1.0, p.pixel_norm)
+    signs = torch.randint(-(2**31), 2**31, signs_shape(x), dtype=torch.int32, device="cuda")
+    forward = dict(bias=bias, below=0.2, pixel_norm=p.pixel_norm, signs_wanted=not p.pixel_norm)
+    options = dict(gate=Gate(signs, 1.0, 0.2)) if is_gradient else forward
 
     def fused(tile: Tile) -> object:
-        options = dict(gate=Gate(like, 1.0, 0.2)) if is_gradient else dict(below=0.2, pixel_norm=p.pixel_norm)
-        bias_or_none = None if is_gradient else bias
-        return convolve(
-            x, weight, bias_or_none, size=(p.h, p.w), transposed=p.transposed, **geometry, **options, tile=tile
-        )
+        return convolve(x, weight, size=(p.h, p.w), transposed=p.transposed, **geometry, **options, tile=tile)
 
     def split() -> object:
         taken = bias_act.backward(x, None, like, None, *epilogue, False)[0] if is_gradient else x

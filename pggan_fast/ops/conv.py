@@ -141,9 +141,11 @@ class EqualizedConv2d(Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, geometry, options, impl):
-        y, r = below_autograd(_forward[impl], x, weight, bias, *geometry, *options)
         ctx.geometry, ctx.fused = geometry, _is_fused(x, weight, geometry, options, impl)
-        remember_epilogue(ctx, y, r, bias, options, impl, x, weight)
+        signs_wanted = ctx.fused and any(ctx.needs_input_grad) and _fused().keeps_signs(geometry, options)
+        y, r = below_autograd(_forward[impl], x, weight, bias, *geometry, *options, signs_wanted)
+        # The signs of y stand in for it: less to read, and nothing that the next layer might not keep.
+        remember_epilogue(ctx, r if signs_wanted else y, r, bias, options, impl, x, weight)
         return y, r
 
     @staticmethod
@@ -158,6 +160,8 @@ class EqualizedConv2d(Function):
                 weight = separate_leaf(weight)
                 dx, dw, db = _fused().gradients_through(dy, dr, y, r, x, weight, ctx.geometry, ctx.epilogue, every)
                 return dx, dw, None if db is None else db.to(ctx.bias_dtype), None, None, None
+            if y is not None and y.dtype == torch.int32:
+                y = _fused().values_of(y, dy)
         dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
         dx, dw = _conv_gradients(dz, x, weight, ctx.geometry, wanted, ctx.impl)
         return dx, dw, db, None, None, None
@@ -289,25 +293,32 @@ def _input_gradient_of_down(dz, x, weight, arguments) -> Tensor:
 
 
 def _forward_kernel(impl, x, weight, bias, padding, up, down, *options):
+    *options, signs_wanted = options
     geometry = padding, up, down
     if _is_fused(x, weight, geometry, options, impl):
-        return _fused().forward(x, weight, bias, geometry, options)
+        return _fused().forward(x, weight, bias, geometry, options, signs_wanted)
     y = _raw_convolution(x, weight, geometry, impl)
     # In place: the convolution's output is fresh and nothing else holds it.
     return y, bias_act_inplace[impl](y, bias, *options)
 
 
+def _forward_fake(*arguments):
+    y, r = _forward_kernel("native", *arguments)
+    return y, _fused().empty_signs(y) if arguments[-1] else r
+
+
+# signs_wanted, only where the launch is fused and `conv_fused.keeps_signs`: the packed signs of y in the place of r.
 _forward = define_forms(
     "equalized_conv2d(Tensor x, Tensor weight, Tensor? bias, SymInt padding, int up=1, int down=1, "
-    f"{EPILOGUE_SCHEMA}, float eps=1e-8) -> (Tensor y, Tensor r)",
+    f"{EPILOGUE_SCHEMA}, float eps=1e-8, bool signs_wanted=False) -> (Tensor y, Tensor r)",
     fallback=partial(_forward_kernel, "native"),
-    fake=partial(_forward_kernel, "native"),
+    fake=_forward_fake,
     triton=partial(_forward_kernel, "triton"),
     stands_in=False,
 )
 differentiate_forms(
     _forward,
     lambda x, weight, bias, padding, up, down, *rest: EqualizedConv2d.apply(
-        x, weight, bias, (padding, up, down), rest[:-1], rest[-1]
+        x, weight, bias, (padding, up, down), rest[:-2], rest[-1]
     ),
 )

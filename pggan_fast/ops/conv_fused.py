@@ -1,10 +1,10 @@
 """equalized_conv2d in one Triton launch, its epilogue included, and its gradients through the epilogue.
 
-What the gradients move decides which launches they take, counted in tensors of the output's size. Without pixel norm,
-the input's and the weight's gradient each read dy and y and take them back through the activation on the way: 3 + 3,
-where a pass that writes dz first makes it 3 + 2 + 2. With pixel norm that pass also finds the mean over channels,
-which both need: 3 + 2 + 2 against 2 + 3 + 3. There an input gradient alone is fused, 2 + 3 either way but without dz
-in memory.
+What the gradients move decides which launches they take, counted in tensors of the output's size. Without pixel norm
+forward keeps the signs of y, a bit for each value, and the input's and the weight's gradient each take dy back through
+the activation as they read it: 2 + 2, as a convolution alone, where a pass that writes dz first makes it 3 + 2 + 2.
+With pixel norm that pass also finds the mean over channels, which both need: 3 + 2 + 2 against 2 + 3 + 3. There an
+input gradient alone is fused, 2 + 3 either way but without dz in memory.
 """
 
 from functools import cache
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from pggan_fast.kernels import conv_gradients, conv_tiles
-from pggan_fast.kernels.conv import Gate, convolve
+from pggan_fast.kernels.conv import Gate, convolve, signs_shape
 from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.registry import engine_wants, last_order
 from pggan_fast.ops.weights import prepare
@@ -50,14 +50,36 @@ def _is_faster(dtype, x_shape, weight_shape, geometry, pixel_norm, device) -> bo
     return conv_tiles.is_fused_faster(problem, beside=0, spared=2 * problem.out_bytes)
 
 
+def keeps_signs(geometry: Geometry, options: tuple) -> bool:
+    """Whether the signs of y are all that `gradients_through` needs of it.
+
+    After upsampling the bias's gradient takes a pass of its own, which reads y.
+    """
+    _, up, _ = geometry
+    _, act, _, _, pixel_norm, _ = options
+    return up == 1 and act != "linear" and not pixel_norm
+
+
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, options: tuple
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, options: tuple, signs_wanted: bool
 ) -> tuple[Tensor, Tensor]:
-    """(y, r) of equalized_conv2d in one launch; options are its epilogue's."""
+    """(y, r) of equalized_conv2d in one launch, or (y, its packed signs); options are its epilogue's."""
     scale, act, slope, gain, pixel_norm, eps = options
     above, below = _slopes(act, slope, gain)
     epilogue = dict(scale=scale, above=above, below=below, pixel_norm=pixel_norm, eps=eps)
-    return _convolution(x, weight, geometry, bias=bias, **epilogue)
+    return _convolution(x, weight, geometry, bias=bias, signs_wanted=signs_wanted, **epilogue)
+
+
+def empty_signs(y: Tensor) -> Tensor:
+    """As `forward` returns them."""
+    return y.new_empty(signs_shape(y), dtype=torch.int32)
+
+
+def values_of(signs: Tensor, like: Tensor) -> Tensor:
+    """1 or -1 by the sign, in the shape, dtype and layout of `like`: for what needs a tensor instead."""
+    bits = signs.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=signs.device) & 1
+    channels = bits.flatten(3)[..., : like.shape[1]].movedim(3, 1)
+    return torch.empty_like(like).copy_(2 * channels - 1)
 
 
 def convolution(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -95,8 +117,11 @@ def gradients_through(
     epilogue: tuple,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, weight and bias (in fp32) where `takes_gradients`; y and r as bias_act's backward takes them."""
-    dy = torch.zeros_like(y) if dy is None else dy
+    """Gradients of x, weight and bias (in fp32) where `takes_gradients`; y and r as bias_act's backward takes them.
+
+    Where `keeps_signs`, y is its signs.
+    """
+    dy = torch.zeros_like(y) if dy is None else dy  # which only pixel norm's r makes possible
     if torch.is_grad_enabled():
         return InputGradient.apply(dy, y, weight, x.detach(), geometry, epilogue), None, None
     dx = _input_gradient_through(dy, dr, y, r, weight, x, geometry, epilogue) if wanted[0] else None
@@ -122,12 +147,17 @@ class InputGradient(Function):
         d_dy = dw = None
         if ctx.needs_input_grad[0]:
             above, below = _slopes(act, slope, gain)
-            last = is_channels_last(dy if y is None else y)
+            last = is_channels_last(y if _is_values(y) else dy)
             through = dict(scale=scale, above=above, below=below, out_gate=y, channels_last=last)
             d_dy = _convolution(g, weight, ctx.geometry, **through)[0]
         if engine_wants(ctx, 2):
             dw, _ = _weight_gradient_through(dy, y, g, weight, ctx.geometry, ctx.epilogue, False)
         return d_dy, None, dw, None, None, None
+
+
+def _is_values(y: Tensor | None) -> bool:
+    """Whether what was kept of y is y itself: not its signs, and not nothing, as of an affine map."""
+    return y is not None and y.dtype != torch.int32
 
 
 def _slopes(act: str, slope: float, gain: float) -> tuple[float, float]:
@@ -170,7 +200,7 @@ def _input_gradient_through(dy, dr, y, r, weight, like, geometry, epilogue) -> T
     scale, act, slope, gain, pixel_norm = epilogue
     if y is None:
         return _input_gradient(dy, weight, like, geometry, scale=scale * gain)
-    dy = _laid_out_like(dy, y)
+    dy = _laid_out_like(dy, y) if _is_values(y) else dy
     s = conv_gradients.pixel_norm_gradient(dy, None if dr is None else dr.contiguous(), y, r) if pixel_norm else None
     return _input_gradient(dy, weight, like, geometry, scale=scale, gate=Gate(y, *_slopes(act, slope, gain), r, s))
 
@@ -188,7 +218,8 @@ def _weight_gradient_through(dy, y, x, weight, geometry, epilogue, bias_wanted) 
         dw, sums = _weight_gradient(dy, x, weight, geometry, scale=scale * gain, sums_wanted=bias_wanted)
         return dw, sums if sums is None or gain == 1 else sums * gain
     gate = Gate(y, *_slopes(act, slope, gain))
-    return _weight_gradient(_laid_out_like(dy, y), x, weight, geometry, gate=gate, scale=scale, sums_wanted=bias_wanted)
+    dy = _laid_out_like(dy, y) if _is_values(y) else dy
+    return _weight_gradient(dy, x, weight, geometry, gate=gate, scale=scale, sums_wanted=bias_wanted)
 
 
 def _laid_out_like(dy: Tensor, y: Tensor) -> Tensor:

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
+from unittest import mock
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
+
+from pggan_fast.kernels import conv_tiles
 
 CAPABILITIES = (75, 80, 86, 90, 100, 120)
 # Bytes of shared memory that a block may have (CUDA programming guide, technical specifications per capability).
@@ -73,7 +76,8 @@ def assumed_gpu(capability: int) -> Iterator[None]:
     before = driver._active
     driver.set_active(_Driver(capability))
     try:
-        yield
+        with mock.patch.object(conv_tiles, "capability", lambda: divmod(capability, 10)):
+            yield
     finally:
         driver._active = before
 

@@ -4,8 +4,6 @@ bfloat16 is wrong in the interpreter; test_conv_compiled.py compiles it.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast import reference
+from tests.kernels.guards import guarded_allocations
 from tests.ops.samples import laid_out
 from tests.tolerances import assert_accurate
 
@@ -72,6 +71,7 @@ CASES = [
     Case(padding=3),
     Case(c_in=17, c_out=33),
     Case(n=1, c_in=48, c_out=16, h=4, w=4),
+    Case(n=1, c_in=40, c_out=140, h=3, w=2),
     Case(n=9, h=4, w=4),
     Case(n=3, h=1, w=1),
     Case(n=1, c_in=3, c_out=3, h=19, w=37),
@@ -91,37 +91,19 @@ CASES = [
 if "PGGAN_FAST_TEST_KERNELS" not in os.environ:
     # The interpreter is slow: `make test-kernels` takes them all.
     CASES = CASES[::2]
-
-
-@contextmanager
-def guarded_allocations() -> Iterator[list]:
-    """Inside, torch.empty's tensors hold NaN and lie in bigger buffers; their guard bands must be untouched at the end.
-
-    A kernel that writes outside of its output, or leaves a place in it unwritten, shows.
-    """
-    empty, buffers, margin, mark = torch.empty, [], 4096, 12345.0
-
-    def guarded(*size, dtype=None, device=None, memory_format=torch.contiguous_format):
-        shape = torch.Size(size[0]) if len(size) == 1 and not isinstance(size[0], int) else torch.Size(size)
-        buffer = torch.full((shape.numel() + 2 * margin,), mark, dtype=dtype, device=device)
-        buffers.append((buffer, shape.numel()))
-        like = empty(shape, device="meta", memory_format=memory_format)
-        return buffer[margin:].as_strided(shape, like.stride()).fill_(float("nan"))
-
-    torch.empty = guarded
-    try:
-        yield buffers
-    finally:
-        torch.empty = empty
-    for buffer, size in buffers:
-        assert (buffer[:margin] == mark).all() and (buffer[margin + size :] == mark).all()
+KINDS = ("plain", "signs", "norm")
 
 
 def convolve(*args, **kwargs) -> tuple[Tensor, Tensor]:
-    with guarded_allocations() as buffers:
-        results = conv.convolve(*args, **kwargs)
-    assert buffers
-    return results
+    with guarded_allocations():
+        return conv.convolve(*args, **kwargs)
+
+
+def signs_of(y: Tensor) -> Tensor:
+    """Packed as the kernels pack them."""
+    bits = (y > 0).movedim(1, -1).long()
+    bits = F.pad(bits, (0, -bits.shape[-1] % 32)).unflatten(-1, (-1, 32))
+    return (bits << torch.arange(32)).sum(-1).to(torch.int32)
 
 
 def epilogue(case: Case, x: Tensor, weight: Tensor, bias: Tensor, pixel_norm: bool) -> Tensor:
@@ -129,9 +111,10 @@ def epilogue(case: Case, x: Tensor, weight: Tensor, bias: Tensor, pixel_norm: bo
     return reference.bias_act(z, bias, scale=0.3, **ACT, pixel_norm=pixel_norm, eps=1e-3)
 
 
-@pytest.mark.parametrize("pixel_norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_forward(case, pixel_norm):
+def test_forward(case, kind):
+    pixel_norm = kind == "norm"
     layouts = LAYOUTS if case in CASES[::6] else LAYOUTS[:1]
     for layout, dtype in [*((layout, torch.float32) for layout in layouts), *((LAYOUTS[0], d) for d in OTHERS)]:
         x, weight, bias = case.tensors(dtype, layout)
@@ -149,12 +132,16 @@ def test_forward(case, pixel_norm):
             below=BELOW,
             pixel_norm=pixel_norm,
             eps=1e-3,
+            signs_wanted=kind == "signs",
         )
         assert_accurate(f"{layout} {dtype}", y, plain, exact, order="output", dtype=dtype)
         last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         assert y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        if kind == "signs":
+            assert r.shape == conv.signs_shape(y) and torch.equal(r, signs_of(y))
+            continue
         assert r.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        if not pixel_norm:
+        if kind == "plain":
             assert not r.numel()
             continue
         u = epilogue(case, x.double(), weight.double(), bias.double(), False)
@@ -162,23 +149,24 @@ def test_forward(case, pixel_norm):
         torch.testing.assert_close(r.double(), expected, rtol=64 * torch.finfo(r.dtype).eps, atol=0)
 
 
-def gate_of(dy: Tensor, pixel_norm: bool, random: torch.Generator, layout: str = "channels_last"):
+def gate_of(dy: Tensor, kind: str, random: torch.Generator, layout: str = "channels_last"):
     """A gate for the gradient dy, in its layout, and what autograd makes of dy through plain PyTorch's bias_act."""
+    pixel_norm = kind == "norm"
     x = torch.randn(dy.shape, generator=random, dtype=torch.float64).requires_grad_()
     y = reference.bias_act(x, **ACT, pixel_norm=pixel_norm, eps=1e-3)
     (dz,) = torch.autograd.grad(y, x, dy.double())
     kept = laid_out(y.detach().to(dy.dtype), layout)
     if not pixel_norm:
-        return conv.Gate(kept, ABOVE, BELOW), dz
+        return conv.Gate(signs_of(y) if kind == "signs" else kept, ABOVE, BELOW), dz
     u = reference.bias_act(x.detach(), **ACT)
     wide = torch.float64 if dy.dtype == torch.float64 else torch.float32
     r = (u.square().mean(1, keepdim=True) + 1e-3).rsqrt().to(wide).contiguous()
     return conv.Gate(kept, ABOVE, BELOW, r, gradients.pixel_norm_gradient(dy, None, kept, r)), dz
 
 
-@pytest.mark.parametrize("pixel_norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_input_gradient_through_the_activation(case, pixel_norm):
+def test_input_gradient_through_the_activation(case, kind):
     """The gradient of bias_act, fused into the load, then the convolution's: the other kind of convolution."""
     for dtype in DTYPES:
         x, weight, _ = case.tensors(dtype)
@@ -186,7 +174,7 @@ def test_input_gradient_through_the_activation(case, pixel_norm):
         wide = x.double().requires_grad_()
         z = case.run(wide, weight.double())
         dy = laid_out(torch.randn(z.shape, generator=random, dtype=torch.float64).to(dtype), "channels_last")
-        gate, dz = gate_of(dy, pixel_norm, random)
+        gate, dz = gate_of(dy, kind, random)
         (exact,) = torch.autograd.grad(z, wide, dz * 0.3)
         narrow = x.detach().requires_grad_()
         (plain,) = torch.autograd.grad(case.run(narrow, weight), narrow, (dz * 0.3).to(dtype))
@@ -196,8 +184,11 @@ def test_input_gradient_through_the_activation(case, pixel_norm):
         assert_accurate(str(dtype), actual, plain, exact, order="first", dtype=dtype)
 
 
-@pytest.mark.parametrize("case", [CASES[0], Case(k=4, stride=2), Case(k=4, stride=2, transposed=True)], ids=str)
-def test_activation_read_off_another_tensor(case):
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize(
+    "case", [CASES[0], Case(c_out=140), Case(k=4, stride=2), Case(k=4, stride=2, transposed=True)], ids=str
+)
+def test_activation_read_off_another_tensor(case, kind):
     """The gradient of the above in dy: a convolution times the activation's slope at y."""
     for dtype in DTYPES:
         x, weight, _ = case.tensors(dtype)
@@ -215,15 +206,16 @@ def test_activation_read_off_another_tensor(case):
             scale=0.3,
             above=ABOVE,
             below=BELOW,
-            out_gate=sign,
+            out_gate=signs_of(sign) if kind == "signs" else sign,
         )
         assert_accurate(str(dtype), actual, plain, exact * factor, order="output", dtype=dtype)
 
 
-@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("gated", [None, *KINDS[:2]])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_weight_gradient(case, gated):
     """Of the weight, and of the bias where the output's gradient is what the kernel steps through."""
+    gated = "plain" if gated and case.transposed else gated
     layouts = LAYOUTS if case in CASES[::6] else LAYOUTS[:1]
     for layout, dtype in [*((layout, torch.float32) for layout in layouts), *((LAYOUTS[0], d) for d in OTHERS)]:
         x, weight, _ = case.tensors(dtype, layout)
@@ -231,7 +223,7 @@ def test_weight_gradient(case, gated):
         wide = weight.double().requires_grad_()
         z = case.run(x.double(), wide)
         dy = laid_out(torch.randn(z.shape, generator=random, dtype=torch.float64).to(dtype), layout)
-        gate, dz = gate_of(dy, False, random, layout) if gated else (None, dy.double())
+        gate, dz = gate_of(dy, gated, random, layout) if gated else (None, dy.double())
         (exact,) = torch.autograd.grad(z, wide, dz)
         narrow = weight.detach().requires_grad_()
         (plain,) = torch.autograd.grad(case.run(x, narrow), narrow, dz.to(dtype))
@@ -246,27 +238,31 @@ def test_weight_gradient(case, gated):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("shape", [(2, 5, 7, 6, 5), (1, 33, 40, 2, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 5, 7, 6, 5, 3), (1, 33, 40, 2, 3, 3), (1, 2, 3, 20, 17, 3), (2, 5, 7, 6, 5, 1), (1, 3, 2, 4, 5, 5)]
+)
 def test_weight_gradient_of_a_folded_weight(shape, transposed):
-    """Against `fold` and torch's convolution, differentiated."""
-    n, c_in, c_out, h, w = shape
+    """Against `fold` and torch's convolution, differentiated; through the activation and with the bias's."""
+    n, c_in, c_out, h, w, k = shape
     random = torch.Generator().manual_seed(1)
     for layout in LAYOUTS:
-        weight = torch.randn(c_out, c_in, 3, 3, generator=random, dtype=torch.float64)
+        weight = torch.randn(c_out, c_in, k, k, generator=random, dtype=torch.float64)
         weight = laid_out(weight, layout).requires_grad_()
         large, small = (n, c_out if transposed else c_in, 2 * h, 2 * w), (n, c_in if transposed else c_out, h, w)
         large, small = (torch.randn(size, generator=random, dtype=torch.float64) for size in (large, small))
-        dz, x = (large, small) if transposed else (small, large)
+        dy, x = (large, small) if transposed else (small, large)
+        gate, dz = (None, dy) if transposed else gate_of(dy, "signs", random)
         shifts = sum(F.pad(weight, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)) * 0.25
         bank = shifts.flip(2, 3).transpose(0, 1) if transposed else shifts
-        z = (F.conv_transpose2d if transposed else F.conv2d)(x, bank, stride=2, padding=1)
+        z = (F.conv_transpose2d if transposed else F.conv2d)(x, bank, stride=2, padding=k // 2)
         (expected,) = torch.autograd.grad(z, weight, 0.3 * dz)
+        way = dict(stride=2, padding=k // 2, transposed=transposed, fold=0.25, scale=0.3, gate=gate)
         with guarded_allocations():
-            dw, sums = gradients.weight_gradient(
-                dz, x, weight.detach(), stride=2, padding=1, transposed=transposed, fold=0.25, scale=0.3
-            )
-        assert sums is None and dw.stride() == torch.empty_like(weight).stride()
+            dw, sums = gradients.weight_gradient(dy, x, weight.detach(), **way, sums_wanted=not transposed)
+        assert dw.stride() == torch.empty_like(weight).stride()
         torch.testing.assert_close(dw, expected)
+        if not transposed:
+            torch.testing.assert_close(sums, dz.sum((0, 2, 3)))
 
 
 def test_parts_of_a_weight_gradient_add_up():

@@ -132,14 +132,21 @@ def test_resampling(seen):
 
 
 @pytest.mark.parametrize(("stride", "transposed"), [(1, False), (2, False), (2, True)])
-@pytest.mark.parametrize("pixel_norm", [False, True])
-def test_convolution_counts_each_tensor_once(seen, stride, transposed, pixel_norm):
-    x, k = random(2, 16, 16, 16), 4 if stride == 2 else 3
+@pytest.mark.parametrize("kind", ["plain", "norm", "signs", "gated"])
+def test_convolution_counts_each_tensor_once(seen, stride, transposed, kind):
+    """Also the signs that one writes and another reads, a bit for each value."""
+    x, k = random(2, 32, 16, 16), 4 if stride == 2 else 3
     size = (32, 32) if transposed else (16 // stride, 16 // stride)
-    conv.convolve(
-        x, random(16, 16, k, k), size=size, stride=stride, padding=1, transposed=transposed, pixel_norm=pixel_norm
-    )
+    geometry = dict(size=size, stride=stride, padding=1, transposed=transposed)
+    signs = torch.zeros(conv.signs_shape(x), dtype=torch.int32)
+    gate = conv.Gate(signs, 1.0, 0.2) if kind == "gated" else None
+    weight = random(32, 32, k, k)
+    y, _ = conv.convolve(x, weight, **geometry, pixel_norm=kind == "norm", signs_wanted=kind == "signs", gate=gate)
     check(seen)
+    if kind in ("signs", "gated"):
+        packed = y if kind == "signs" else x
+        beside = sum(t.numel() for t in (x, weight, y)) + packed.numel() / 32
+        assert sum(seen.distinct.values()) == 4 * beside
     assert seen.issued["convolution_kernel"] > seen.distinct["convolution_kernel"]
 
 
@@ -149,13 +156,15 @@ def test_weight_gradient_counts_each_tensor_once(seen, transposed, size):
     """Written by one program for each value, or in parts; folded with a rescaling, to one side or the other, or not."""
     small, large = random(1, 32, size, size), random(1, 32, 2 * size, 2 * size)
     weight = random(32, 32, 3, 3)
+    gate = conv.Gate(torch.zeros(conv.signs_shape(small), dtype=torch.int32), 1.0, 0.2)
     if transposed is None:
-        gate = conv.Gate(small.clone(), 1.0, 0.2)
         gradients.weight_gradient(small, small, weight, padding=1, gate=gate)
-        assert ("add_parts_kernel" in seen.expected) == (size > 4)
+    elif transposed:
+        gradients.weight_gradient(large, small, weight, stride=2, padding=1, transposed=True, fold=1.0)
     else:
-        dz, x = (large, small) if transposed else (small, large)
-        gradients.weight_gradient(dz, x, weight, stride=2, padding=1, transposed=transposed, fold=1.0)
+        gradients.weight_gradient(small, large, weight, stride=2, padding=1, fold=1.0, gate=gate)
+    # A folded weight's gradient is folded back before it is written.
+    assert ("add_parts_kernel" in seen.expected) == (size > 4)
     check(seen)
 
 
