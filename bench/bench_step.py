@@ -83,16 +83,20 @@ def eager_step(
 
 
 def first_steps(step: TrainStep | eager.TrainStep, real: Tensor) -> dict[str, Tensor]:
-    """The losses of two steps on one seed, and the gradients of the first.
-
-    Adam with beta1 = 0 keeps the last gradient as its first moment.
-    """
+    """The losses of two steps on one seed, and the gradients of the first."""
     torch.manual_seed(1)
     facts = {}
-    losses = [step(real)]
+    hooks = []
     for name, network, optimizer in (("G", step.G, step.optimizer_G), ("D", step.D, step.optimizer_D)):
-        trained = [p for _, p in sorted(network.named_parameters()) if p in optimizer.state]
-        facts[f"{name}'s gradients"] = torch.cat([optimizer.state[p]["exp_avg"].flatten() for p in trained])
+
+        def record(*_, name=name, network=network):
+            gradients = [p.grad for _, p in sorted(network.named_parameters()) if p.grad is not None]
+            facts[f"{name}'s gradients"] = torch.cat([gradient.flatten() for gradient in gradients])
+
+        hooks.append(optimizer.register_step_pre_hook(record))
+    losses = [step(real)]
+    for hook in hooks:
+        hook.remove()
     losses.append(step(real))
     facts["losses"] = torch.stack([each[name].float() for each in losses for name in ("d_loss", "g_loss")])
     return facts

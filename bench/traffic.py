@@ -95,9 +95,10 @@ class Traffic(TorchDispatchMode):
             return result
         outputs = 0 if changed else 1
         tensors = lists[0]
-        moved = sum(distinct_bytes(*each) for each in lists)
-        # Adam writes all but the gradients, a norm next to nothing.
-        written = {"_fused_adam_": len(lists) - 1, "_foreach_norm": 0}.get(name, 1)
+        # One list may stand for two: gradients, for Adam without momentum, are its first moments too.
+        moved = sum(distinct_bytes(*each) for each in {id(each[0]): each for each in lists}.values())
+        # Adam writes parameters and both moments, a norm next to nothing.
+        written = {"_fused_adam_": 3, "_foreach_norm": 0}.get(name, 1)
         moved += written * distinct_bytes(*tensors)
         self.add(name, moved, multi_tensor_launches([t.numel() for t in tensors], len(lists) + outputs))
         return result

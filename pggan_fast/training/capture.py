@@ -85,14 +85,7 @@ class CapturedStep:
         labels = None if labels is None else labels.clone()
         alpha = alpha.clone() if isinstance(alpha, Tensor) else alpha
         self._inputs = _tensors(real, labels, alpha)
-        groups = [*self._step.optimizer_G.param_groups, *self._step.optimizer_D.param_groups]
-        for group in groups:
-            group["capturable"] = True  # torch wants this said; fused Adam counts on the device in any case
-        try:
-            self._replay, self._results = self._recorder.record(lambda: self._step(real, labels, alpha=alpha))
-        finally:
-            for group in groups:
-                group["capturable"] = False
+        self._replay, self._results = self._recorder.record(lambda: self._step(real, labels, alpha=alpha))
 
 
 def _tensors(*values: float | Tensor | None) -> list[Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pggan_fast.networks import AutoencoderDiscriminator, Discriminator, Generator
 from pggan_fast.ops import kept_weights
 from pggan_fast.reference import stddev_group
+from pggan_fast.training.adam import MomentumFreeAdam
 from pggan_fast.training.augment import AUGMENTS, AdaptiveAugment, DiffAugment
 from pggan_fast.training.critic import DiscriminatorCritic
 from pggan_fast.training.distributed import Processes
@@ -97,11 +98,8 @@ class TrainStep:
                 module.activation_checkpointing = activation_checkpointing
         self.run_G, self.run_D = (_compiled(network) if compile else network for network in (G, D))
 
-        def adam(network: nn.Module, learning_rate: float) -> torch.optim.Adam:
-            # The rate on the device, so that a captured step reads it there; Adam counts its steps there too.
-            rate = torch.full((), learning_rate, device=self.device)
-            # fused: one pass over all parameters instead of a dozen small ops for each.
-            return torch.optim.Adam(network.parameters(), lr=rate, betas=(0.0, 0.99), eps=1e-8, fused=True)
+        def adam(network: nn.Module, learning_rate: float) -> MomentumFreeAdam:
+            return MomentumFreeAdam(network.parameters(), torch.full((), learning_rate, device=self.device))
 
         g_rate, d_rate = learning_rate if isinstance(learning_rate, tuple) else (learning_rate, learning_rate)
         self.optimizer_G, self.optimizer_D = adam(G, g_rate), adam(D, d_rate)
@@ -218,7 +216,7 @@ class TrainStep:
             )
         return count, group
 
-    def _update(self, optimizer: torch.optim.Adam, loss: Tensor, stats: Stats) -> Tensor:
+    def _update(self, optimizer: MomentumFreeAdam, loss: Tensor, stats: Stats) -> Tensor:
         """One optimizer step with the gradients' mean over the processes; leaves them at None.
 
         `loss` and `stats` become their means over the processes in the same reduction.
@@ -235,8 +233,7 @@ class TrainStep:
             # The largest of each, which only reads them.
             largest = torch.stack([loss.abs(), *torch._foreach_norm(gradients, float("inf"))]).amax()
             found = (~largest.isfinite()).float()
-        optimizer.found_inf, optimizer.grad_scale = found, None
-        optimizer.step()
+        optimizer.step(skipped=found)
         optimizer.zero_grad(set_to_none=True)
         if self.precision == "fp16":
             torch._amp_update_scale_(self.loss_scale, self.good_steps, found, 2.0, 0.5, 2000)
@@ -289,7 +286,7 @@ class TrainStep:
         modules = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
         return modules if self.augment is None else {**modules, "augment": self.augment}
 
-    def _optimizers(self) -> dict[str, torch.optim.Adam]:
+    def _optimizers(self) -> dict[str, MomentumFreeAdam]:
         return {"optimizer_G": self.optimizer_G, "optimizer_D": self.optimizer_D}
 
     def _counters(self) -> dict[str, Tensor]:

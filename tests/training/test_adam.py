@@ -1,0 +1,82 @@
+"""MomentumFreeAdam against torch's own Adam with beta1 = 0: the same bits, with half the state."""
+
+import pytest
+import torch
+
+from pggan_fast.training.adam import MomentumFreeAdam
+
+SHAPES = [(3,), (), (2, 3, 3, 3), (5, 2, 4, 4), (70_001,)]
+
+
+def parameters():
+    random = torch.Generator().manual_seed(1)
+    made = [torch.randn(shape, generator=random) for shape in SHAPES]
+    made[2] = made[2].contiguous(memory_format=torch.channels_last)
+    return [torch.nn.Parameter(p) for p in made]
+
+
+def steps(optimizer, parameters, count, first=0):
+    """Gives every parameter but the second a gradient, and steps; the third step is skipped."""
+    for index in range(first, first + count):
+        random = torch.Generator().manual_seed(index)
+        for number, p in enumerate(parameters):
+            gradient = torch.randn(p.shape, generator=random) * 10.0 ** (index - 4)
+            p.grad = None if number == 1 else torch.empty_like(p).copy_(gradient)
+        gradients = [None if p.grad is None else p.grad.clone() for p in parameters]
+        found = torch.tensor(float(index == 2))
+        if isinstance(optimizer, MomentumFreeAdam):
+            optimizer.step(skipped=found)
+        else:
+            optimizer.found_inf, optimizer.grad_scale = found, None
+            optimizer.step()
+        for p, gradient in zip(parameters, gradients, strict=True):
+            assert gradient is None or torch.equal(p.grad, gradient)
+
+
+def torchs(parameters):
+    return torch.optim.Adam(parameters, lr=torch.tensor(1e-3), betas=(0.0, 0.99), eps=1e-8, fused=True)
+
+
+def assert_same(ours, our_optimizer, theirs, their_optimizer):
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+        state, expected = our_optimizer.state.get(a, {}), their_optimizer.state.get(b, {})
+        assert state.keys() == expected.keys() - {"exp_avg"}
+        assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def test_steps_are_torchs_bit_for_bit():
+    ours, theirs = parameters(), parameters()
+    optimizer, expected = MomentumFreeAdam(ours, torch.tensor(1e-3)), torchs(theirs)
+    steps(optimizer, ours, 6)
+    steps(expected, theirs, 6)
+    assert_same(ours, optimizer, theirs, expected)
+    assert not torch.equal(ours[0], parameters()[0]) and torch.equal(ours[1], parameters()[1])
+    assert optimizer.state[ours[0]]["step"] == 5 and ours[1] not in optimizer.state
+
+
+def test_a_rate_on_the_device_is_read_at_each_step():
+    ours, theirs = parameters(), parameters()
+    rate = torch.tensor(1e-3)
+    optimizer, expected = MomentumFreeAdam(ours, rate), torchs(theirs)
+    for optimizer_, tensors in ((optimizer, ours), (expected, theirs)):
+        steps(optimizer_, tensors, 2)
+        optimizer_.param_groups[0]["lr"].fill_(5e-2)
+        steps(optimizer_, tensors, 2, first=2)
+    assert rate == torch.tensor(5e-2)
+    assert_same(ours, optimizer, theirs, expected)
+
+
+@pytest.mark.parametrize("source", [torchs, lambda p: MomentumFreeAdam(p, torch.tensor(1e-3))], ids=["torch", "own"])
+def test_goes_on_from_a_loaded_state(source):
+    before, ours, theirs = parameters(), parameters(), parameters()
+    first, expected = source(before), torchs(theirs)
+    steps(first, before, 4)
+    steps(expected, theirs, 8)
+    with torch.no_grad():
+        for p, value in zip(ours, before, strict=True):
+            p.copy_(value)
+    optimizer = MomentumFreeAdam(ours, torch.tensor(1e-3))
+    optimizer.load_state_dict(first.state_dict())
+    steps(optimizer, ours, 4, first=4)
+    assert_same(ours, optimizer, theirs, expected)
