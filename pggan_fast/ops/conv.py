@@ -153,7 +153,7 @@ class EqualizedConv2d(Function):
         if dy is None and dr is None:
             return None, None, None, None, None, None
         x, weight, y, r = ctx.saved_tensors
-        wanted = (ctx.needs_input_grad[0], engine_wants(ctx, 1))
+        wanted = (engine_wants(ctx, 0), engine_wants(ctx, 1))
         if ctx.fused:
             every = (*wanted, engine_wants(ctx, 2))
             if _fused().takes_gradients(ctx.geometry, ctx.epilogue, every):

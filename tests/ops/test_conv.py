@@ -100,6 +100,17 @@ def test_weights_gradient_alone_needs_no_image_gradient(fused):
     assert seen.calls == ["dw"]
 
 
+def test_an_input_whose_gradient_is_not_asked_for_gets_none(fused):
+    """The images of a gradient penalty, when the penalty itself is differentiated."""
+    images, weights, biases = _parameters()
+    images.requires_grad_()
+    scores = _network(fused.function("equalized_conv2d"), images, weights, biases)
+    with Convolutions() as seen:
+        scores.sum().backward(inputs=weights)
+    assert sorted(seen.calls) == ["dw", "dw", "dx"]
+    assert images.grad is None and weights[0].grad is not None
+
+
 def test_frozen_weights_get_no_gradient(fused):
     """The discriminator in the generator's step: its weights do not require gradients."""
     images, weights, biases = _parameters()
