@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.traffic import Traffic, distinct_bytes
-from pggan_fast.kernels import bias_act, conv, conv_gradients, conv_tiles, fold, resample, stddev
+from pggan_fast.kernels import bias_act, conv, conv_tiles, fold, pixel_norm_gradient, resample, stddev, weight_gradient
 from pggan_fast.ops import choice
 from pggan_fast.ops import conv as ops_conv
 from pggan_fast.ops import linear as ops_linear
@@ -70,7 +70,7 @@ HOSTS = {
 }
 """{op: the function of pggan_fast.kernels that launches for it}"""
 
-MODULES = (bias_act, conv, conv_gradients, fold, resample, stddev)
+MODULES = (bias_act, conv, fold, pixel_norm_gradient, resample, stddev, weight_gradient)
 
 
 def native_launches(op: str, given: dict) -> int:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from pggan_fast.kernels import conv_gradients, conv_tiles
+from pggan_fast.kernels import conv_tiles
 from pggan_fast.kernels.conv import Gate, convolve, signs_shape
+from pggan_fast.kernels.pixel_norm_gradient import pixel_norm_gradient
+from pggan_fast.kernels.weight_gradient import weight_gradient
 from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.registry import engine_wants, last_order
 from pggan_fast.ops.weights import prepare
@@ -201,7 +203,7 @@ def _input_gradient_through(dy, dr, y, r, weight, like, geometry, epilogue) -> T
     if y is None:
         return _input_gradient(dy, weight, like, geometry, scale=scale * gain)
     dy = _laid_out_like(dy, y) if _is_values(y) else dy
-    s = conv_gradients.pixel_norm_gradient(dy, None if dr is None else dr.contiguous(), y, r) if pixel_norm else None
+    s = pixel_norm_gradient(dy, None if dr is None else dr.contiguous(), y, r) if pixel_norm else None
     return _input_gradient(dy, weight, like, geometry, scale=scale, gate=Gate(y, *_slopes(act, slope, gain), r, s))
 
 
@@ -209,7 +211,7 @@ def _weight_gradient(dz, x, weight, geometry, **through) -> tuple[Tensor, Tensor
     """(of the weight, the bias's if `sums_wanted`)."""
     _, up, down = geometry
     fold = {(1, 1): None, (2, 1): 1.0, (1, 2): 0.25}[up, down]
-    return conv_gradients.weight_gradient(dz, x, weight, **_way(weight.shape[-1], geometry), fold=fold, **through)
+    return weight_gradient(dz, x, weight, **_way(weight.shape[-1], geometry), fold=fold, **through)
 
 
 def _weight_gradient_through(dy, y, x, weight, geometry, epilogue, bias_wanted) -> tuple[Tensor, Tensor | None]:

@@ -17,8 +17,9 @@ from tests.ops.samples import laid_out
 from tests.tolerances import assert_accurate
 
 pytest.importorskip("triton")
-conv = pytest.importorskip("pggan_fast.kernels.conv")
-gradients = pytest.importorskip("pggan_fast.kernels.conv_gradients")
+from pggan_fast.kernels import conv  # noqa: E402
+from pggan_fast.kernels.pixel_norm_gradient import pixel_norm_gradient  # noqa: E402
+from pggan_fast.kernels.weight_gradient import weight_gradient  # noqa: E402
 
 OTHERS = (torch.float64, torch.float16)
 DTYPES = (torch.float32, *OTHERS)
@@ -161,7 +162,7 @@ def gate_of(dy: Tensor, kind: str, random: torch.Generator, layout: str = "chann
     u = reference.bias_act(x.detach(), **ACT)
     wide = torch.float64 if dy.dtype == torch.float64 else torch.float32
     r = (u.square().mean(1, keepdim=True) + 1e-3).rsqrt().to(wide).contiguous()
-    return conv.Gate(kept, ABOVE, BELOW, r, gradients.pixel_norm_gradient(dy, None, kept, r)), dz
+    return conv.Gate(kept, ABOVE, BELOW, r, pixel_norm_gradient(dy, None, kept, r)), dz
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -229,7 +230,7 @@ def test_weight_gradient(case, gated):
         (plain,) = torch.autograd.grad(case.run(x, narrow), narrow, dz.to(dtype))
         way = dict(transposed=case.transposed, gate=gate, scale=0.3, sums_wanted=not case.transposed)
         with guarded_allocations():
-            dw, sums = gradients.weight_gradient(dy, x, weight, **case.geometry, **way)
+            dw, sums = weight_gradient(dy, x, weight, **case.geometry, **way)
         assert dw.dtype == dtype and dw.stride() == torch.empty_like(weight).stride()
         assert_accurate(f"{layout} {dtype}", dw, plain * 0.3, exact * 0.3, order="first", dtype=dtype)
         if not case.transposed:
@@ -258,7 +259,7 @@ def test_weight_gradient_of_a_folded_weight(shape, transposed):
         (expected,) = torch.autograd.grad(z, weight, 0.3 * dz)
         way = dict(stride=2, padding=k // 2, transposed=transposed, fold=0.25, scale=0.3, gate=gate)
         with guarded_allocations():
-            dw, sums = gradients.weight_gradient(dy, x, weight.detach(), **way, sums_wanted=not transposed)
+            dw, sums = weight_gradient(dy, x, weight.detach(), **way, sums_wanted=not transposed)
         assert dw.stride() == torch.empty_like(weight).stride()
         torch.testing.assert_close(dw, expected)
         if not transposed:
@@ -272,7 +273,7 @@ def test_parts_of_a_weight_gradient_add_up():
     weight.requires_grad_()
     (expected,) = torch.autograd.grad(F.conv2d(x, weight, padding=1), weight, dz)
     with guarded_allocations():
-        dw, sums = gradients.weight_gradient(dz, x, weight.detach(), padding=1, sums_wanted=True)
+        dw, sums = weight_gradient(dz, x, weight.detach(), padding=1, sums_wanted=True)
     torch.testing.assert_close(dw, expected)
     torch.testing.assert_close(sums, dz.sum((0, 2, 3)))
 
@@ -284,10 +285,10 @@ def test_pixel_norm_gradient(layout, shape):
     y, dy = (torch.randn(shape, generator=random, dtype=torch.float64) for _ in range(2))
     r, dr = (torch.rand(shape[0], 1, *shape[2:], generator=random, dtype=torch.float64) + 0.5 for _ in range(2))
     expected = r * (dy * y).mean(1, keepdim=True) + r.square() * dr / shape[1]
-    s = gradients.pixel_norm_gradient(laid_out(dy, layout), dr, laid_out(y, layout), r)
+    s = pixel_norm_gradient(laid_out(dy, layout), dr, laid_out(y, layout), r)
     torch.testing.assert_close(s, expected)
     narrow = (laid_out(t.float(), layout) for t in (dy, y))
-    s = gradients.pixel_norm_gradient(next(narrow), None, next(narrow), r.float())
+    s = pixel_norm_gradient(next(narrow), None, next(narrow), r.float())
     torch.testing.assert_close(s, (r * (dy * y).mean(1, keepdim=True)).float())
 
 
@@ -295,7 +296,7 @@ def test_empty_tensors():
     x, weight = torch.empty(0, 5, 4, 4), torch.randn(7, 5, 3, 3)
     y, r = conv.convolve(x, weight, size=(4, 4), padding=1, pixel_norm=True)
     assert y.shape == (0, 7, 4, 4) and r.shape == (0, 1, 4, 4)
-    dw, sums = gradients.weight_gradient(y, x, weight, padding=1, sums_wanted=True)
+    dw, sums = weight_gradient(y, x, weight, padding=1, sums_wanted=True)
     assert not dw.any() and not sums.any() and dw.shape == weight.shape and sums.shape == (7,)
 
 
@@ -305,7 +306,7 @@ def test_same_bits_every_time():
     first, again = (
         (
             *conv.convolve(x, weight, bias, size=(9, 5), padding=1),
-            *gradients.weight_gradient(dy, x, weight, padding=1, sums_wanted=True),
+            *weight_gradient(dy, x, weight, padding=1, sums_wanted=True),
         )
         for _ in range(2)
     )

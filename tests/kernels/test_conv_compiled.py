@@ -13,7 +13,8 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from pggan_fast.kernels import conv, conv_gradients  # noqa: E402
+from pggan_fast.kernels import conv  # noqa: E402
+from pggan_fast.kernels import weight_gradient as of_weights  # noqa: E402
 from pggan_fast.kernels.conv import Gate  # noqa: E402
 from tests.kernels.aot import CAPABILITIES, SHARED_MEMORY, Compiled, compiling  # noqa: E402
 from tests.kernels.memory_bound import occupancy  # noqa: E402
@@ -75,8 +76,8 @@ def second_order(channels: int, dtype: torch.dtype, capability: int) -> Compiled
 def weight_gradient(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
     dy, weight = last(4, channels, 64, 64, dtype=dtype), last(channels, channels, 3, 3, dtype=torch.float32)
     gate = Gate(signs_of(dy), 1.0, 0.2)
-    with compiling(conv_gradients, capability) as found:
-        conv_gradients.weight_gradient(dy, dy, weight, padding=1, gate=gate, sums_wanted=True)
+    with compiling(of_weights, capability) as found:
+        of_weights.weight_gradient(dy, dy, weight, padding=1, gate=gate, sums_wanted=True)
     return found[0]
 
 
@@ -84,8 +85,8 @@ def folded_weight_gradient(channels: int, dtype: torch.dtype, capability: int) -
     """Of a convolution with down=2."""
     dy, x = last(4, channels, 32, 32, dtype=dtype), last(4, channels, 64, 64, dtype=dtype)
     weight, gate = last(channels, channels, 3, 3, dtype=torch.float32), Gate(signs_of(dy), 1.0, 0.2)
-    with compiling(conv_gradients, capability) as found:
-        conv_gradients.weight_gradient(dy, x, weight, stride=2, padding=1, fold=0.25, gate=gate, sums_wanted=True)
+    with compiling(of_weights, capability) as found:
+        of_weights.weight_gradient(dy, x, weight, stride=2, padding=1, fold=0.25, gate=gate, sums_wanted=True)
     return found[0]
 
 

@@ -14,7 +14,7 @@ from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
 
 from bench.traffic_kernels import COMPOSITES, HOSTS, MODULES, triton_bytes  # noqa: E402
 from pggan_fast.kernels import bias_act, conv, fold, resample, stddev  # noqa: E402
-from pggan_fast.kernels import conv_gradients as gradients  # noqa: E402
+from pggan_fast.kernels.weight_gradient import weight_gradient  # noqa: E402
 
 # Biases, rows of sums and appended maps beside the tensors, which are small here.
 ALLOWED = 0.05
@@ -158,11 +158,11 @@ def test_weight_gradient_counts_each_tensor_once(seen, transposed, size):
     weight = random(32, 32, 3, 3)
     gate = conv.Gate(torch.zeros(conv.signs_shape(small), dtype=torch.int32), 1.0, 0.2)
     if transposed is None:
-        gradients.weight_gradient(small, small, weight, padding=1, gate=gate)
+        weight_gradient(small, small, weight, padding=1, gate=gate)
     elif transposed:
-        gradients.weight_gradient(large, small, weight, stride=2, padding=1, transposed=True, fold=1.0)
+        weight_gradient(large, small, weight, stride=2, padding=1, transposed=True, fold=1.0)
     else:
-        gradients.weight_gradient(small, large, weight, stride=2, padding=1, fold=1.0, gate=gate)
+        weight_gradient(small, large, weight, stride=2, padding=1, fold=1.0, gate=gate)
     # A folded weight's gradient is folded back before it is written.
     assert ("add_parts_kernel" in seen.expected) == (size > 4)
     check(seen)
