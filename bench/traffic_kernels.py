@@ -130,7 +130,6 @@ def _is_fused_on_a_gpu(x, weight, geometry, options, impl: str) -> bool:
 def _as_on_an_h100(stack: ExitStack) -> None:
     """Convolutions of the native form are fused where `auto` takes that for faster, tf32 being allowed."""
     stack.enter_context(mock.patch.object(ops_conv, "_is_fused", _is_fused_on_a_gpu))
-    stack.enter_context(mock.patch.object(torch.cuda, "get_device_capability", lambda _: (9, 0)))
     stack.enter_context(mock.patch.object(conv_tiles, "dot_precision", lambda: "tf32"))
 
 

@@ -42,6 +42,7 @@ def store_signs(signs, pixel, inside, positive, first, C: tl.constexpr):
     M: tl.constexpr = positive.shape[0]
     BLOCK: tl.constexpr = positive.shape[1]
     BITS: tl.constexpr = min(BLOCK, 32)
+    tl.static_assert(BLOCK >= 32 or C <= BLOCK, "programs would share a word")
     bits = tl.reshape(positive.to(tl.int32), [M, BLOCK // BITS, BITS]) << tl.arange(0, BITS)[None, None, :]
     words = tl.sum(bits, axis=2)  # no two of them share a bit
     word = first // 32 + tl.arange(0, BLOCK // BITS)

@@ -117,6 +117,7 @@ def weight_gradient_kernel(
         offsets = pixel[:, None] + of_tap[None, :]
         of_b = tl.load(b + offsets, mask=mask, other=0.0)
         if gate_b is not None:
+            tl.static_assert(gate_b.dtype.element_ty != tl.int32, "signs at every tap are not read")
             positive = tl.load(gate_b + offsets, mask=mask, other=0.0) > 0
             of_b = (of_b.to(ACC) * tl.where(positive, gate_above, gate_below)).to(of_b.dtype)
         of_b = tl.where(is_ones[None, :], tl.full([], 1, of_b.dtype), of_b)

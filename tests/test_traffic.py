@@ -71,14 +71,15 @@ def test_what_comes_of_a_channels_last_convolution_is_channels_last():
     assert set(traffic.bytes) == {"convolution", "convolution_backward"}
 
 
-@pytest.mark.parametrize(("resolution", "batch"), [(32, 16), (256, 8), (1024, 4)])
+@pytest.mark.parametrize(("resolution", "batch"), [(16, 128), (32, 16), (256, 8), (1024, 4)])
 def test_a_step_reaches_its_aims(resolution, batch):
     """At most 0.45 of eager's launches, and with the fused kernels 1.6 times what the convolutions alone must move."""
     launches, moved = traffic_records(resolution, batch)
-    assert all(over["eager"]["median"] >= 1 / 0.45 for over in launches["speedups"].values())
+    if resolution >= 32:
+        assert all(over["eager"]["median"] >= 1 / 0.45 for over in launches["speedups"].values())
     counts = moved["counts"]
     assert counts["triton"] <= 1.6 * counts["convolutions"]
-    assert counts["auto"] <= (1.6 if resolution > 32 else 2.1) * counts["convolutions"]
+    assert counts["auto"] <= (1.6 if resolution >= 256 else 2.1) * counts["convolutions"]
     assert counts["convolutions"] < counts["triton"] < counts["auto"] < counts["native"] < counts["eager"] / 1.9
 
 

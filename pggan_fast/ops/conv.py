@@ -28,6 +28,7 @@ from pggan_fast.ops.registry import (
     engine_wants,
 )
 from pggan_fast.ops.weights import prepare, restore, unwritten
+from pggan_fast.reference import accumulation_dtype
 
 
 def equalized_conv2d(
@@ -89,7 +90,7 @@ def equalized_conv2d(
         return _forward[form](x, weight, bias, padding, up, down, *options)[0]
     if bias is not None and not (form == "native" and x.is_cpu):
         bias = separate_leaf(bias)
-    return EqualizedConv2d.apply(x, weight, bias, (padding, up, down), options, form)[0]
+    return _differentiable(x, weight, bias, (padding, up, down), options, form)[0]
 
 
 def _check(x: Tensor, weight: Tensor, up: int, down: int, padding: int | None) -> None:
@@ -136,22 +137,31 @@ def _is_fused(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: 
     return x.is_cuda and TRITON_INSTALLED and _fused().is_faster(x, weight, geometry, pixel_norm)
 
 
+def _differentiable(x, weight, bias, geometry, options, impl) -> tuple[Tensor, Tensor]:
+    # Inside a Function grad mode is off, whatever it was.
+    return EqualizedConv2d.apply(x, weight, bias, geometry, options, impl, torch.is_grad_enabled())
+
+
 class EqualizedConv2d(Function):
-    """(x, weight, bias, (padding, up, down), epilogue's options, impl) -> (y, r)."""
+    """(x, weight, bias, (padding, up, down), epilogue's options, impl, whether gradients are recorded) -> (y, r)."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, geometry, options, impl):
+    def forward(ctx, x, weight, bias, geometry, options, impl, recorded):
         ctx.geometry, ctx.fused = geometry, _is_fused(x, weight, geometry, options, impl)
-        signs_wanted = ctx.fused and any(ctx.needs_input_grad) and _fused().keeps_signs(geometry, options)
+        recorded = recorded and any(ctx.needs_input_grad)
+        signs_wanted = ctx.fused and recorded and _fused().keeps_signs(geometry, options)
         y, r = below_autograd(_forward[impl], x, weight, bias, *geometry, *options, signs_wanted)
-        # The signs of y stand in for it: less to read, and nothing that the next layer might not keep.
-        remember_epilogue(ctx, r if signs_wanted else y, r, bias, options, impl, x, weight)
+        kept = y
+        if signs_wanted:
+            # The signs of y stand in for it: less to read, and nothing that the next layer might not keep.
+            kept, r = r, x.new_empty(0, dtype=accumulation_dtype(x.dtype))
+        remember_epilogue(ctx, kept, r, bias, options, impl, x, weight)
         return y, r
 
     @staticmethod
     def backward(ctx, dy, dr):
         if dy is None and dr is None:
-            return None, None, None, None, None, None
+            return (None,) * 7
         x, weight, y, r = ctx.saved_tensors
         wanted = (engine_wants(ctx, 0), engine_wants(ctx, 1))
         if ctx.fused:
@@ -159,12 +169,11 @@ class EqualizedConv2d(Function):
             if _fused().takes_gradients(ctx.geometry, ctx.epilogue, every):
                 weight = separate_leaf(weight)
                 dx, dw, db = _fused().gradients_through(dy, dr, y, r, x, weight, ctx.geometry, ctx.epilogue, every)
-                return dx, dw, None if db is None else db.to(ctx.bias_dtype), None, None, None
-            if y is not None and y.dtype == torch.int32:
-                y = _fused().values_of(y, dy)
+                return dx, dw, None if db is None else db.to(ctx.bias_dtype), None, None, None, None
+            y = _fused().values_of(y, dy)
         dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
         dx, dw = _conv_gradients(dz, x, weight, ctx.geometry, wanted, ctx.impl)
-        return dx, dw, db, None, None, None
+        return dx, dw, db, None, None, None, None
 
 
 def _conv_gradients(dz, x, weight, geometry, wanted, impl) -> tuple[Tensor | None, Tensor | None]:
@@ -307,7 +316,7 @@ def _forward_fake(*arguments):
     return y, _fused().empty_signs(y) if arguments[-1] else r
 
 
-# signs_wanted, only where the launch is fused and `conv_fused.keeps_signs`: the packed signs of y in the place of r.
+# signs_wanted is for the formula below, which hides it: the packed signs of y in the place of r.
 _forward = define_forms(
     "equalized_conv2d(Tensor x, Tensor weight, Tensor? bias, SymInt padding, int up=1, int down=1, "
     f"{EPILOGUE_SCHEMA}, float eps=1e-8, bool signs_wanted=False) -> (Tensor y, Tensor r)",
@@ -318,7 +327,7 @@ _forward = define_forms(
 )
 differentiate_forms(
     _forward,
-    lambda x, weight, bias, padding, up, down, *rest: EqualizedConv2d.apply(
+    lambda x, weight, bias, padding, up, down, *rest: _differentiable(
         x, weight, bias, (padding, up, down), rest[:-2], rest[-1]
     ),
 )

@@ -40,8 +40,6 @@ def is_faster(x: Tensor, weight: Tensor, geometry: Geometry, pixel_norm: bool) -
 
 @cache
 def _is_faster(dtype, x_shape, weight_shape, geometry, pixel_norm, device) -> bool:
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return False  # Triton compiles no tensor core instructions for these
     _, up, down = geometry
     way = _way(weight_shape[-1], geometry)
     k = weight_shape[-1] + (max(up, down) == 2)
@@ -77,8 +75,11 @@ def empty_signs(y: Tensor) -> Tensor:
     return y.new_empty(signs_shape(y), dtype=torch.int32)
 
 
-def values_of(signs: Tensor, like: Tensor) -> Tensor:
-    """1 or -1 by the sign, in the shape, dtype and layout of `like`: for what needs a tensor instead."""
+def values_of(kept: Tensor | None, like: Tensor) -> Tensor | None:
+    """Of signs, 1 or -1 in the shape, dtype and layout of `like`, for what needs a tensor; of anything else, itself."""
+    if not _is_signs(kept):
+        return kept
+    signs = kept
     bits = signs.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=signs.device) & 1
     channels = bits.flatten(3)[..., : like.shape[1]].movedim(3, 1)
     return torch.empty_like(like).copy_(2 * channels - 1)
@@ -149,7 +150,7 @@ class InputGradient(Function):
         d_dy = dw = None
         if ctx.needs_input_grad[0]:
             above, below = _slopes(act, slope, gain)
-            last = is_channels_last(y if _is_values(y) else dy)
+            last = is_channels_last(dy if y is None or _is_signs(y) else y)
             through = dict(scale=scale, above=above, below=below, out_gate=y, channels_last=last)
             d_dy = _convolution(g, weight, ctx.geometry, **through)[0]
         if engine_wants(ctx, 2):
@@ -157,9 +158,9 @@ class InputGradient(Function):
         return d_dy, None, dw, None, None, None
 
 
-def _is_values(y: Tensor | None) -> bool:
-    """Whether what was kept of y is y itself: not its signs, and not nothing, as of an affine map."""
-    return y is not None and y.dtype != torch.int32
+def _is_signs(kept: Tensor | None) -> bool:
+    """Whether what was kept of y is its signs: not y itself, and not nothing, as of an affine map."""
+    return kept is not None and kept.dtype == torch.int32
 
 
 def _slopes(act: str, slope: float, gain: float) -> tuple[float, float]:
@@ -202,7 +203,7 @@ def _input_gradient_through(dy, dr, y, r, weight, like, geometry, epilogue) -> T
     scale, act, slope, gain, pixel_norm = epilogue
     if y is None:
         return _input_gradient(dy, weight, like, geometry, scale=scale * gain)
-    dy = _laid_out_like(dy, y) if _is_values(y) else dy
+    dy = _laid_out_like(dy, y)
     s = pixel_norm_gradient(dy, None if dr is None else dr.contiguous(), y, r) if pixel_norm else None
     return _input_gradient(dy, weight, like, geometry, scale=scale, gate=Gate(y, *_slopes(act, slope, gain), r, s))
 
@@ -220,9 +221,9 @@ def _weight_gradient_through(dy, y, x, weight, geometry, epilogue, bias_wanted) 
         dw, sums = _weight_gradient(dy, x, weight, geometry, scale=scale * gain, sums_wanted=bias_wanted)
         return dw, sums if sums is None or gain == 1 else sums * gain
     gate = Gate(y, *_slopes(act, slope, gain))
-    dy = _laid_out_like(dy, y) if _is_values(y) else dy
-    return _weight_gradient(dy, x, weight, geometry, gate=gate, scale=scale, sums_wanted=bias_wanted)
+    return _weight_gradient(_laid_out_like(dy, y), x, weight, geometry, gate=gate, scale=scale, sums_wanted=bias_wanted)
 
 
 def _laid_out_like(dy: Tensor, y: Tensor) -> Tensor:
-    return dy if dy.stride() == y.stride() else torch.empty_like(y).copy_(dy)
+    """As a gate reads it beside y; signs have a layout of their own."""
+    return dy if _is_signs(y) or dy.stride() == y.stride() else torch.empty_like(y).copy_(dy)

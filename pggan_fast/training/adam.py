@@ -34,7 +34,7 @@ class MomentumFreeAdam(Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             for p in parameters:
                 if p not in self.state:
-                    self.state[p]["step"] = torch.zeros((), device=p.device)
+                    self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                     self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
             gradients = [p.grad for p in parameters]
             beta1, beta2 = group["betas"]
@@ -57,7 +57,13 @@ class MomentumFreeAdam(Optimizer):
             )
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Of this class, or of torch's Adam with beta1 = 0, whose first moments are left out."""
+        """Of this class, or of torch's fused Adam with beta1 = 0 and a tensor as rate: its first moments are left out.
+
+        Raises ValueError for another beta1.
+        """
+        for group in state_dict["param_groups"]:
+            if group["betas"][0] != 0:
+                raise ValueError(f"betas are {tuple(group['betas'])}, the first must be 0")
         names = ("step", "exp_avg_sq")
         state = {p: {name: kept[name] for name in names} for p, kept in state_dict["state"].items()}
         super().load_state_dict({**state_dict, "state": state})

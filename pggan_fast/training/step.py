@@ -146,7 +146,7 @@ class TrainStep:
             for reals, labels in batches:
                 z, mixing = self._draw(torch.randn, n, self.G.latent_dim), self._draw(torch.rand, n, 1, 1, 1)
                 noise = self._augment_noise(n, images=2)
-                loss = self._backward(self.D, discriminator_terms, stats, reals, labels, noise, z, mixing)
+                loss = self._backward(self.optimizer_D, discriminator_terms, stats, reals, labels, noise, z, mixing)
                 skipped += self._update(self.optimizer_D, loss, stats)
                 stats["d_loss"] = loss
                 self.objective.constrain(self.D)
@@ -157,7 +157,7 @@ class TrainStep:
 
             self.D.requires_grad_(False)
             noise, z = self._augment_noise(n), self._draw(torch.randn, n, self.G.latent_dim)
-            stats["g_loss"] = self._backward(self.G, generator_terms, {}, labels, noise, z)
+            stats["g_loss"] = self._backward(self.optimizer_G, generator_terms, {}, labels, noise, z)
             self.D.requires_grad_(True)
             stats["skipped"] = skipped + self._update(self.optimizer_G, stats["g_loss"], {})
         self.bad_steps.add_(1).mul_(stats["skipped"] > 0)
@@ -184,14 +184,14 @@ class TrainStep:
             stats["augment_p"] = self.augment.p.clone()
 
     def _backward(
-        self, network: nn.Module, terms: Callable[..., Iterable[Tensor]], stats: Stats, *batch: Tensor | None
+        self, optimizer: MomentumFreeAdam, terms: Callable[..., Iterable[Tensor]], stats: Stats, *batch: Tensor | None
     ) -> Tensor:
-        """Adds up the network's gradients of the mean, over the batch's parts, of the sum of `terms(*part)`.
+        """Adds up the gradients of the mean, over the batch's parts, of the sum of `terms(*part)`. Returns that mean.
 
-        Returns that mean; the values that `terms` leaves in `stats` become their means too.
+        Those of the optimizer's parameters alone, not of the images that a penalty is taken at.
+        The values that `terms` leaves in `stats` become their means too.
         """
-        # Nothing else has gradients that are wanted: not the images that a penalty is taken at.
-        parameters = [p for p in network.parameters() if p.requires_grad]
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         count, group = self._parts(len(batch[-1]))
         total, sums = torch.zeros((), device=self.device), {}
         for index in range(count):

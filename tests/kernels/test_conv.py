@@ -216,7 +216,8 @@ def test_activation_read_off_another_tensor(case, kind):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_weight_gradient(case, gated):
     """Of the weight, and of the bias where the output's gradient is what the kernel steps through."""
-    gated = "plain" if gated and case.transposed else gated
+    if gated == "signs" and case.transposed:
+        pytest.skip("its gate is y itself")
     layouts = LAYOUTS if case in CASES[::6] else LAYOUTS[:1]
     for layout, dtype in [*((layout, torch.float32) for layout in layouts), *((LAYOUTS[0], d) for d in OTHERS)]:
         x, weight, _ = case.tensors(dtype, layout)

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pggan_fast import reference
+from pggan_fast import ops, reference
 from pggan_fast.ops.registry import TRITON_INSTALLED
+from tests.ops.implementations import IMPLEMENTATIONS
 from tests.tolerances import AUTOCAST, EXACT, rms
 
 
@@ -161,7 +162,7 @@ def test_linear_gradient_penalty_is_torchs(implementation):
 
 @pytest.mark.parametrize(("pixel_norm", "act", "kept"), [(True, "lrelu", 4), (False, "lrelu", 3), (False, "linear", 2)])
 @pytest.mark.parametrize("rescaling", [{}, {"up": 2}, {"down": 2}], ids=str)
-def test_only_x_weight_y_and_r_are_kept(fused, rescaling, pixel_norm, act, kept):
+def test_only_x_weight_y_and_r_are_kept(request, fused, rescaling, pixel_norm, act, kept):
     """No upsampled image, no pre-activation, no folded weight; where a launch is fused, for y a bit of each value."""
     saved = []
     images, weights, biases = _parameters()
@@ -173,8 +174,30 @@ def test_only_x_weight_y_and_r_are_kept(fused, rescaling, pixel_norm, act, kept)
     here = {t.data_ptr() for t in (images, weights[0], y)}
     others = [t for t in saved if t.data_ptr() not in here]
     signs = [t.shape for t in others if t.dtype == torch.int32]
-    assert signs == [] or (signs == [(*y.shape[:1], *y.shape[2:], 1)] and act == "lrelu" and not pixel_norm)
+    in_one_launch = "triton" in request.node.callspec.params["fused"]
+    packed = in_one_launch and act == "lrelu" and not pixel_norm and "up" not in rescaling
+    assert signs == [(*y.shape[:1], *y.shape[2:], 1)] * packed
     assert [t.shape[1] for t in others if t.dtype != torch.int32] == [1] * pixel_norm
+
+
+@pytest.mark.skipif("triton" not in IMPLEMENTATIONS, reason="in Triton's interpreter: TRITON_INTERPRET=1")
+def test_signs_are_written_only_for_a_backward():
+    from pggan_fast.ops import conv_fused
+
+    images, weights, biases = _parameters()
+    frozen = [t.detach() for t in (weights[0], biases[0])]
+    with patch.object(conv_fused, "convolve", side_effect=conv_fused.convolve) as launched:
+        for given, context in (
+            ((weights[0], biases[0]), torch.enable_grad()),
+            ((weights[0], biases[0]), torch.no_grad()),
+            ((weights[0], biases[0]), torch.inference_mode()),
+            (frozen, torch.enable_grad()),
+        ):
+            with context:
+                ops.equalized_conv2d(images, *given, act="lrelu", impl="triton")
+    assert [call.kwargs["signs_wanted"] for call in launched.call_args_list] == [True, False, False, False]
+    y, r = torch.ops.pggan_fast_triton.equalized_conv2d(images, weights[0], biases[0], 1)
+    assert y.requires_grad and r.numel() == 0 and r.dtype == torch.float64
 
 
 @pytest.mark.parametrize(

@@ -80,3 +80,21 @@ def test_goes_on_from_a_loaded_state(source):
     optimizer.load_state_dict(first.state_dict())
     steps(optimizer, ours, 4, first=4)
     assert_same(ours, optimizer, theirs, expected)
+
+
+def test_another_beta1_is_refused():
+    other = torch.optim.Adam(parameters(), lr=torch.tensor(1e-3), betas=(0.9, 0.99), fused=True)
+    with pytest.raises(ValueError, match=r"betas are \(0.9, 0.99\), the first must be 0"):
+        MomentumFreeAdam(parameters(), torch.tensor(1e-3)).load_state_dict(other.state_dict())
+
+
+def test_steps_are_counted_in_fp32_whatever_the_default():
+    p = torch.nn.Parameter(torch.zeros(3))
+    p.grad = torch.ones(3)
+    optimizer = MomentumFreeAdam([p], torch.tensor(1e-3))
+    torch.set_default_dtype(torch.float64)
+    try:
+        optimizer.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert optimizer.state[p]["step"].dtype == torch.float32

@@ -146,6 +146,17 @@ def test_no_weight_gradient_is_computed_in_vain():
     assert counted.count == 2 + 3 + 2
 
 
+def test_what_is_added_to_an_optimizer_trains():
+    """A parameter of a user's own objective, say; and images have no gradients at all."""
+    step = build(resolution=4)
+    weight = torch.nn.Parameter(torch.ones(()))
+    step.optimizer_D.add_param_group({"params": [weight]})
+    loss = step.objective.d_loss
+    step.objective.d_loss = lambda real, fake: loss(real, fake) * weight
+    step(images(resolution=4))
+    assert weight != 1
+
+
 def test_a_batch_that_the_group_size_does_not_divide_still_trains():
     scalars = build(resolution=4)(images(n=6, resolution=4))
     assert all(value.isfinite() for value in scalars.values())
