@@ -7,14 +7,19 @@
 namespace pggan_fast {
 namespace {
 
-int64_t units_of(const Shape& s) {
+int64_t units_of(const Shape& s, const Epilogue& e) {
   if (s.n * s.p == 0) return 0;
+  if (bias_act_by_planes(s, e)) {
+    const int64_t planes = bias_act_planes(s);
+    return (s.n * s.c + planes - 1) / planes * bias_act_chunks(s);
+  }
   const int64_t block = bias_act_block(s);
   const auto blocks = [&](int64_t pixels) { return (pixels + block - 1) / block; };
   return s.layout == Layout::contiguous ? s.n * blocks(s.p) : blocks(s.n * s.p);
 }
 
-int64_t unit_elements(const Shape& s) {
+int64_t unit_elements(const Shape& s, const Epilogue& e) {
+  if (bias_act_by_planes(s, e)) return std::min(s.n * s.c * s.p, kPlanePixels);
   return std::min(bias_act_block(s), s.layout == Layout::contiguous ? s.p : s.n * s.p) * s.c;
 }
 
@@ -23,7 +28,7 @@ Tensor run_forward(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias
   const auto shift = per_channel(bias, x);
   const BiasActForward work{dtype_of(x), shape_of(x, layout), e, data(x), data(shift), y.mutable_data_ptr(),
                             r.mutable_data_ptr()};
-  parallel(units_of(work.shape), unit_elements(work.shape),
+  parallel(units_of(work.shape, e), unit_elements(work.shape, e),
            [&](int64_t begin, int64_t end) { kernels().bias_act_forward(work, begin, end); });
   return r;
 }
@@ -61,7 +66,7 @@ std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr
   Tensor db = empty_vector(bias_wanted ? c : 0, accumulation_type(y));
   BiasActBackward work{dtype_of(y), shape_of(y, layout), e, data(dy_), data(dr_), data(y_), data(r_),
                        dx.buffer.mutable_data_ptr(), nullptr};
-  const int64_t units = units_of(work.shape), elements = unit_elements(work.shape);
+  const int64_t units = units_of(work.shape, e), elements = unit_elements(work.shape, e);
   // One row of sums for each of a number of ranges that does not depend on the threads: the same result with any.
   const int64_t ranges = bias_wanted ? std::min<int64_t>(units, 64) : units;
   std::vector<double> sums(bias_wanted ? ranges * c : 0);
@@ -101,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(std::optiona
                                    data(y_), data(r_), d_dy.buffer.mutable_data_ptr(),
                                    d_y ? d_y->buffer.mutable_data_ptr() : nullptr, d_r.mutable_data_ptr(),
                                    d_dr.mutable_data_ptr()};
-  parallel(units_of(work.shape), unit_elements(work.shape),
+  parallel(units_of(work.shape, e), unit_elements(work.shape, e),
            [&](int64_t begin, int64_t end) { kernels().bias_act_double_backward(work, begin, end); });
   Tensor no_d_y = d_y ? d_y->finish() : empty_factors(y, false);
   return {d_dy.finish(), no_d_y, d_r, d_dr};

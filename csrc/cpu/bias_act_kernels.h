@@ -161,8 +161,85 @@ void double_backward_channels_last(const BiasActDoubleBackward& a, const Block& 
   }
 }
 
-// ---- contiguous: pixels are neighbours, sums run across planes. Pixel norm's second pass reads a block again while
-// it is in the second-level cache. Planes are too far apart for the processor to foresee the next one: hence prefetch.
+// ---- contiguous, without pixel norm: planes one after the other.
+
+struct Planes {
+  int64_t begin, end;  // n * C + c
+  int64_t first, count;  // pixels of each
+};
+
+inline Planes planes_of(const Shape& s, int64_t unit) {
+  const int64_t planes = bias_act_planes(s), chunks = bias_act_chunks(s);
+  const int64_t begin = unit / chunks * planes, first = unit % chunks * kPlanePixels;
+  return {begin, std::min(begin + planes, s.n * s.c), first, std::min(kPlanePixels, s.p - first)};
+}
+
+// f(offset, channel) for each plane.
+template <class F>
+inline void for_planes(const Shape& s, const Planes& planes, const F& f) {
+  int64_t channel = planes.begin % s.c;
+  for (int64_t plane = planes.begin; plane < planes.end; ++plane) {
+    f(plane * s.p + planes.first, channel);
+    if (++channel == s.c) channel = 0;
+  }
+}
+
+template <class T>
+void forward_planes(const BiasActForward& a, const Planes& planes, const Acc<T>* bias) {
+  using A = Acc<T>;
+  const Activation<A> act(a.epilogue);
+  const Vec<A> scale = broadcast<A>(A(a.epilogue.scale));
+  for_planes(a.shape, planes, [&](int64_t offset, int64_t channel) {
+    const T* x = static_cast<const T*>(a.x) + offset;
+    T* y = static_cast<T*>(a.y) + offset;
+    const Vec<A> shift = broadcast<A>(bias[channel]);
+    for_vectors<A>(planes.count, [&](int64_t i, auto n) { store(y + i, act(scale * load(x + i, n) + shift), n); });
+  });
+}
+
+template <class T>
+void backward_planes(const BiasActBackward& a, const Planes& planes) {
+  using A = Acc<T>;
+  const Activation<A> derivative(a.epilogue);
+  const Vec<A> scale = broadcast<A>(A(a.epilogue.scale));
+  // Sums of few pixels in A, then into double: the error does not grow with the tensor.
+  constexpr int64_t kRun = 1024;
+  for_planes(a.shape, planes, [&](int64_t offset, int64_t channel) {
+    for (int64_t start = 0; start < planes.count; start += kRun) {
+      const T* dy = static_cast<const T*>(a.dy) + offset + start;
+      const T* y = static_cast<const T*>(a.y) + offset + start;
+      T* dx = static_cast<T*>(a.dx) + offset + start;
+      Vec<A> total{};
+      for_vectors<A>(std::min(kRun, planes.count - start), [&](int64_t i, auto n) {
+        const Vec<A> d = derivative(load(dy + i, n), load(y + i, n));
+        store(dx + i, scale * d, n);
+        total += d;
+      });
+      if (a.db) a.db[channel] += sum(total);
+    }
+  });
+}
+
+template <class T>
+void double_backward_planes(const BiasActDoubleBackward& a, const Planes& planes, const Acc<T>* g_bias) {
+  using A = Acc<T>;
+  const Activation<A> derivative(a.epilogue);
+  const Vec<A> scale = broadcast<A>(A(a.epilogue.scale));
+  for_planes(a.shape, planes, [&](int64_t offset, int64_t channel) {
+    const T* g = a.g ? static_cast<const T*>(a.g) + offset : nullptr;
+    const T* y = static_cast<const T*>(a.y) + offset;
+    T* d_dy = static_cast<T*>(a.d_dy) + offset;
+    const Vec<A> shift = broadcast<A>(g_bias[channel]);
+    for_vectors<A>(planes.count, [&](int64_t i, auto n) {
+      const Vec<A> upstream = g ? scale * load(g + i, n) : Vec<A>{};
+      store(d_dy + i, derivative(upstream + shift, load(y + i, n)), n);
+    });
+  });
+}
+
+// ---- contiguous, with pixel norm: pixels are neighbours, sums run across planes. The second pass reads a block again
+// while it is in the second-level cache. Planes are too far apart for the processor to foresee the next one: hence
+// prefetch.
 
 template <class T>
 void forward_contiguous(const BiasActForward& a, const Block& block, const Acc<T>* bias) {
@@ -173,13 +250,6 @@ void forward_contiguous(const BiasActForward& a, const Block& block, const Acc<T
   const int64_t origin = block.n * c * p + block.first;
   const T* x = static_cast<const T*>(a.x) + origin;
   T* y = static_cast<T*>(a.y) + origin;
-  if (!a.epilogue.pixel_norm) {
-    for (int64_t j = 0; j < c; ++j, x += p, y += p) {
-      const Vec<A> shift = broadcast<A>(bias[j]);
-      for_vectors<A>(count, [&](int64_t i, auto n) { store(y + i, act(scale * load(x + i, n) + shift), n); });
-    }
-    return;
-  }
   A* factors = scratch<A>(1, rounded_up(count, kWidth<A>));
   std::fill_n(factors, rounded_up(count, kWidth<A>), A(0));
   for (int64_t j = 0; j < c; ++j) {
@@ -218,42 +288,34 @@ void backward_contiguous(const BiasActBackward& a, const Block& block) {
   const T* dy = static_cast<const T*>(a.dy) + origin;
   const T* y = static_cast<const T*>(a.y) + origin;
   T* dx = static_cast<T*>(a.dx) + origin;
-  A *factors = nullptr, *pulls = nullptr;
-  if (a.epilogue.pixel_norm) {
-    const int64_t size = rounded_up(count, kWidth<A>);
-    factors = scratch<A>(1, size);
-    pulls = scratch<A>(2, size);
-    std::fill_n(pulls, size, A(0));
-    for (int64_t j = 0; j < c; ++j) {
-      const T *gradient = dy + j * p, *out = y + j * p;
-      for_vectors<A>(count, [&](int64_t i, auto n) {
-        __builtin_prefetch(gradient + p + i);
-        __builtin_prefetch(out + p + i);
-        store(pulls + i, load(pulls + i) + load(gradient + i, n) * load(out + i, n));
-      });
-    }
-    const A* r = static_cast<const A*>(a.r) + pixel;
-    const A* dr = a.dr ? static_cast<const A*>(a.dr) + pixel : nullptr;
-    const Vec<A> per_channel = broadcast<A>(A(1) / A(c));
+  const int64_t size = rounded_up(count, kWidth<A>);
+  A *factors = scratch<A>(1, size), *pulls = scratch<A>(2, size);
+  std::fill_n(pulls, size, A(0));
+  for (int64_t j = 0; j < c; ++j) {
+    const T *gradient = dy + j * p, *out = y + j * p;
     for_vectors<A>(count, [&](int64_t i, auto n) {
-      const Vec<A> factor = load(r + i, n), more = dr ? factor * load(dr + i, n) : Vec<A>{};
-      store(factors + i, factor);
-      store(pulls + i, (load(pulls + i) + more) * per_channel);
+      __builtin_prefetch(gradient + p + i);
+      __builtin_prefetch(out + p + i);
+      store(pulls + i, load(pulls + i) + load(gradient + i, n) * load(out + i, n));
     });
   }
+  const A* r = static_cast<const A*>(a.r) + pixel;
+  const A* dr = a.dr ? static_cast<const A*>(a.dr) + pixel : nullptr;
+  const Vec<A> per_channel = broadcast<A>(A(1) / A(c));
+  for_vectors<A>(count, [&](int64_t i, auto n) {
+    const Vec<A> factor = load(r + i, n), more = dr ? factor * load(dr + i, n) : Vec<A>{};
+    store(factors + i, factor);
+    store(pulls + i, (load(pulls + i) + more) * per_channel);
+  });
   for (int64_t j = 0; j < c; ++j, dy += p, y += p, dx += p) {
     // A block is short enough for its sum to be taken in A.
     Vec<A> total{};
     for_vectors<A>(count, [&](int64_t i, auto n) {
+      __builtin_prefetch(dy + p + i);
+      __builtin_prefetch(y + p + i);
+      __builtin_prefetch(dx + p + i, 1);
       const Vec<A> out = load(y + i, n);
-      Vec<A> d = load(dy + i, n);
-      if (factors) {
-        __builtin_prefetch(dy + p + i);
-        __builtin_prefetch(y + p + i);
-        __builtin_prefetch(dx + p + i, 1);
-        d = load(factors + i) * (d - out * load(pulls + i));
-      }
-      d = derivative(d, out);
+      const Vec<A> d = derivative(load(factors + i) * (load(dy + i, n) - out * load(pulls + i)), out);
       store(dx + i, scale * d, n);
       total += d;
     });
@@ -265,7 +327,6 @@ template <class T>
 void double_backward_contiguous(const BiasActDoubleBackward& a, const Block& block, const Acc<T>* g_bias) {
   using A = Acc<T>;
   constexpr int W = kWidth<A>;
-  const bool norm = a.epilogue.pixel_norm;
   const int64_t c = a.shape.c, p = a.shape.p, count = block.count, stride = rounded_up(count, W);
   const Activation<A> derivative(a.epilogue);
   const Vec<A> scale = broadcast<A>(A(a.epilogue.scale));
@@ -278,12 +339,6 @@ void double_backward_contiguous(const BiasActDoubleBackward& a, const Block& blo
     const Vec<A> v = g ? scale * load(g + j * p + i, count - i) : Vec<A>{};
     return derivative(v + broadcast<A>(g_bias[j]), out);
   };
-  if (!norm) {
-    for (int64_t j = 0; j < c; ++j)
-      for (int64_t i = 0; i < count; i += W)
-        store(d_dy + j * p + i, upstream(j, i, load(y + j * p + i, count - i)), count - i);
-    return;
-  }
   // Per pixel: m and q of the formulas, and sum(h dy).
   A* m = scratch<A>(1, 3 * stride);
   A *q = m + stride, *h_dy = q + stride;
@@ -323,6 +378,10 @@ inline void bias_act_forward(const BiasActForward& a, int64_t begin, int64_t end
     using T = decltype(type);
     const auto* bias = padded<Acc<T>>(a.bias, a.shape.c, 0);
     for (int64_t unit = begin; unit < end; ++unit) {
+      if (bias_act_by_planes(a.shape, a.epilogue)) {
+        forward_planes<T>(a, planes_of(a.shape, unit), bias);
+        continue;
+      }
       const Block block = block_of(a.shape, unit);
       if (a.shape.layout == Layout::contiguous) forward_contiguous<T>(a, block, bias);
       else forward_channels_last<T>(a, block, bias);
@@ -334,6 +393,10 @@ inline void bias_act_backward(const BiasActBackward& a, int64_t begin, int64_t e
   with_type(a.dtype, [&](auto type) {
     using T = decltype(type);
     for (int64_t unit = begin; unit < end; ++unit) {
+      if (bias_act_by_planes(a.shape, a.epilogue)) {
+        backward_planes<T>(a, planes_of(a.shape, unit));
+        continue;
+      }
       const Block block = block_of(a.shape, unit);
       if (a.shape.layout == Layout::contiguous) backward_contiguous<T>(a, block);
       else backward_channels_last<T>(a, block);
@@ -346,6 +409,10 @@ inline void bias_act_double_backward(const BiasActDoubleBackward& a, int64_t beg
     using T = decltype(type);
     const auto* g_bias = padded<Acc<T>>(a.g_bias, a.shape.c, 0);
     for (int64_t unit = begin; unit < end; ++unit) {
+      if (bias_act_by_planes(a.shape, a.epilogue)) {
+        double_backward_planes<T>(a, planes_of(a.shape, unit), g_bias);
+        continue;
+      }
       const Block block = block_of(a.shape, unit);
       if (a.shape.layout == Layout::contiguous) double_backward_contiguous<T>(a, block, g_bias);
       else double_backward_channels_last<T>(a, block, g_bias);

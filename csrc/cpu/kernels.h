@@ -96,8 +96,8 @@ struct Relayout {
 // Pixels of one sample in a unit of relayout's work: whole cache lines on both sides.
 constexpr int64_t kRelayoutPixels = 64;
 
-// Each kernel does the units [begin, end) of its work. A unit of bias_act is a block of `bias_act_block` pixels, of
-// resampling some rows, of stddev a block of positions, and of its maps one map of one sample.
+// Each kernel does the units [begin, end) of its work. A unit of bias_act is a block of `bias_act_block` pixels or of
+// `bias_act_planes`, of resampling some rows, of stddev a block of positions, and of its maps one map of one sample.
 struct Kernels {
   void (*bias_act_forward)(const BiasActForward&, int64_t begin, int64_t end);
   void (*bias_act_backward)(const BiasActBackward&, int64_t begin, int64_t end);
@@ -124,6 +124,15 @@ static inline int64_t bias_act_block(const Shape& s) {
   const int64_t for_threads = s.n * s.p / 8, pixels = (most < for_threads || last ? most : for_threads) / 64 * 64;
   return pixels < 64 ? 64 : pixels > 4096 ? 4096 : pixels;
 }
+
+// Without pixel norm a contiguous tensor is walked in memory's order: a unit is this many planes of one channel and
+// sample each, or one of this many chunks of a plane.
+constexpr int64_t kPlanePixels = 16 * 1024;
+static inline bool bias_act_by_planes(const Shape& s, const Epilogue& e) {
+  return s.layout == Layout::contiguous && !e.pixel_norm;
+}
+static inline int64_t bias_act_planes(const Shape& s) { return s.p < kPlanePixels ? kPlanePixels / s.p : 1; }
+static inline int64_t bias_act_chunks(const Shape& s) { return (s.p + kPlanePixels - 1) / kPlanePixels; }
 
 // A unit of resampling is this many low rows, of any planes, with two high rows each.
 static inline int64_t resample_rows(const Grid& g) {

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pggan_fast import reference
 from tests.ops.samples import LAYOUTS, SAMPLES, laid_out
+from tests.tolerances import EXACT
 
 HALVES = [torch.bfloat16, torch.float16]
 BIG = next(s for s in SAMPLES if str(s) == "bias_act-many_pixels")
@@ -121,3 +123,22 @@ def test_only_y_and_r_are_kept(fused, options, kept):
         assert saved[0].data_ptr() == y.data_ptr()
     if kept == 2:
         assert saved[1].shape == (2, 1, 4, 4)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 129, 131), (3, 5, 1, 1), (5, 700, 3, 5), (1, 2, 128, 128), (4, 3)], ids=str)
+def test_planes_of_any_size(implementation, shape):
+    """Contiguous, without pixel norm: many planes to a piece of work, or many pieces to a plane; to second order."""
+    random = torch.Generator().manual_seed(1)
+    x, g = (torch.randn(shape, generator=random, dtype=torch.float64) for _ in range(2))
+    bias = torch.randn(shape[1], generator=random, dtype=torch.float64)
+
+    def gradients(function):
+        leaves = [t.clone().requires_grad_() for t in (x, bias)]
+        y = function(*leaves, scale=0.7, gain=1.3)
+        dx, db = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        return y, dx, db, *torch.autograd.grad((dx * g).sum() + db.square().sum(), leaves)
+
+    for actual, expected in zip(
+        gradients(implementation.function("bias_act")), gradients(reference.bias_act), strict=True
+    ):
+        torch.testing.assert_close(actual, expected, **EXACT)
