@@ -9,8 +9,8 @@ on meta tensors: each call that is neither a view nor a plain allocation reads i
 is allowed. "convolutions" is what convolutions alone must move: for each of them in forward, in the gradients of
 inputs and weights and in their derivatives, input, weight and output once, a 2x rescaling folded in; "eager's
 convolutions" are those of the baseline, which are not folded. The sums grow with the channels: half of them
-(`fmap_base=4096`) and a convolution's two gradients taken as one call would make 14.0, 42.7 and 81.6 GB of eager's step
-at 32, 256 and 1024 px, and 3.4, 13.0 and 26.1 GB of its convolutions."""
+(`fmap_base=4096`), and a convolution with its bias, and its gradients, taken as one call each would make 13.8, 42.3 and
+80.9 GB of eager's step at 32, 256 and 1024 px, and 3.4, 12.7 and 25.5 GB of its convolutions."""
 
 
 def rows(records: list[dict]) -> tuple[list[str], list[list[str]]]:
