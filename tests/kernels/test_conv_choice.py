@@ -97,6 +97,22 @@ def test_tuning_knows_the_networks_layers():
     assert len({conv_tiles.key(p) for p in found}) == len(set(found))
 
 
+def test_tuning_launches_what_the_networks_launch(monkeypatch):
+    """Every kind of convolution, on the CPU: D's forward with the signs it keeps, its gradients gated by them."""
+    for name in ("randn", "randint"):
+        draw = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *args, device=None, draw=draw, **options: draw(*args, **options))
+    kept = []
+    for problem in tune.problems(HALF, 1, top=8):
+        problem = problem._replace(c_in=20, c_out=40)
+        fused, split = tune.contenders(problem)
+        y, beside = fused(default_tile(problem))
+        split()
+        assert y.shape == (1, 40, problem.h, problem.w) and y.isfinite().all()
+        kept.append(beside.dtype if beside.numel() else None)
+    assert kept == [torch.float32, torch.float32, torch.int32, torch.int32, None, None]
+
+
 def test_the_table_keeps_what_it_had(tmp_path):
     path = tmp_path / "new" / "table.json"
     tune.save({"a": {"tile": [1], "fused": True}}, path)
