@@ -93,6 +93,10 @@ def join() -> Iterator[Processes]:
     if process_count() == 1:
         yield Processes()
         return
+    # torch imports this with the first optimizer. A group that exists by then outlives `destroy_process_group`, and its
+    # threads abort the process at exit, now and then.
+    import torch._dynamo  # noqa: F401
+
     # What the hosts decide goes over gloo, so that it does not wait for the GPUs.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     processes = Processes(dist.get_rank(), dist.get_world_size())

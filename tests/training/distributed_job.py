@@ -150,6 +150,11 @@ def run_in(out, processes, folder, after_step=lambda images: None):
     return train(run or RunFolder.open(out, {}, writes=False), processes)
 
 
+def threads():
+    """Names of this process's threads, those of torch's process groups among them."""
+    return [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
@@ -157,3 +162,4 @@ if __name__ == "__main__":
         for name in sys.argv[2:]:
             found = globals()[name](processes, folder)
             (folder / f"{name}.{processes.rank}.json").write_text(json.dumps(found))
+    (folder / f"threads.{processes.rank}.json").write_text(json.dumps(threads()))

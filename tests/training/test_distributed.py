@@ -179,3 +179,11 @@ def test_alone_everything_is_as_given():
     alone.average_([gradient])
     assert torch.equal(gradient, torch.ones(3))
     assert alone.largest(0, 5) == [0, 5] and alone.shared("x") == "x" and alone.first(lambda: 7) == 7
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads have no names in /proc here")
+def test_a_group_ends_with_its_threads(tmp_path):
+    """Those that are left when Python ends abort the process, and with it a run that was through."""
+    job(2, tmp_path, "a_skipped_step")
+    left = [json.loads((tmp_path / f"threads.{rank}.json").read_text()) for rank in range(2)]
+    assert not [name for names in left for name in names if "gloo" in name]
