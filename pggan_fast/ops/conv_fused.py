@@ -40,6 +40,7 @@ def is_faster(x: Tensor, weight: Tensor, geometry: Geometry, pixel_norm: bool) -
 
 @cache
 def _is_faster(dtype, x_shape, weight_shape, geometry, pixel_norm, device) -> bool:
+    # The device tells one GPU's answers from another's.
     _, up, down = geometry
     way = _way(weight_shape[-1], geometry)
     k = weight_shape[-1] + (max(up, down) == 2)
