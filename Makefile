@@ -22,7 +22,7 @@ test-kernels: export OMP_NUM_THREADS = 1
 test-kernels: lint
 	$(BIN)/python -m pytest tests/cuda_on_cpu -q -rs
 	$(BIN)/python -m pytest tests/ops -q -rs -n 2 -k cuda_on_cpu
-	$(BIN)/python -m pytest tests/kernels tests/test_gpu_check.py \
+	$(BIN)/python -m pytest tests/kernels tests/bench/test_gpu_check.py \
 	    tests/test_build.py::test_one_wheel_serves_another_torch -q -rs -n 2
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -q -n 2
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops -q -n 2 -k triton

@@ -1,1 +1,1 @@
-"""Benchmarks: `pytest bench/`. Read eager.py (the baseline), timing.py (how), targets.py (what for)."""
+"""Benchmarks: `pytest bench/`. baseline/ is what they compare with, harness/ how they time, traffic/ what they count."""

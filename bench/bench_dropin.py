@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 import pggan_fast
-from bench.timing import Case
+from bench.harness.timing import Case
 from tests.dropin import peers, zoo
 
 SECONDS = 0.7

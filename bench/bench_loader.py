@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench.pairs import networks
-from bench.timing import spread
+from bench.baseline.matched_networks import networks
+from bench.harness.timing import spread
+from pggan_fast.data.batches import Batches
+from pggan_fast.data.prefetch import ReadAhead
 from pggan_fast.ops import fade_reals
 from pggan_fast.training import DatasetWriter, PreparedData, TrainStep
-from pggan_fast.training.ahead import ReadAhead
-from pggan_fast.training.data import Batches
 from pggan_fast.training.schedule import BATCH_SIZES, from_table
 
 RESOLUTIONS = [2**level for level in range(2, 11)]

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from bench import eager
-from bench.pairs import baseline, networks
-from bench.timing import assert_close
+from bench.baseline import eager
+from bench.baseline.matched_networks import baseline, networks
+from bench.harness.timing import assert_close
 from pggan_fast.training import TrainStep
 
 RESOLUTION, BATCH = 128, 4

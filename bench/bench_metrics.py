@@ -5,8 +5,8 @@ import importlib.util
 import numpy as np
 import pytest
 
-from bench import plain_swd
-from bench.timing import Case
+from bench.baseline import numpy_swd
+from bench.harness.timing import Case
 from pggan_fast.metrics import sliced_wasserstein
 
 SHAPES = ((256, 3, 64, 64), (64, 3, 128, 128))
@@ -26,10 +26,10 @@ def distance_case(shape: tuple[int, ...]) -> Case:
     fakes = (reals // 2 + np.roll(reals, 1, axis=-1) // 2).astype(np.uint8)
     variants = {
         "ours": lambda _: list(sliced_wasserstein(reals, fakes, seed=0).values())[:-1],
-        "numpy": lambda _: plain_swd.sliced_wasserstein(reals, fakes, seed=0),
+        "numpy": lambda _: numpy_swd.sliced_wasserstein(reals, fakes, seed=0),
     }
     if importlib.util.find_spec("scipy"):
-        variants["scipy"] = lambda _: plain_swd.sliced_wasserstein(reals, fakes, seed=0, blur=plain_swd.scipy_blur)
+        variants["scipy"] = lambda _: numpy_swd.sliced_wasserstein(reals, fakes, seed=0, blur=numpy_swd.scipy_blur)
 
     def check() -> None:
         values = {name: np.array(variant(0)) for name, variant in variants.items()}

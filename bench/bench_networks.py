@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import eager
-from bench.cases import DTYPES, LAYOUTS, place
-from bench.pairs import baseline, networks
-from bench.timing import Case, Variant
+from bench.baseline import eager
+from bench.baseline.matched_networks import baseline, networks
+from bench.harness.cases import DTYPES, LAYOUTS, place
+from bench.harness.timing import Case, Variant
 from pggan_fast import EqualizedConv2d
 
 CHANNELS = {16: 256, 64: 128, 256: 32}

@@ -5,8 +5,8 @@ Four sizes by default, seven with --all-sizes; --shape N,C,H,W and --dtype time 
 
 import pytest
 
-from bench.cases import LAYOUTS, op_case
-from bench.table import MAIN, OTHERS, Op, Shape
+from bench.harness.cases import LAYOUTS, op_case
+from bench.harness.table import MAIN, OTHERS, Op, Shape
 
 SHAPES = (
     (16, 512, 16, 16),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.timing import Case
+from bench.harness.timing import Case
 from pggan_fast import kept_weights
 from pggan_fast.networks import Discriminator, Generator
 from pggan_fast.training import TrainStep

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench.cases import LAYOUTS, op_case
-from bench.table import SMALL, Op, Shape
+from bench.harness.cases import LAYOUTS, op_case
+from bench.harness.table import SMALL, Op, Shape
 
 SHAPES = ((4, 8, 4, 4), (16, 512, 4, 4))
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import compare, plots, report
 from bench.bench_loader import loader_record
 from bench.bench_memory import memory_record
 from bench.bench_metrics import distance_case
 from bench.bench_step import step_case
-from bench.cases import LAYOUTS, op_case
-from bench.table import MAIN, OTHERS, Op
+from bench.harness import compare, plots, report
+from bench.harness.cases import LAYOUTS, op_case
+from bench.harness.table import MAIN, OTHERS, Op
 from pggan_fast.training import DatasetWriter
 
 SMALLEST = (4, 8, 8, 8)

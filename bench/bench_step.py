@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import eager
-from bench.cases import LAYOUTS
-from bench.pairs import baseline, networks
-from bench.timing import Case
+from bench.baseline import eager
+from bench.baseline.matched_networks import baseline, networks
+from bench.harness.cases import LAYOUTS
+from bench.harness.timing import Case
 from pggan_fast.training import TrainStep
 
 SIZES = {4: (16, 128), 8: (16, 128), 16: (16, 128), 32: (16, 128), 64: (8, 128), 128: (4, 64), 256: (2, 32)}

@@ -3,7 +3,7 @@
 import pytest
 
 pytest.importorskip("triton")
-from bench.traffic_step import PROVIDERS, SIZES, step_traffic  # noqa: E402
+from bench.traffic.step import PROVIDERS, SIZES, step_traffic  # noqa: E402
 
 
 @pytest.mark.parametrize("resolution", SIZES)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import machine, plots, report
-from bench.cases import DTYPES
-from bench.timing import Case, captured, measure
-from pggan_fast.training.memory import keep_freed_memory
+from bench.harness import machine, plots, report
+from bench.harness.cases import DTYPES
+from bench.harness.timing import Case, captured, measure
+from pggan_fast.training.runtime.malloc import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 

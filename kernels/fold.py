@@ -1,4 +1,4 @@
-"""Weights folded with a 2x rescaling, and the adjoint; pggan_fast/ops/weights.py says what for.
+"""Weights folded with a 2x rescaling, and the adjoint; pggan_fast/ops/fold.py says what for.
 
 A program takes BLOCK filters, neighbours in memory, and reads each of their values once.
 """

@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from pggan_fast import _moved
 from pggan_fast.dropin import accelerate, explain, restore
 from pggan_fast.layers import (
     Downsample2x,
@@ -29,6 +30,8 @@ from pggan_fast.ops import (
     upsample2x,
     use_impl,
 )
+
+_moved.install()
 
 try:
     __version__ = version("pggan-fast")

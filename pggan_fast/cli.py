@@ -9,19 +9,19 @@ from typing import Any
 
 from pggan_fast import __version__
 from pggan_fast.convert import ExportConfig, ImportConfig, export_weights, import_weights
+from pggan_fast.data.prepare import PrepareConfig, prepare
 from pggan_fast.demo import DemoConfig, demo
 from pggan_fast.doctor import report
 from pggan_fast.evaluation import EvaluateConfig, check_metrics, evaluate, judge_for
+from pggan_fast.generation.images import GenerateConfig, generate_images
+from pggan_fast.generation.interpolation import InterpolateConfig, interpolate
+from pggan_fast.generation.video import VideoConfig, training_video
 from pggan_fast.training import RunFolder, TrainConfig, UserError, train
-from pggan_fast.training.distributed import join
-from pggan_fast.training.generate import GenerateConfig, generate_images
-from pggan_fast.training.initial import find_weights, settings_to_grow
-from pggan_fast.training.interpolate import InterpolateConfig, interpolate
-from pggan_fast.training.options import Parser, from_options
-from pggan_fast.training.prepare import PrepareConfig, prepare
+from pggan_fast.training.init_from import find_weights, settings_to_grow
 from pggan_fast.training.presets import PRESETS
-from pggan_fast.training.threads import spin_briefly
-from pggan_fast.training.video import VideoConfig, training_video
+from pggan_fast.training.runtime.openmp import spin_briefly
+from pggan_fast.utils.distributed import join
+from pggan_fast.utils.options import Parser, from_options
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from pggan_fast import interop
+from pggan_fast.generation.images import generator_of_run
 from pggan_fast.interop.export import export_program, onnx_bytes, program_bytes
+from pggan_fast.interop.weights import load_generator, save_weights
 from pggan_fast.networks import Discriminator, Generator
 from pggan_fast.training import UserError
-from pggan_fast.training.extras import needed
-from pggan_fast.training.files import written_aside
-from pggan_fast.training.generate import generator_of_run
-from pggan_fast.training.options import option
-from pggan_fast.training.weights import load_generator, save_weights
+from pggan_fast.utils.atomic_write import written_aside
+from pggan_fast.utils.optional import needed
+from pggan_fast.utils.options import option
 
 Networks = dict[str, Generator | Discriminator]
 

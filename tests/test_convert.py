@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from pggan_fast import Discriminator, Generator
 from pggan_fast.cli import main
 from pggan_fast.interop import to_gan_zoo, to_pro_gan_pth
+from pggan_fast.interop.weights import load_generator
 from pggan_fast.training import UserError
-from pggan_fast.training.initial import find_weights
-from pggan_fast.training.weights import load_generator
+from pggan_fast.training.init_from import find_weights
 
 SMALL = {"fmap_base": 32, "fmap_max": 8}
 

@@ -35,7 +35,7 @@ for _dtype in (torch.bfloat16, torch.float16):
     FLOORS["first", _dtype] = Floor(2, _KEPT)
     FLOORS["second", _dtype] = Floor(8, f"{_KEPT}; the first gradient is rounded too")
 
-# Beside twice the error of idiomatic eager code (bench/eager.py).
+# Beside twice the error of idiomatic eager code (bench/baseline/eager.py).
 EAGER = Floor(0.01, "a result that is a copy but for one map: the map's errors are far below an eps of the whole")
 
 # torch.autograd.gradcheck in fp64. A central difference of step 1e-6 errs by eps / step = 2e-10 for values of order 1

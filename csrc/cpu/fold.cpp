@@ -1,4 +1,4 @@
-// Weights folded with a 2x rescaling, cast and laid out in one pass, and the adjoint: see pggan_fast/ops/weights.py.
+// Weights folded with a 2x rescaling, cast and laid out in one pass, and the adjoint: see pggan_fast/ops/fold.py.
 #include "../shared/bank.h"
 #include "tensors.h"
 

@@ -1,4 +1,4 @@
-// Filters seen through their strides: see pggan_fast/ops/weights.py.
+// Filters seen through their strides: see pggan_fast/ops/fold.py.
 #pragma once
 
 #include "tensors.h"

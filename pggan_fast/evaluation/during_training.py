@@ -12,7 +12,7 @@ from pggan_fast.evaluation.sources import GeneratedImages, PreparedImages, Sourc
 from pggan_fast.metrics import MetricSet, metric_names
 from pggan_fast.networks import Generator
 from pggan_fast.training import PreparedData, RunFolder, Stage, TrainConfig, UserError
-from pggan_fast.training.device import find_device
+from pggan_fast.utils.device import find_device
 
 BATCH = 32  # images at once
 

@@ -22,16 +22,16 @@ from pggan_fast.evaluation.sources import (
     Source,
     folder_source,
 )
+from pggan_fast.generation.images import generator_of_run
+from pggan_fast.interop.weights import load_generator
 from pggan_fast.metrics import METRICS, MetricSet, metric_names
-from pggan_fast.networks.options import image_size
+from pggan_fast.networks.resolutions import image_size
 from pggan_fast.training import UserError
-from pggan_fast.training.device import find_device
-from pggan_fast.training.files import write_json
-from pggan_fast.training.generate import generator_of_run
-from pggan_fast.training.options import option, to_json
-from pggan_fast.training.progress import bar_over
-from pggan_fast.training.run import config_file
-from pggan_fast.training.weights import load_generator
+from pggan_fast.training.run_folder import config_file
+from pggan_fast.utils.atomic_write import write_json
+from pggan_fast.utils.device import find_device
+from pggan_fast.utils.options import option, to_json
+from pggan_fast.utils.progress_bar import bar_over
 
 PAPERS_COUNT = 16_384
 

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from pggan_fast.data.dataset import MANIFEST
+from pggan_fast.data.preprocessing import fit, read
 from pggan_fast.networks import Generator
-from pggan_fast.networks.options import image_size
+from pggan_fast.networks.resolutions import LOWEST, image_size
+from pggan_fast.networks.sampling import generate, latents
 from pggan_fast.training import PreparedData, UserError
-from pggan_fast.training.dataset import LOWEST, MANIFEST
-from pggan_fast.training.pictures import fit, read
-from pggan_fast.training.samples import generate, latents
 
 READERS = 2  # threads that decode image files
 

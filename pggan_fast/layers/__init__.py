@@ -1,7 +1,7 @@
 """The layers: of the paper, and beyond it."""
 
-from pggan_fast.layers.beyond import MinibatchDiscrimination, ResidualBlock, SelfAttention2d, spectral_norm
-from pggan_fast.layers.paper import (
+from pggan_fast.layers.extra import MinibatchDiscrimination, ResidualBlock, SelfAttention2d, spectral_norm
+from pggan_fast.layers.pggan import (
     Downsample2x,
     EqualizedConv2d,
     EqualizedLinear,

@@ -14,17 +14,9 @@ from pggan_fast.layers import (
     ResidualBlock,
     SelfAttention2d,
 )
-from pggan_fast.networks.options import (
-    blends,
-    channels,
-    check_base,
-    check_resolution,
-    image_size,
-    normalize_spectra,
-    one_hot,
-    resolutions,
-)
+from pggan_fast.networks.options import blends, channels, normalize_spectra, one_hot
 from pggan_fast.networks.recompute import recomputed
+from pggan_fast.networks.resolutions import check_base, check_resolution, image_size, resolutions_up_to
 
 LABEL_MODES = ("acgan", "projection", "concat")
 
@@ -110,7 +102,7 @@ class Discriminator(nn.Module):
             return channels(r, fmap_base, fmap_decay, fmap_max)
 
         self.from_rgb, self.blocks = nn.ModuleDict(), nn.ModuleDict()
-        for r in resolutions(resolution):
+        for r in resolutions_up_to(resolution):
             self.from_rgb[str(r)] = EqualizedConv2d(image_channels, maps(r), 1, act="lrelu")
             if r > 4:
                 block = self.blocks[str(r)] = nn.ModuleDict()
@@ -158,7 +150,7 @@ class Discriminator(nn.Module):
             raise ValueError(f"images have shape {list(images.shape)}, must be [N, {self.image_channels}, {sides}]")
         check_resolution("the images' resolution", resolution, self.resolution)
         x = self.from_rgb[str(resolution)](images)
-        for r in reversed(resolutions(resolution)[1:]):
+        for r in reversed(resolutions_up_to(resolution)[1:]):
             x = self._block(x, r)
             if r == resolution and blends(alpha):
                 old = self.from_rgb[str(r // 2)](ops.downsample2x(images))
@@ -204,7 +196,7 @@ class Discriminator(nn.Module):
     def live_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
         """The parameters that scores of images at `resolution` depend on, with the old path if `fading`."""
         parameters = list(self.head.parameters())
-        for r in resolutions(resolution):
+        for r in resolutions_up_to(resolution):
             if r > 4:
                 parameters += self.blocks[str(r)].parameters()
             if r == resolution or (fading and 2 * r == resolution):

@@ -8,16 +8,9 @@ from torch import Tensor, nn
 
 from pggan_fast import ops
 from pggan_fast.layers import EqualizedConv2d, EqualizedLinear, ResidualBlock, SelfAttention2d
-from pggan_fast.networks.options import (
-    blends,
-    channels,
-    check_base,
-    check_resolution,
-    normalize_spectra,
-    one_hot,
-    resolutions,
-)
+from pggan_fast.networks.options import blends, channels, normalize_spectra, one_hot
 from pggan_fast.networks.recompute import recomputed
+from pggan_fast.networks.resolutions import check_base, check_resolution, resolutions_up_to
 
 INPUT_BIASES = ("channel", "pixel")
 
@@ -114,7 +107,7 @@ class Generator(nn.Module):
         self.input = EqualizedLinear(latent_dim + label_dim, maps(4) * pixels, gain=math.sqrt(2) / 4, bias=False)
         self.input_bias = nn.Parameter(torch.zeros(maps(4) * (pixels if input_bias == "pixel" else 1)))
         self.blocks, self.to_rgb = nn.ModuleDict(), nn.ModuleDict()
-        for r in resolutions(resolution):
+        for r in resolutions_up_to(resolution):
             block = nn.ModuleDict()
             if r > 4 and residual:
                 block["residual"] = ResidualBlock(maps(r // 2), maps(r), up=2, **layer)
@@ -143,7 +136,7 @@ class Generator(nn.Module):
             raise ValueError(f"z has shape {list(z.shape)}, must be [N, {self.latent_dim}]")
         labels = one_hot(labels, self.label_dim, z.shape[0], z)
         x = self._stem(z if labels is None else torch.cat([z, labels], dim=1))
-        for r in resolutions(resolution)[1:]:
+        for r in resolutions_up_to(resolution)[1:]:
             before = x
             x = self._block(x, r)
         images = self.to_rgb[str(resolution)](x)
@@ -185,7 +178,7 @@ class Generator(nn.Module):
     def live_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
         """The parameters that images at `resolution` depend on, with the old path if `fading`."""
         parameters = [*self.input.parameters(), self.input_bias]
-        for r in resolutions(resolution):
+        for r in resolutions_up_to(resolution):
             parameters += self.blocks[str(r)].parameters()
             if r == resolution or (fading and 2 * r == resolution):
                 parameters += self.to_rgb[str(r)].parameters()

@@ -1,7 +1,5 @@
 """What generator and discriminator share: channel counts, sizes, label encoding."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,33 +13,10 @@ def channels(resolution: int, fmap_base: int, fmap_decay: float, fmap_max: int) 
     return min(int(fmap_base / 2 ** (stage * fmap_decay)), fmap_max)
 
 
-def check_resolution(name: str, resolution: int, largest: int = 1024) -> None:
-    """Refuses what is not a power of two from 4 to `largest`."""
-    if not isinstance(resolution, int) or resolution.bit_count() != 1 or not 4 <= resolution <= largest:
-        raise ValueError(f"{name} is {resolution}, must be a power of two from 4 to {largest}")
-
-
-def check_base(base: Sequence[int]) -> tuple[int, int]:
-    """Height and width of the smallest images; refuses what is not 4 x k or k x 4 with k of 4 or more."""
-    if len(base) != 2 or not all(isinstance(side, int) for side in base) or min(base) != 4:
-        raise ValueError(f"base is {base}, must be (height, width) in pixels, the smaller of them 4")
-    return tuple(base)
-
-
-def image_size(resolution: int, base: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of images whose smaller side is `resolution`."""
-    return base[0] * resolution // 4, base[1] * resolution // 4
-
-
 def normalize_spectra(network: nn.Module) -> None:
     """Puts `spectral_norm` on every convolution and dense layer."""
     for layer in [m for m in network.modules() if isinstance(m, (EqualizedConv2d, EqualizedLinear))]:
         spectral_norm(layer)
-
-
-def resolutions(largest: int) -> list[int]:
-    """4, 8, ... largest."""
-    return [2**r for r in range(2, largest.bit_length())]
 
 
 def one_hot(labels: Tensor | None, label_dim: int, batch: int, like: Tensor) -> Tensor | None:

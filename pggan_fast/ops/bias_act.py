@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from pggan_fast import reference
-from pggan_fast.ops.choice import choose
+from pggan_fast.ops.dispatch import choose
 from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, last_order
 from pggan_fast.reference import accumulation_dtype, effective_slope
 

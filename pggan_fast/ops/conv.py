@@ -18,7 +18,8 @@ from pggan_fast.ops.bias_act import (
     epilogue_backward,
     remember_epilogue,
 )
-from pggan_fast.ops.choice import asked, choose
+from pggan_fast.ops.dispatch import asked, choose
+from pggan_fast.ops.fold import prepare, restore, unwritten
 from pggan_fast.ops.layout import is_channels_last, to_layout
 from pggan_fast.ops.registry import (
     TRITON_INSTALLED,
@@ -27,7 +28,6 @@ from pggan_fast.ops.registry import (
     differentiate_forms,
     engine_wants,
 )
-from pggan_fast.ops.weights import prepare, restore, unwritten
 from pggan_fast.reference import accumulation_dtype
 
 

@@ -14,10 +14,10 @@ from pggan_fast.ops.bias_act import (
     epilogue_backward,
     remember_epilogue,
 )
-from pggan_fast.ops.choice import choose
 from pggan_fast.ops.conv import autocast_input, separate_leaf
+from pggan_fast.ops.dispatch import choose
+from pggan_fast.ops.fold import prepare
 from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, engine_wants
-from pggan_fast.ops.weights import prepare
 
 
 def equalized_linear(

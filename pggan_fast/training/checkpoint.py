@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from pggan_fast.training.errors import UserError
-from pggan_fast.training.files import written_aside
+from pggan_fast.utils.atomic_write import written_aside
+from pggan_fast.utils.errors import UserError
 
 FORMAT = 2
 KEPT = 3

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from pggan_fast.networks.discriminator import LABEL_MODES
 from pggan_fast.training.augment import AUGMENTS
-from pggan_fast.training.build import check_networks_and_objective
-from pggan_fast.training.errors import UserError
-from pggan_fast.training.extras import needed
 from pggan_fast.training.losses import OBJECTIVES
-from pggan_fast.training.options import flag, option, table, table_text
 from pggan_fast.training.schedule import BATCH_SIZES, LEARNING_RATES, Schedule
+from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.optional import needed
+from pggan_fast.utils.options import flag, option, table, table_text
+
+# What `AutoencoderDiscriminator` has no place for.
+NOT_IN_AN_AUTOENCODER = ("labels", "attention_at", "residual", "minibatch_discrimination")
 
 
 @dataclass(frozen=True)
@@ -144,3 +146,29 @@ class TrainConfig:
 def images_of(kimg: float) -> int:
     """Thousands of images as a count."""
     return round(kimg * 1000)
+
+
+def check_networks_and_objective(config: TrainConfig) -> None:
+    """Raises UserError for settings that do not go together or are out of range."""
+    for name in ("penalty_weight", "r1_weight", "drift_weight"):
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise UserError(f"{flag(name)} {value}: must be 0 or more")
+    for name in ("penalty_target", "clip", "margin", "d_learning_rate_factor", "augment_kimg"):
+        if getattr(config, name) <= 0:
+            raise UserError(f"{flag(name)} {getattr(config, name)}: must be above 0")
+    if config.d_steps < 1:
+        raise UserError(f"--d-steps {config.d_steps}: must be 1 or more")
+    if not -1 < config.augment_target < 1:
+        raise UserError(f"--augment-target {config.augment_target}: must be between -1 and 1")
+    at = config.attention_at
+    if at is not None and (at < 4 or at & (at - 1) or at > (config.resolution or at)):
+        raise UserError(f"--attention-at {at}: must be a power of two from 4 to --resolution")
+    if config.label_mode != "acgan" and not config.labels:
+        raise UserError(f"--label-mode {config.label_mode}: needs --labels")
+    if config.objective == "ebgan":
+        for name in NOT_IN_AN_AUTOENCODER:
+            if getattr(config, name):
+                raise UserError(f"{flag(name)}: does not go with --objective ebgan, whose discriminator has none")
+        if config.spectral_norm != "none":
+            raise UserError("--spectral-norm: does not go with --objective ebgan")

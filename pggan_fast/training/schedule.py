@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pggan_fast.training.errors import UserError
+from pggan_fast.networks.resolutions import HIGHEST, LOWEST
+from pggan_fast.utils.errors import UserError
 
-HIGHEST = 1024  # px
 LAST_PHASES = 3  # stable ones after the growth, in the official schedule
 
 # Each entry holds from its resolution upwards, until the next one.
@@ -50,7 +50,7 @@ class Schedule:
     """
 
     resolution: int
-    start_resolution: int = 4
+    start_resolution: int = LOWEST
     stable_images: int = 600_000
     transition_images: int = 600_000
     batch_sizes: Mapping[int, int] = field(default_factory=lambda: dict(BATCH_SIZES))
@@ -62,8 +62,8 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("resolution", "start_resolution"):
             value = getattr(self, name)
-            if not 4 <= value <= HIGHEST or value & (value - 1):
-                raise UserError(f"{name} {value}: must be a power of two, 4 to {HIGHEST}")
+            if not LOWEST <= value <= HIGHEST or value & (value - 1):
+                raise UserError(f"{name} {value}: must be a power of two, {LOWEST} to {HIGHEST}")
         if self.start_resolution > self.resolution:
             raise UserError(f"start_resolution {self.start_resolution}: must not be above resolution {self.resolution}")
         if min(self.stable_images, self.transition_images) < 0 or not self.phase_images:

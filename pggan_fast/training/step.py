@@ -13,9 +13,9 @@ from pggan_fast.reference import stddev_group
 from pggan_fast.training.adam import MomentumFreeAdam
 from pggan_fast.training.augment import AUGMENTS, AdaptiveAugment, DiffAugment
 from pggan_fast.training.critic import DiscriminatorCritic
-from pggan_fast.training.distributed import Processes
 from pggan_fast.training.losses import OBJECTIVES, Ebgan, Objective, Stats
-from pggan_fast.training.parts import fewest_parts, keeps_groups, take
+from pggan_fast.utils.batch_split import fewest_parts, keeps_groups, take
+from pggan_fast.utils.distributed import Processes
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILED_STAGES = 64  # more than all resolutions, fading and stable, in training, in G's step and in sample grids

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from pggan_fast.data.batches import Batches
+from pggan_fast.data.dataset import PreparedData
+from pggan_fast.data.prefetch import ReadAhead
+from pggan_fast.interop.weights import save_weights
 from pggan_fast.networks import Generator
 from pggan_fast.ops import fade_reals
-from pggan_fast.training.ahead import ReadAhead
 from pggan_fast.training.build import build_augment, build_networks, build_objective
-from pggan_fast.training.capture import CapturedStep, CudaRecorder
 from pggan_fast.training.checkpoint import (
     checkpoints,
     load_checkpoint,
@@ -25,23 +27,23 @@ from pggan_fast.training.checkpoint import (
     set_random_state,
 )
 from pggan_fast.training.config import TrainConfig, images_of
-from pggan_fast.training.data import Batches
-from pggan_fast.training.dataset import PreparedData
-from pggan_fast.training.device import LateReading, find_device, sent
-from pggan_fast.training.distributed import Processes
-from pggan_fast.training.errors import UserError
-from pggan_fast.training.images import save_png
-from pggan_fast.training.initial import start_from
-from pggan_fast.training.memory import advice_when_out_of_memory, keep_freed_memory
-from pggan_fast.training.observers import Observers
-from pggan_fast.training.progress import Progress, duration
-from pggan_fast.training.run import RunFolder
-from pggan_fast.training.samples import SampleGrid
+from pggan_fast.training.init_from import start_from
+from pggan_fast.training.logging.loggers import Observers
+from pggan_fast.training.logging.progress import Progress
+from pggan_fast.training.logging.sample_grid import SampleGrid
+from pggan_fast.training.logging.statistics import Statistics
+from pggan_fast.training.run_folder import RunFolder
+from pggan_fast.training.runtime.cuda_graph import CapturedStep, CudaRecorder
+from pggan_fast.training.runtime.malloc import keep_freed_memory
+from pggan_fast.training.runtime.signals import Requests
 from pggan_fast.training.schedule import Schedule, Stage, from_table
-from pggan_fast.training.stats import Statistics
 from pggan_fast.training.step import TrainStep
-from pggan_fast.training.stop import Requests
-from pggan_fast.training.weights import save_weights
+from pggan_fast.utils.device import LateReading, find_device, sent
+from pggan_fast.utils.distributed import Processes
+from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.images import save_png
+from pggan_fast.utils.memory import advice_when_out_of_memory
+from pggan_fast.utils.progress_bar import duration
 
 Judge = Callable[[Generator, Stage, float | torch.Tensor], dict[str, float]]
 

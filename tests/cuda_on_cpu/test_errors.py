@@ -1,4 +1,4 @@
-"""Errors against fp64 beside those of the baseline, bench/eager.py, in the same dtype: at most twice.
+"""Errors against fp64 beside those of the baseline, bench/baseline/eager.py, in the same dtype: at most twice.
 
 The matrix of test_values.py compares with pggan_fast.reference, which computes half precision in fp32; people do not.
 """
@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import eager
+from bench.baseline import eager
 from tests.cuda_on_cpu.workload import LAYOUTS
 from tests.ops.implementations import CUDA_ON_CPU
 from tests.ops.samples import Sample

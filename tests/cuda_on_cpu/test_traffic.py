@@ -1,9 +1,9 @@
-"""What bench.traffic_kernels says that the CUDA kernels launch and move, against what the harness counts."""
+"""What bench.traffic.kernels says that the CUDA kernels launch and move, against what the harness counts."""
 
 import pytest
 import torch
 
-from bench.traffic_kernels import NATIVE, arguments, native_bytes, native_launches
+from bench.traffic.kernels import NATIVE, arguments, native_bytes, native_launches
 from tests.cuda_on_cpu import build
 
 # Biases, rows of sums and appended maps beside the tensors, which are small here.

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pggan_fast import accelerate, restore
 from tests.dropin.helpers import always_fuse, calls, tensors
-from tests.dropin.zoo import ZOO, inputs_of, network
+from tests.dropin.model_zoo import ZOO, inputs_of, network
 
 
 def sharded(model: nn.Module) -> nn.Module:

@@ -6,8 +6,8 @@ from torch import nn
 
 from pggan_fast import accelerate, explain, restore
 from tests.dropin.helpers import CLOSE, X, block, calls
+from tests.dropin.model_zoo import network
 from tests.dropin.progressive import UpBlock
-from tests.dropin.zoo import network
 
 # The same objects
 

@@ -13,8 +13,8 @@ import pggan_fast
 from pggan_fast import accelerate, explain, restore
 from pggan_fast.dropin import fused
 from tests.dropin.helpers import CLOSE, EXACT, X, always_fuse, assert_same, block, calls, results, tensors
+from tests.dropin.model_zoo import ZOO, inputs_of, network
 from tests.dropin.progressive import UpBlock
-from tests.dropin.zoo import ZOO, inputs_of, network
 
 # Hooks
 

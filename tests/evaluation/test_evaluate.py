@@ -10,11 +10,11 @@ from PIL import Image
 from pggan_fast import Generator
 from pggan_fast.cli import main
 from pggan_fast.evaluation import EvaluateConfig, evaluate
+from pggan_fast.generation.images import GenerateConfig, generate_images
+from pggan_fast.interop.weights import save_weights
 from pggan_fast.metrics import sliced_wasserstein
 from pggan_fast.metrics.pyramid import pyr_down, pyr_up
 from pggan_fast.training import DatasetWriter
-from pggan_fast.training.generate import GenerateConfig, generate_images
-from pggan_fast.training.weights import save_weights
 from tests.metrics.golden import images
 
 COUNT = 40

@@ -11,7 +11,7 @@ import torch
 
 from pggan_fast.cli import main
 from pggan_fast.interop import load_official_pickle, read_official_pickle
-from pggan_fast.training.weights import load_generator
+from pggan_fast.interop.weights import load_generator
 from tests.interop.golden import IMAGE_TOLERANCE, SCORE_TOLERANCE, assert_close, load, tensor, under
 
 SHARED_OPTIONS = {

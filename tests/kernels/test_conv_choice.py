@@ -11,7 +11,7 @@ import pggan_fast
 from tests.tolerances import EXACT
 
 pytest.importorskip("triton")
-from bench import model_conv  # noqa: E402
+from bench.traffic import model_conv  # noqa: E402
 from pggan_fast.kernels import conv_tiles, tune  # noqa: E402
 from pggan_fast.kernels.conv_tiles import Problem, Tile, default_tile, is_fused_faster, tile_shape  # noqa: E402
 from pggan_fast.ops import conv  # noqa: E402

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from functorch.compile import aot_function, make_boxed_func, min_cut_rematerialization_partition  # noqa: E402
 
 from pggan_fast import ops  # noqa: E402
-from pggan_fast.ops import choice  # noqa: E402
+from pggan_fast.ops import dispatch  # noqa: E402
 from tests.kernels.aot import assumed_gpu  # noqa: E402
 
 # function, shapes, kernels in the forward and in the backward graph
@@ -39,7 +39,7 @@ CALLS = {
 @pytest.mark.parametrize("op", CALLS)
 def test_graphs_are_made_of_kernels(op, monkeypatch):
     # Tracing runs no kernel, so that the CPU, on which autograd works without a GPU, can stand for one.
-    monkeypatch.setattr(choice, "TRITON_INTERPRETED", True)
+    monkeypatch.setattr(dispatch, "TRITON_INTERPRETED", True)
     function, shapes, *launches = CALLS[op]
     graphs: list[GraphModule] = []
 

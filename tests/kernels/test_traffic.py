@@ -1,4 +1,4 @@
-"""What bench.traffic_kernels says that Triton's kernels move, against the addresses that the interpreter sees."""
+"""What bench.traffic.kernels says that Triton's kernels move, against the addresses that the interpreter sees."""
 
 from collections import defaultdict
 from contextlib import ExitStack
@@ -12,7 +12,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
 
-from bench.traffic_kernels import COMPOSITES, HOSTS, MODULES, triton_bytes  # noqa: E402
+from bench.traffic.kernels import COMPOSITES, HOSTS, MODULES, triton_bytes  # noqa: E402
 from pggan_fast.kernels import bias_act, conv, fold, resample, stddev  # noqa: E402
 from pggan_fast.kernels.weight_gradient import weight_gradient  # noqa: E402
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from pggan_fast import ops, reference
-from pggan_fast.ops.choice import passed_over
+from pggan_fast.ops.dispatch import passed_over
 from pggan_fast.ops.fade import split_alpha
 from pggan_fast.ops.registry import TRITON_INTERPRETED
 from tests.kernels.guards import guarded_allocations

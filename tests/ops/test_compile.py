@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pggan_fast import ops, use_impl
-from pggan_fast.ops.choice import passed_over
+from pggan_fast.ops.dispatch import passed_over
 from tests.ops.samples import SAMPLES, Sample, laid_out
 from tests.tolerances import COMPILED
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pggan_fast.ops.choice import passed_over
+from pggan_fast.ops.dispatch import passed_over
 from tests.ops.implementations import cuda_kernels_on_cpu
 from tests.ops.op_calls import CALLS, Call, Make
 

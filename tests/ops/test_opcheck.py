@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pggan_fast.ops.choice import passed_over
+from pggan_fast.ops.dispatch import passed_over
 from tests.ops.implementations import op_names
 from tests.ops.op_calls import CALLS, Make
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from pggan_fast import Discriminator, Generator
+from pggan_fast.data.batches import Batches
 from pggan_fast.training import PreparedData, RunFolder, TrainStep, train
 from pggan_fast.training import trainer as trainer_module
-from pggan_fast.training.data import Batches
-from pggan_fast.training.distributed import Processes, join
-from pggan_fast.training.parts import take
+from pggan_fast.utils.batch_split import take
+from pggan_fast.utils.distributed import Processes, join
 from tests.training.runs import config
 
 SMALL = dict(fmap_base=64, fmap_max=8)

@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 import torch._dynamo  # the first optimizer would import it
 
-from pggan_fast.training import RunFolder, files, train, trainer
+from pggan_fast.training import RunFolder, train, trainer
 from pggan_fast.training.checkpoint import KEPT, checkpoints, find_damage, load_checkpoint, save_checkpoint
+from pggan_fast.utils import atomic_write
 from tests.training.runs import config, stats, without_times, write_data
 
 # 4 px until 64 images, 8 px fades in until 96 and is stable until 160, 16 px fades in until 192: 35 steps.
@@ -67,7 +68,7 @@ def start(folder, out, keep=KEPT):
             os.dup2(log.fileno(), 2)
         trainer.save_checkpoint = functools.partial(save_checkpoint, keep=keep)
         fsync = os.fsync
-        files.os.fsync = lambda file: (time.sleep(SLOW_FLUSH), fsync(file))
+        atomic_write.os.fsync = lambda file: (time.sleep(SLOW_FLUSH), fsync(file))
         begun = (out / "config.json").exists()
         run = RunFolder.open(out, {}) if begun else RunFolder.create(config(folder / "data", out, **SETTINGS))
         code = 0 if train(run) else 1

@@ -7,8 +7,9 @@ import zipfile
 import pytest
 import torch
 
-from pggan_fast.training import checkpoint, files
-from pggan_fast.training.errors import UserError
+from pggan_fast.training import checkpoint
+from pggan_fast.utils import atomic_write
+from pggan_fast.utils.errors import UserError
 
 
 def state(value):
@@ -42,7 +43,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.torch if fault == "save" else files.os, fault, full_disk)
+        patch.setattr(checkpoint.torch if fault == "save" else atomic_write.os, fault, full_disk)
         with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); 000000007.pt is the last"):
             checkpoint.save_checkpoint(tmp_path, 7, state(2))
     assert os.listdir(tmp_path) == [path.name]
@@ -52,8 +53,8 @@ def test_a_failed_save_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, 
 def test_the_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(files.os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(files.os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
+    monkeypatch.setattr(atomic_write.os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(atomic_write.os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
     checkpoint.save_checkpoint(tmp_path, 7, state(1))
     assert calls == ["fsync", "replace", "fsync"]  # contents, name, folder
 

@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
+from pggan_fast.data.batches import Batches
 from pggan_fast.training import PreparedData, RunFolder, UserError, train
 from pggan_fast.training.checkpoint import checkpoints, load_checkpoint
-from pggan_fast.training.data import Batches
-from pggan_fast.training.distributed import BUCKET_BYTES, Processes, _buckets
 from pggan_fast.training.trainer import build_step
+from pggan_fast.utils.distributed import BUCKET_BYTES, Processes, _buckets
 from tests.training.runs import assert_same, config, stats, without_times, write_data
 
 BATCH = {4: 24}  # six groups of 4: whole ones for two processes and for three

@@ -14,8 +14,8 @@ from pggan_fast import cli
 from pggan_fast.training import RunFolder, UserError, checkpoint, train
 from pggan_fast.training import trainer as trainer_module
 from pggan_fast.training.checkpoint import checkpoints, load_checkpoint
-from pggan_fast.training.files import written_aside
-from pggan_fast.training.memory import advice_when_out_of_memory
+from pggan_fast.utils.atomic_write import written_aside
+from pggan_fast.utils.memory import advice_when_out_of_memory
 from tests.training.runs import assert_same, config, write_data
 
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from pggan_fast import Discriminator
 from pggan_fast.cli import main
+from pggan_fast.interop.weights import load_generator
 from pggan_fast.training import DatasetWriter, RunFolder, Schedule, TrainConfig, UserError, train
 from pggan_fast.training.presets import PRESETS
-from pggan_fast.training.weights import load_generator
 
 TINY = {
     "stable_kimg": 0.032,

@@ -5,8 +5,8 @@ import warnings
 import pytest
 import torch
 
+from bench.baseline.matched_networks import networks
 from bench.bench_memory import peak_bytes, peak_record
-from bench.pairs import networks
 from pggan_fast import Discriminator, Generator
 from pggan_fast.training import TrainStep
 from pggan_fast.training.critic import DiscriminatorCritic

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from pggan_fast.training import threads
-from pggan_fast.training.memory import keep_freed_memory
+from pggan_fast.training.runtime import openmp
+from pggan_fast.training.runtime.malloc import keep_freed_memory
 
 PAGE_FAULTS = """
 import resource, torch
-from pggan_fast.training.memory import keep_freed_memory
+from pggan_fast.training.runtime.malloc import keep_freed_memory
 assert keep_freed_memory()
 for repeat in range(30):
     if repeat == 24:  # malloc needs some rounds before an aligned block fits where one was freed
@@ -37,20 +37,20 @@ def test_elsewhere_it_says_that_it_could_not(monkeypatch):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="done on Linux only")
 def test_starts_anew_once_with_a_short_spin_count(monkeypatch):
     started = []
-    monkeypatch.setattr(threads.os, "execv", lambda program, command: started.append(command))
+    monkeypatch.setattr(openmp.os, "execv", lambda program, command: started.append(command))
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pggan_fast", "train"])
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    threads.spin_briefly()
+    openmp.spin_briefly()
     assert os.environ["GOMP_SPINCOUNT"] == "10000"
-    threads.spin_briefly()
+    openmp.spin_briefly()
     assert started == [[sys.executable, "-m", "pggan_fast", "train"]]
 
 
 @pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
 def test_leaves_a_settled_environment_alone(monkeypatch, name):
-    monkeypatch.setattr(threads.os, "execv", lambda *_: pytest.fail("started anew"))
+    monkeypatch.setattr(openmp.os, "execv", lambda *_: pytest.fail("started anew"))
     monkeypatch.setenv(name, "1")
     before = dict(os.environ)
-    threads.spin_briefly()
+    openmp.spin_briefly()
     assert dict(os.environ) == before

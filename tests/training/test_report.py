@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from pggan_fast.training import DatasetWriter, RunFolder, TrainConfig, UserError, train
-from pggan_fast.training.curves import chart
-from pggan_fast.training.observers import TensorBoard
-from pggan_fast.training.report import GRIDS, Report
+from pggan_fast.training.logging.charts import chart
+from pggan_fast.training.logging.loggers import TensorBoard
+from pggan_fast.training.logging.report import GRIDS, Report
 
 TINY = {
     "stable_kimg": 0.032,

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from pggan_fast.generation.images import GenerateConfig, generate_images
+from pggan_fast.interop.weights import load_generator
 from pggan_fast.networks import AutoencoderDiscriminator
 from pggan_fast.training import DatasetWriter, RunFolder, UserError, train
 from pggan_fast.training.checkpoint import checkpoints, load_checkpoint
-from pggan_fast.training.generate import GenerateConfig, generate_images
-from pggan_fast.training.weights import load_generator
 from tests.training.runs import assert_same, config, stats, without_times, write_data
 
 RUNS = {
@@ -126,7 +126,7 @@ def test_truncation(runs, tmp_path, monkeypatch):
     assert not np.array_equal(plain, wide) and np.array_equal(wide[2], again[0])
     seen = []
     monkeypatch.setattr(
-        "pggan_fast.training.generate.generate", lambda G, z, *_, **__: seen.append(z) or [plain[0]] * 200
+        "pggan_fast.generation.images.generate", lambda G, z, *_, **__: seen.append(z) or [plain[0]] * 200
     )
     drawn(tmp_path / "many", run=runs / "0", count=200, truncation=0.5)
     z = seen[0]

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pggan_fast.training.errors import UserError
 from pggan_fast.training.schedule import Schedule, Stage
+from pggan_fast.utils.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data_pipeline.npz"
 

@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pggan_fast import Generator
+from pggan_fast.interop.weights import load_generator
 from pggan_fast.training import RunFolder, UserError, train
 from pggan_fast.training import trainer as trainer_module
 from pggan_fast.training.checkpoint import checkpoints, load_checkpoint
-from pggan_fast.training.weights import load_generator
 from tests.training.runs import assert_same, config, stats, without_times, write_data
 
 

@@ -1,0 +1,1 @@
+"""What pggan_fast is compared with. Nothing here may use an op of pggan_fast."""

@@ -1,0 +1,1 @@
+"""How benchmarks are timed, gated and reported."""

@@ -1,0 +1,1 @@
+"""Launches and bytes of a training step, counted on meta tensors."""

@@ -1,0 +1,172 @@
+"""What our kernels move, for `bench.traffic.count`: how often each of their tensors passes, times its bytes.
+
+Read off the kernels themselves at small sizes: tests/cuda_on_cpu/test_traffic.py counts what csrc/cuda loads and
+stores in the harness, tests/kernels/test_traffic.py the addresses that Triton's interpreter sees. A tensor that is
+not named below passes once. What several programs read again (biases, rows of sums) is left out: a few hundredths at
+most. A convolution's tensors count once, as cuDNN's do, though each tap issues loads of its own: caches hold the rows.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from bench.traffic.count import Traffic, distinct_bytes
+from pggan_fast.kernels import bias_act, conv, conv_tiles, fold, pixel_norm_gradient, resample, stddev, weight_gradient
+from pggan_fast.ops import conv as ops_conv
+from pggan_fast.ops import dispatch
+from pggan_fast.ops import linear as ops_linear
+
+MAPS_ALONE = 0.0
+"""Only the maps that minibatch_stddev appended pass, a thousandth of the tensor."""
+
+FOLDING = ("fold_weight", "unfold_weight")
+
+TRITON = {
+    "write_maps_kernel": {"y": MAPS_ALONE},
+    "sum_maps_kernel": {"dy": MAPS_ALONE},
+}
+"""{kernel: {argument: passes}}"""
+
+NATIVE = {
+    "bias_act": (1, {}),
+    "bias_act_": (1, {"x": 2.0}),
+    "bias_act_double_backward": (1, {}),
+    "bias_act_backward": (1, {}),
+    "upsample2x": (1, {}),
+    "downsample2x": (1, {}),
+    "fade_in": (1, {}),
+    "fade_in_backward": (1, {}),
+    "fade_reals": (1, {}),
+    "minibatch_stddev": (2, {}),
+    "minibatch_stddev_backward": (2, {}),
+    "minibatch_stddev_double_backward": (3, {"dy": MAPS_ALONE}),
+    "fold_weight": (1, {}),
+    "unfold_weight": (1, {}),
+}
+"""{op: (launches, {argument: passes})} of csrc/cuda. `bias_act_backward` launches once more for a bias."""
+
+COMPOSITES = {"equalized_conv2d": ops_conv._forward_kernel, "equalized_linear": ops_linear._forward_kernel}
+"""Ops that are several launches, torch's among them."""
+
+HOSTS = {
+    "bias_act": bias_act.forward,
+    "bias_act_": bias_act.forward_in_place,
+    "bias_act_backward": bias_act.backward,
+    "bias_act_double_backward": bias_act.double_backward,
+    "upsample2x": resample.upsample,
+    "downsample2x": resample.downsample,
+    "fade_in": resample.fade_in,
+    "fade_in_backward": resample.fade_in_backward,
+    "fade_reals": resample.fade_reals,
+    "minibatch_stddev": stddev.forward,
+    "minibatch_stddev_backward": stddev.backward,
+    "minibatch_stddev_double_backward": stddev.double_backward,
+    "fold_weight": fold.fold,
+    "unfold_weight": fold.unfold,
+}
+"""{op: the function of pggan_fast.kernels that launches for it}"""
+
+MODULES = (bias_act, conv, fold, pixel_norm_gradient, resample, stddev, weight_gradient)
+
+
+def native_launches(op: str, given: dict) -> int:
+    return NATIVE[op][0] + bool(given.get("bias_wanted"))
+
+
+def native_bytes(op: str, given: dict, outputs: object) -> float:
+    """Of one call; `given` are its arguments by name."""
+    passes = dict(NATIVE[op][1])
+    if op in ("bias_act_backward", "bias_act_double_backward") and not given["pixel_norm"]:
+        # The sign of an affine map's gradient needs no y, and a second derivative no dy.
+        passes |= {"y": 0.0} if given["act"] == "linear" else {}
+        passes |= {"dy": 0.0} if op == "bias_act_double_backward" else {}
+    read = sum(passes.get(name, 1.0) * distinct_bytes(value) for name, value in given.items())
+    return read + distinct_bytes(*(outputs if isinstance(outputs, (tuple, list)) else [outputs]))
+
+
+def triton_bytes(kernel, tensors: dict[str, object]) -> float:
+    """Of one launch; `tensors` are the kernel's arguments by name."""
+    passes = TRITON.get(kernel.__name__, {})
+    if "d_y" in kernel.arg_names and "d_y" not in tensors:
+        passes = {"dy": 0.0}  # bias_act's second derivative without pixel norm
+    return sum(passes.get(name, 1.0) * distinct_bytes(value) for name, value in tensors.items())
+
+
+def arguments(op: torch._ops.OpOverload, args: tuple, kwargs: dict) -> dict:
+    """By name, defaults included."""
+    named = {a.name: a.default_value if a.has_default_value() else None for a in op._schema.arguments}
+    return named | dict(zip((a.name for a in op._schema.arguments), args, strict=False)) | kwargs
+
+
+def _native(op: torch._ops.OpOverload):
+    name = op._schema.name.partition("::")[2]
+
+    def rule(traffic: Traffic, *args, **kwargs):
+        given, outputs = arguments(op, args, kwargs), op(*args, **kwargs)
+        traffic.add(name, native_bytes(name, given, outputs), native_launches(name, given))
+        return outputs
+
+    return rule
+
+
+def _inside(op: torch._ops.OpOverload, run: Callable):
+    """Counts what the Python function behind an op does."""
+
+    def rule(traffic: Traffic, *args, **kwargs):
+        with traffic:
+            return run(*arguments(op, args, kwargs).values())
+
+    return rule
+
+
+def _is_fused_on_a_gpu(x, weight, geometry, options, impl: str) -> bool:
+    return ops_conv._fused().is_faster(x, weight, geometry, options[4])
+
+
+def _as_on_an_h100(stack: ExitStack) -> None:
+    """Convolutions of the native form are fused where `auto` takes that for faster, tf32 being allowed."""
+    stack.enter_context(mock.patch.object(ops_conv, "_is_fused", _is_fused_on_a_gpu))
+    stack.enter_context(mock.patch.object(conv_tiles, "dot_precision", lambda: "tf32"))
+
+
+@contextmanager
+def counted(impl: str) -> Iterator[Traffic]:
+    """Inside, our ops on meta tensors take `impl`, and are counted launch by launch.
+
+    impl: "native", "triton", or "auto", which is native with convolutions fused as on an H100.
+    """
+    native, triton = torch.ops.pggan_fast, torch.ops.pggan_fast_triton
+    rules = {getattr(native, name).default: _native(getattr(native, name).default) for name in NATIVE}
+    if impl == "triton":
+        # One op stands for either form of these: Triton's where nothing was compiled.
+        rules |= {
+            getattr(native, name).default: _inside(getattr(native, name).default, HOSTS[name]) for name in FOLDING
+        }
+    for namespace, form in ((native, "native"), (triton, "triton")):
+        for name, run in COMPOSITES.items():
+            op = getattr(namespace, name).default
+            rules[op] = _inside(op, partial(run, form))
+    for name, run in HOSTS.items():
+        op = getattr(triton, name).default
+        rules[op] = _inside(op, run)
+    # Meta tensors share no memory that it could compare, and it launches nothing.
+    rules[torch.ops.aten.is_set_to.default] = lambda _, a, b: a.shape == b.shape and a.stride() == b.stride()
+    traffic = Traffic(rules)
+
+    def launch(kernel, grid, *args, **options) -> None:
+        tensors = {n: a for n, a in zip(kernel.arg_names, args, strict=False) if isinstance(a, Tensor)}
+        traffic.add(kernel.__name__, triton_bytes(kernel, tensors))
+
+    with ExitStack() as stack:
+        # Meta tensors have no kernels of their own, so no implementation offers itself for them.
+        stack.enter_context(mock.patch.object(dispatch, "passed_over", lambda impl, device: None))
+        for module in MODULES:
+            stack.enter_context(mock.patch.object(module, "launch", launch))
+        if impl == "auto":
+            _as_on_an_h100(stack)
+        stack.enter_context(dispatch.use_impl("native" if impl == "auto" else impl))
+        yield stack.enter_context(traffic)

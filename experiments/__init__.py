@@ -1,0 +1,1 @@
+"""Studies of training itself, each a command: `python -m experiments.NAME`."""

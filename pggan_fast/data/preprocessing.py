@@ -1,0 +1,105 @@
+"""From a picture of any kind to a uint8 array of one shape: upright, cut, Lanczos-resized, converted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from pggan_fast.networks.resolutions import LOWEST, SQUARE, image_size
+from pggan_fast.utils.images import MODES, picture
+
+Picture = Image.Image | np.ndarray
+"""A Pillow image, or a uint8 array [C, H, W] of 1 to 4 channels."""
+
+RGB_KINDS = ("L", "RGB")  # modes without transparency
+
+
+def read(name: str, file: Path | BinaryIO) -> Picture:
+    """The picture in `file`: a .npy array of one image by its `name`, else anything that Pillow reads."""
+    if name.endswith(".npy"):
+        return from_array(np.load(file, allow_pickle=False))
+    with Image.open(file) as opened:
+        return ImageOps.exif_transpose(opened)
+
+
+def measure(name: str, file: Path | BinaryIO) -> tuple[int, int]:
+    """(width, height) of the upright picture, from the header where the format has one."""
+    if name.endswith(".npy"):
+        height, width = from_array(np.load(file, allow_pickle=False)).shape[1:]
+        return width, height
+    with Image.open(file) as image:
+        # Of cameras' files; a PNG would be decoded for it.
+        lies_on_its_side = image.format in ("JPEG", "MPO") and image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        return image.size[::-1] if lies_on_its_side else image.size
+
+
+def from_array(array: np.ndarray) -> np.ndarray:
+    """uint8 [C, H, W] of an array [H, W], [C, H, W] or [H, W, C], with leading axes of 1 or without.
+
+    Floats are taken for 0..1. Raises ValueError for anything else.
+    """
+    pixels = array
+    while pixels.ndim > 3 and pixels.shape[0] == 1:
+        pixels = pixels[0]
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    elif pixels.ndim == 3 and pixels.shape[0] not in MODES and pixels.shape[2] in MODES:
+        pixels = pixels.transpose(2, 0, 1)
+    if pixels.ndim != 3 or pixels.shape[0] not in MODES:
+        raise ValueError(f"an array of shape {list(array.shape)} is no image of 1 to 4 channels")
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not 0 <= pixels.min() <= pixels.max() <= 1:
+            raise ValueError(f"values from {pixels.min():g} to {pixels.max():g}: floats must be in 0..1")
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"an array of {pixels.dtype}: must be uint8, or floats in 0..1")
+    return pixels
+
+
+def fit(image: Picture, resolution: int, *, crop: str, channels: int, base: tuple[int, int] = SQUARE) -> np.ndarray:
+    """uint8 [channels, *image_size(resolution, base)]; an array that has this shape already is left as it is."""
+    height, width = image_size(resolution, base)
+    if isinstance(image, np.ndarray):
+        if image.shape == (channels, height, width):
+            return image
+        image = picture(image.transpose(1, 2, 0))
+    image = _to_mode(image, MODES[channels])
+    box = _centre(image.size, base) if crop == "center" else None
+    image = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def size_of(image: Picture) -> tuple[int, int]:
+    """(width, height)."""
+    return (image.shape[2], image.shape[1]) if isinstance(image, np.ndarray) else image.size
+
+
+def reach(size: tuple[int, int], base: tuple[int, int]) -> int:
+    """The highest resolution, any whole number, that an image of `size`, width and height, is large enough for."""
+    return min(size[0] * LOWEST // base[1], size[1] * LOWEST // base[0])
+
+
+def _centre(size: tuple[int, int], base: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The largest box of the base's proportions in the middle: left, top, right, bottom."""
+    width = min(size[0], size[1] * base[1] // base[0])
+    height = min(size[1], size[0] * base[0] // base[1])
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return left, top, left + width, top + height
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Convert from any of Pillow's modes; 16 bits become 8, transparent parts white unless `mode` has alpha."""
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow clips these at 255 instead of scaling them.
+        values = np.asarray(image, dtype=np.float64)
+        values = values / 257 if image.mode.startswith("I;16") or values.max() > 255 else values
+        image = Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if mode in RGB_KINDS:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+    return image.convert(mode)

@@ -1,0 +1,81 @@
+"""A data set of Hugging Face `datasets`: from the hub, from files, saved to disk, or streaming."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pggan_fast.data.preprocessing import Picture, measure, read
+from pggan_fast.data.sources.source import Item
+from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.optional import needed
+
+
+class HuggingFace:
+    """A `datasets.Dataset` or `IterableDataset` with a column of images and, for classes, one of class labels.
+
+    `name` is what errors and the manifest call it. The first column of each kind is taken.
+    """
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        datasets = _library(name)
+        features = dataset.features or {}
+        images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+        labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+        if not images:
+            raise UserError(f"--images {name}: has no column of images (columns: {', '.join(features) or 'unknown'})")
+        self.name = name
+        self._image = images[0]
+        self._label = labels[0] if labels else None
+        self.classes = list(features[self._label].names) if labels else None
+        self.count = len(dataset) if isinstance(dataset, datasets.Dataset) else None
+        # Undecoded, so that the threads of prepare decode and a bad image spoils no other one.
+        wanted = dataset.select_columns([self._image, *labels[:1]])
+        self._rows = wanted.cast_column(self._image, datasets.Image(decode=False))
+        fingerprint = dataset._fingerprint if self.count is not None else None
+        self.facts: dict[str, Any] = {"hugging face": name, "fingerprint": fingerprint, "column": self._image}
+
+    @classmethod
+    def open(cls, name: str, *, split: str, streaming: bool) -> HuggingFace:
+        """By its name on the hub, or a folder: of files, or one that `save_to_disk` wrote."""
+        datasets = _library(name)
+        folder = Path(name.removeprefix("hf:"))
+        try:
+            if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+                dataset = datasets.load_from_disk(str(folder))
+                dataset = dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
+                dataset = dataset.to_iterable_dataset() if streaming else dataset
+            else:
+                dataset = datasets.load_dataset(name.removeprefix("hf:"), split=split, streaming=streaming)
+        except Exception as error:  # of the network, of the hub, of the data set's own making
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--images {name}: cannot be loaded, split {split} ({reason})") from error
+        return cls(dataset, name)
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        for index, row in enumerate(self._rows.skip(start) if start else self._rows, start):
+            stored = row[self._image] or {}
+            label = row[self._label] if self._label else None
+            measured = partial(self._measure, stored)
+            yield Item(f"{self.name}[{index}]", label, partial(self._read, stored), measured)
+
+    def _read(self, stored: dict[str, Any]) -> Picture:
+        return read("", _file(stored))
+
+    def _measure(self, stored: dict[str, Any]) -> tuple[int, int]:
+        return measure("", _file(stored))
+
+
+def _file(stored: dict[str, Any]) -> io.BytesIO | Path:
+    if stored.get("bytes") is not None:
+        return io.BytesIO(stored["bytes"])
+    if stored.get("path") is None:
+        raise ValueError("there is no image in this row")
+    return Path(stored["path"])
+
+
+def _library(name: str) -> Any:
+    return needed("datasets", extra="datasets", what=f"--images {name}")

@@ -1,0 +1,113 @@
+"""Films: frames to an .mp4 (with imageio-ffmpeg) or a .gif (without), and the film of a run's sample grids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pggan_fast.training.run_folder import config_file
+from pggan_fast.utils.atomic_write import written_aside
+from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.images import rgb
+from pggan_fast.utils.optional import needed
+from pggan_fast.utils.options import option
+from pggan_fast.utils.progress_bar import bar_over
+
+FORMATS = (".mp4", ".gif")
+GIF_STEP = 0.01  # seconds: what a .gif counts time in
+QUALITY = 18  # x264's constant rate factor: the eye sees no loss
+LAST_FRAME_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """Settings of `pggan-fast video`."""
+
+    run: Path = option(help="a run; its sample grids become the frames")
+    out: Path = option(help="the .mp4 or .gif to write (without either: .mp4 if imageio-ffmpeg is installed)")
+    fps: float = option(8.0, help="frames per second")
+    width: int = option(1024, help="pixels at most")
+
+    def __post_init__(self) -> None:
+        if self.width < 16:
+            raise UserError(f"--width {self.width}: must be 16 or more")
+
+
+def training_video(config: VideoConfig) -> Path:
+    """Write the film of a run's progress; returns its path."""
+    if not config_file(config.run).is_file():
+        raise UserError(f"--run {config.run}: holds no run (no config.json)")
+    files = sorted((config.run / "samples").glob("*.png"))
+    if not files:
+        raise UserError(f"--run {config.run}: has no sample grids yet")
+    out = video_path(config.out, config.fps)
+    with Image.open(files[-1]) as last:
+        scale = min(1.0, config.width / last.width)
+        size = max(1, round(last.width * scale)), max(1, round(last.height * scale))
+
+    def frames() -> Iterator[np.ndarray]:
+        held = [files[-1]] * round(LAST_FRAME_SECONDS * config.fps)
+        for file in bar_over([*files, *held], "frames"):
+            with Image.open(file) as image:
+                yield np.asarray(rgb(image).resize(size, Image.Resampling.LANCZOS))
+
+    save_video(out, frames(), config.fps)
+    return out
+
+
+def video_path(out: Path, fps: float) -> Path:
+    """`out` with the ending of a format that can be written. Raises UserError if it exists or cannot be."""
+    if out.suffix.lower() not in FORMATS:
+        if out.suffix:
+            raise UserError(f"--out {out}: must end in {' or '.join(FORMATS)}")
+        out = out.with_suffix(".mp4" if find_spec("imageio_ffmpeg") else ".gif")
+    if out.exists():
+        raise UserError(f"--out {out}: is there already; choose another name")
+    fastest = 1 / (2 * GIF_STEP) if out.suffix.lower() == ".gif" else 240
+    if not 0 < fps <= fastest:
+        raise UserError(f"--fps {fps:g}: must be above 0 and at most {fastest:g} for {out.suffix}")
+    if out.suffix.lower() == ".mp4":
+        needed("imageio_ffmpeg", extra="video", what=f"--out {out} (a .gif needs nothing)")
+    return out
+
+
+def save_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Write frames, uint8 [H, W, 3], whole or not at all; at least one. An .mp4 gets even sides by a black edge."""
+    with written_aside(path) as aside:
+        if path.suffix.lower() == ".mp4":
+            _save_mp4(aside, frames, fps)
+        else:
+            images = (Image.fromarray(frame) for frame in frames)
+            milliseconds = round(1 / fps / GIF_STEP) * GIF_STEP * 1000
+            next(images).save(aside, format="GIF", save_all=True, append_images=images, duration=milliseconds, loop=0)
+
+
+def _save_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    import imageio_ffmpeg  # an extra; video_path has seen that it is there
+
+    frames = iter(frames)
+    first = next(frames)
+    height, width = first.shape[:2]
+    even = ((0, height % 2), (0, width % 2), (0, 0))
+    writer = imageio_ffmpeg.write_frames(
+        str(path),
+        (width + width % 2, height + height % 2),
+        fps=fps,
+        codec="libx264",
+        quality=None,
+        macro_block_size=1,
+        output_params=["-crf", str(QUALITY), "-f", "mp4", "-movflags", "+faststart"],
+        ffmpeg_log_level="error",
+    )
+    writer.send(None)
+    try:
+        for frame in chain([first], frames):
+            writer.send(np.ascontiguousarray(np.pad(frame, even)))
+    finally:
+        writer.close()

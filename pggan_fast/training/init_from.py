@@ -1,0 +1,131 @@
+"""Weights to start from: those of another run, to grow on or to fine-tune, or of a generator file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from pggan_fast.training.checkpoint import checkpoints, load_checkpoint
+from pggan_fast.training.config import TrainConfig
+from pggan_fast.training.run_folder import config_file
+from pggan_fast.training.step import TrainStep
+from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.options import from_json
+
+Weights = dict[str, Tensor]
+
+# Options that no weight shows and no setting of a run changes; imported networks may have others.
+AS_TRAINED = {
+    "fused_scale": True,
+    "input_norm": True,
+    "slope": 0.2,
+    "pixel_norm_eps": 1e-8,
+    "mbstd_grouping": "strided",
+    "mbstd_correction": 0,
+}
+
+
+def settings_to_grow(run: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that goes on growing the networks of the finished `run`, changed by those `given`.
+
+    Raises UserError if `run` is not finished or `given` has no higher resolution.
+    """
+    if not (run / "final").is_dir():
+        raise UserError(f"--grow-from {run}: holds no finished run (no final/)")
+    try:
+        before = from_json(TrainConfig, json.loads(config_file(run).read_text(encoding="utf-8"))["settings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"--grow-from {run}: config.json is damaged ({error})") from error
+    if given.get("resolution", 0) <= before.resolution:
+        raise UserError(f"--resolution: must be given with --grow-from {run}, above its {before.resolution}")
+    kept = {field.name: getattr(before, field.name) for field in dataclasses.fields(before) if field.name != "out"}
+    start = {
+        "start_resolution": before.resolution,
+        "first_stable_kimg": 0.0,  # that resolution has had its stable phase
+        "total_kimg": None,
+        "progressive": True,
+        "init_from": run,
+    }
+    return {**kept, **start, **given}
+
+
+def start_from(step: TrainStep, path: Path) -> None:
+    """Give `step`'s networks the weights in `path` and say which layers had none there.
+
+    Layers of resolutions that only one side has are left out: those that are new start at random.
+    Raises UserError if `path` holds no weights or they are of networks with other settings.
+    """
+    found = find_weights(path)
+    for name, network in (("generator", step.G), ("average of the generator", step.G_ema), ("discriminator", step.D)):
+        if name not in found:
+            print(f"--init-from {path}: has no {name}, it starts at random")
+            continue
+        new = _take_over(network, found[name], f"--init-from {path}: {name}")
+        if new:
+            print(f"--init-from {path}: {name} at {', '.join(new)} px is new")
+
+
+def find_weights(path: Path) -> dict[str, Weights]:
+    """By network: of a run's newest checkpoint, its final weights, or a file with a discriminator beside it.
+
+    Raises UserError if there are none.
+    """
+    saved = checkpoints(path / "checkpoints") if config_file(path).is_file() else []
+    if saved:
+        state = load_checkpoint(saved[-1])["step"]
+        return {"generator": state["G"], "average of the generator": state["G_ema"], "discriminator": state["D"]}
+    file = path / "final" / "generator.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"--init-from {path}: is neither a run with weights nor a .safetensors file")
+    generator = _load(file)
+    found = {"generator": generator, "average of the generator": generator}
+    beside = file.with_name("discriminator.safetensors")
+    if beside.is_file():
+        found["discriminator"] = _load(beside)
+    return found
+
+
+def _load(file: Path) -> Weights:
+    described = file.with_suffix(".json")
+    if described.is_file():
+        try:
+            options = json.loads(described.read_text(encoding="utf-8"))["options"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"--init-from {file}: {described.name} is damaged ({error})") from error
+        for name, value in AS_TRAINED.items():
+            if options.get(name, value) != value:
+                raise UserError(f"--init-from {file}: is of a network with {name}={options[name]}, runs have {value}")
+    try:
+        return safetensors.torch.load_file(file)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"--init-from {file}: cannot be read ({error})") from error
+
+
+def _take_over(network: nn.Module, weights: Weights, what: str) -> list[str]:
+    """Copy what both have; returns the resolutions that only `network` has."""
+    own = network.state_dict()
+    for name, value in own.items():
+        if name in weights and weights[name].shape != value.shape:
+            raise UserError(
+                f"{what} has {name} of {list(weights[name].shape)}, this run needs {list(value.shape)}"
+                " (channels, latent size, classes and the data's channels must be the same)"
+            )
+    missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
+    new, gone = ({_resolution(name) for name in names} for names in (missing, unknown))
+    kept = {_resolution(name) for name in own.keys() & weights.keys()} - {None}
+    if not kept or None in new | gone or (new | gone) & kept:
+        name = min(missing | unknown)
+        raise UserError(f"{what} is of networks with other options ({name} is only in one of the two)")
+    network.load_state_dict({**own, **{name: weights[name] for name in own.keys() & weights.keys()}})
+    return sorted(new, key=int)
+
+
+def _resolution(name: str) -> str | None:
+    """The resolution whose layers a weight belongs to: "64" of "blocks.64.conv.weight"."""
+    parts = name.split(".")
+    return parts[1] if parts[0] in ("blocks", "to_rgb", "from_rgb") else None

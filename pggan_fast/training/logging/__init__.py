@@ -1,0 +1,1 @@
+"""What a run tells about itself: statistics, progress, loggers, the report, sample grids."""

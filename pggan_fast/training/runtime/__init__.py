@@ -1,0 +1,1 @@
+"""How a run uses the machine: CUDA graphs, signals, malloc, OpenMP."""

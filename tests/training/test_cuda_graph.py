@@ -1,0 +1,94 @@
+"""A step that is recorded once and played back: the same numbers, with nothing decided by the host."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from pggan_fast import Discriminator, Generator
+from pggan_fast.training import TrainStep
+from pggan_fast.training import step as step_module
+from pggan_fast.training.runtime.cuda_graph import WARM_UP, CapturedStep
+from tests.training.tape import Tape, TapeRecorder
+
+SMALL = dict(fmap_base=32, fmap_max=8)
+
+
+def build(**options):
+    torch.manual_seed(0)
+    labels = options.pop("label_dim", 0)
+    networks = (network(8, label_dim=labels, **SMALL) for network in (Generator, Discriminator))
+    return TrainStep(*networks, **options)
+
+
+def changed_by(step):
+    tensors = [*step.G.parameters(), *step.D.parameters(), *step.G_ema.parameters(), *step._counters().values()]
+    for optimizer in (step.optimizer_G, step.optimizer_D):
+        tensors += [tensor for state in optimizer.state.values() for tensor in state.values()]
+    if step.augment is not None:
+        tensors += step.augment.buffers()
+    return tensors
+
+
+def batches(resolutions, n=8):
+    random = torch.Generator().manual_seed(1)
+    for resolution, alpha in resolutions:
+        yield (
+            torch.rand(n, 3, resolution, resolution, generator=random) * 2 - 1,
+            torch.eye(2)[torch.arange(n) % 2],
+            alpha,
+        )
+
+
+STAGES = [(4, 1.0)] * 6 + [(8, torch.tensor(0.1 * i)) for i in range(1, 7)] + [(8, 1.0)] * 5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"precision": "fp16"}, {"precision": "bf16", "micro_batch": 4, "label_dim": 2}],
+    ids=["fp32", "fp16", "bf16_parts_labels"],
+)
+def test_a_recorded_step_gives_the_bits_of_a_plain_one(options, monkeypatch):
+    # A tape sees operators, not what their kernels keep: weights are cast and folded in its sight, at every use.
+    monkeypatch.setattr(step_module, "kept_weights", lambda: nullcontext(lambda parameters: None))
+    plain, recorded = build(**options), build(**options)
+    recorder = TapeRecorder(lambda: changed_by(recorded))
+    captured = CapturedStep(recorded, recorder)
+    live = None
+    random = torch.get_rng_state()
+    for index, (real, labels, alpha) in enumerate(batches(STAGES)):
+        labels = labels if options.get("label_dim") else None
+        for step in (plain, recorded):
+            if live != (real.shape, isinstance(alpha, torch.Tensor)):
+                step.reset_optimizers()
+            step.set_learning_rate(1e-3 / (index + 1))
+        live = (real.shape, isinstance(alpha, torch.Tensor))
+        torch.set_rng_state(random)
+        expected = plain(real, labels, alpha=alpha)
+        torch.set_rng_state(random)
+        found = captured(real, labels, alpha=alpha)
+        random = torch.get_rng_state()
+        assert found.keys() == expected.keys()
+        for name in found:
+            assert torch.equal(found[name], expected[name]), (index, name)
+    for a, b in zip(changed_by(recorded), changed_by(plain), strict=True):
+        assert torch.equal(a, b)
+    assert recorder.recordings == 3 == len([1 for stage in (6, 6, 5) if stage > WARM_UP])
+
+
+@pytest.mark.parametrize("augment", [None, "ada", "diffaugment"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_never_reads_the_device(precision, augment):
+    step = build(precision=precision, augment=augment)
+    real, _, alpha = next(batches([(8, torch.tensor(0.5))]))
+    step(real, alpha=alpha)
+    with Tape() as tape:  # which raises at a read
+        step(real, alpha=alpha)
+        step.set_learning_rate(1e-4)
+    assert torch.ops.aten._fused_adam_.tensor_lr in {call[0] for call in tape.calls}
+
+
+def test_the_tape_notices_a_read():
+    x = torch.ones(2)
+    with Tape(), pytest.raises(AssertionError, match="reads the device"):
+        float(x.sum())
