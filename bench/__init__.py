@@ -1,1 +1,1 @@
-"""Benchmarks: `pytest bench/`. baseline/ is what they compare with, harness/ how they time, traffic/ what they count."""
+"""Benchmarks: `pytest bench/`. baseline/: compared with what; harness/: timed how; traffic/: bytes counted."""
