@@ -35,6 +35,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return called
 
 
+def called(model: nn.Module, *inputs: object) -> nn.Module:
+    """The model after a call, which leaves random states as they are."""
+    with torch.random.fork_rng():
+        model(*inputs)
+    return model
+
+
 def double(value: object) -> object:
     """A tensor of floats in fp64, anything else as it is."""
     return value.double() if is_float(value) else value
