@@ -15,7 +15,6 @@ from bench.gpu_check.__main__ import check
 from bench.gpu_check.parts import Part, parts
 
 ROOT = Path(__file__).parents[2]
-slow = pytest.mark.skipif("PGGAN_FAST_TEST_KERNELS" not in os.environ, reason="slow: run by make test-kernels")
 
 
 def gpu_check(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -101,7 +100,6 @@ def test_right_or_wrong_comes_before_any_timing():
         assert timed == sorted(timed) and any(timed)
 
 
-@slow
 def test_a_rehearsal_runs_every_part_and_writes_the_report(tmp_path):
     sanitizer = tmp_path / "bin/compute-sanitizer"
     sanitizer.parent.mkdir()
