@@ -42,7 +42,7 @@ def on_device(function: Callable[[str], Callable], device: str) -> Callable[[str
 def exact_convolutions() -> Iterator[None]:
     """Inside, cuDNN computes fp32 in fp32, not in TF32 as by default, and gives the same bits every time.
 
-    By the switch that torch 2.11 still reads. The tolerances are those of fp32; gradcheck compares two runs bit for bit.
+    By the switch that torch 2.11 still reads. Tolerances are those of fp32, and gradcheck compares two runs bitwise.
     """
     before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
