@@ -19,6 +19,7 @@ from pggan_fast.layers import (
 from pggan_fast.networks import Discriminator, Generator
 from pggan_fast.ops import (
     bias_act,
+    cache_folded_weights,
     downsample2x,
     equalized_conv2d,
     equalized_linear,
@@ -53,6 +54,7 @@ __all__ = [
     "Upsample2x",
     "accelerate",
     "bias_act",
+    "cache_folded_weights",
     "downsample2x",
     "equalized_conv2d",
     "equalized_linear",

@@ -21,7 +21,7 @@ from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, last_order
+from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, no_third_derivative
 from pggan_fast.reference import accumulation_dtype, effective_slope
 
 EPILOGUE_SCHEMA = "float scale=1.0, str act='lrelu', float slope=0.2, float gain=1.0, bool pixel_norm=False"
@@ -151,7 +151,7 @@ class BiasActBackward(Function):
         return dx, db
 
     @staticmethod
-    @last_order
+    @no_third_derivative
     def backward(ctx, g, g_bias):
         dr, pixel_norm = ctx.saved_tensors[1], ctx.epilogue[-1]
         d_dy, d_y, d_r, d_dr = below_autograd(_double_backward[ctx.impl], g, g_bias, *ctx.saved_tensors, *ctx.epilogue)

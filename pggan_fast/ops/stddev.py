@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, last_order
+from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, no_third_derivative
 from pggan_fast.ops.resample import check_image, like_layout
 
 _OPTIONS = "SymInt group, SymInt num_channels, float eps, bool strided, int correction"
@@ -101,7 +101,7 @@ class MinibatchStddevBackward(Function):
         return below_autograd(_backward[impl], dy, x, *options)
 
     @staticmethod
-    @last_order
+    @no_third_derivative
     def backward(ctx, g):
         d_dy, dx = below_autograd(_double_backward[ctx.impl], g, *ctx.saved_tensors, *ctx.options)
         return d_dy, dx, None, None
