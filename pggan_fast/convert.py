@@ -17,8 +17,8 @@ from pggan_fast.interop.export import export_program, onnx_bytes, program_bytes
 from pggan_fast.interop.weights import load_generator, save_weights
 from pggan_fast.networks import Discriminator, Generator
 from pggan_fast.training import UserError
-from pggan_fast.utils.atomic_write import written_aside
-from pggan_fast.utils.optional import needed
+from pggan_fast.utils.atomic_write import atomic_write
+from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import option
 
 Networks = dict[str, Generator | Discriminator]
@@ -90,7 +90,7 @@ def export_weights(config: ExportConfig) -> Path:
             raise UserError(f"--out {config.out}: {path} exists already; choose another name")
     if config.format == "onnx":
         for module in ("onnx", "onnxscript"):
-            needed(module, extra="onnx", what="--format onnx")
+            require(module, extra="onnx", what="--format onnx")
     G, facts = load_generator(config.weights) if config.weights else generator_of_run(config.run)
     if config.format == "safetensors":
         save_weights(config.out, G, facts)
@@ -100,11 +100,11 @@ def export_weights(config: ExportConfig) -> Path:
             state_dict = STATE_DICTS[config.format](G)
         except ValueError as error:
             raise UserError(f"--format {config.format}: {error}") from error
-        with written_aside(config.out) as aside:
+        with atomic_write(config.out) as aside:
             torch.save(state_dict, aside)
         return config.out
     program = export_program(G, resolution=facts["resolution"], alpha=facts["alpha"])
-    with written_aside(config.out) as aside:
+    with atomic_write(config.out) as aside:
         aside.write_bytes(onnx_bytes(program) if config.format == "onnx" else program_bytes(program))
     return config.out
 

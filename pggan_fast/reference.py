@@ -138,8 +138,11 @@ def fade_reals(images: Tensor, alpha: float | Tensor, *, dtype: torch.dtype | No
 
 
 def stddev_group(batch: int, group_size: int) -> int:
-    """The largest divisor of the batch that is not above `group_size`."""
-    return max((g for g in range(1, group_size + 1) if batch % g == 0), default=1)
+    """Return the largest divisor of the batch that is not above `group_size`, at least 1."""
+    for group in range(group_size, 1, -1):  # not max(..., default=1), which Dynamo of torch 2.11 refuses
+        if batch % group == 0:
+            return group
+    return 1
 
 
 def minibatch_stddev(

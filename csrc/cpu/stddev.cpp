@@ -124,7 +124,7 @@ std::tuple<Tensor, Tensor> minibatch_stddev_double_backward(Tensor g, Tensor dy,
   Output dx(fresh_like(x), layout), d_dy(torch::stable::empty_like(dy), layout);
   Stddev work = work_on(x, layout, group, maps, eps, strided, correction);
   const Tensor dy_ = gradient_with_maps(dy, x, maps, layout);
-  STD_TORCH_CHECK(g.sizes() == x.sizes(), "minibatch_stddev: g must have x's shape");
+  STD_TORCH_CHECK(g.sizes().equals(x.sizes()), "minibatch_stddev: g must have x's shape");
   if (x.numel() == 0) return {torch::stable::zero_(d_dy.tensor), dx.finish()};
   const Tensor x_ = with_layout(x, layout), g_ = with_layout(with_dtype(g, x.scalar_type()), layout);
   work.x = data(x_);

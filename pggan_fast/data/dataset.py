@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from pggan_fast.networks.resolutions import LOWEST, SQUARE, image_size, resolutions_up_to
-from pggan_fast.utils.atomic_write import ASIDE, write_json, written_aside
+from pggan_fast.utils.atomic_write import ASIDE, atomic_write, write_json
 from pggan_fast.utils.errors import UserError
 
 FORMAT = "pggan-fast dataset 1"
@@ -166,7 +166,7 @@ class DatasetWriter:
         Returns the journal, cut off there and opened for more.
         """
         whole = min(array.items_in_file() for array in self._arrays.values())
-        with written_aside(self._aside / JOURNAL) as aside, open(aside, "w", encoding="utf-8") as self._journal:
+        with atomic_write(self._aside / JOURNAL) as aside, open(aside, "w", encoding="utf-8") as self._journal:
             for entry in entries:
                 if "label" in entry and len(self.labels) == whole:
                     break

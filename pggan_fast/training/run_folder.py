@@ -12,7 +12,7 @@ from pggan_fast.data.dataset import PreparedData, check_free
 from pggan_fast.networks.resolutions import resolutions_up_to
 from pggan_fast.training.config import TrainConfig
 from pggan_fast.training.schedule import from_table
-from pggan_fast.utils.atomic_write import ASIDE, write_json, written_aside
+from pggan_fast.utils.atomic_write import ASIDE, atomic_write, write_json
 from pggan_fast.utils.device import find_device
 from pggan_fast.utils.distributed import process_count
 from pggan_fast.utils.errors import UserError
@@ -94,7 +94,7 @@ class RunFolder:
             if not line.endswith("\n") or json.loads(line)["images"] > images:
                 break
             kept.append(line)
-        with written_aside(self.stats_file) as aside:
+        with atomic_write(self.stats_file) as aside:
             aside.write_text("".join(kept), encoding="utf-8")
 
     def _check(self) -> None:

@@ -14,7 +14,7 @@ from pggan_fast.ops.dispatch import passed_over
 from pggan_fast.ops.fade import split_alpha
 from pggan_fast.ops.registry import TRITON_INTERPRETED
 from tests.kernels.guards import guarded_allocations
-from tests.ops.devices import on_device
+from tests.ops.devices import exact_convolutions, on_device
 from tests.ops.samples import DTYPES
 
 
@@ -138,6 +138,6 @@ if os.environ.get("PGGAN_FAST_TEST_KERNELS"):
 if torch.cuda.is_available():
     for impl in ("native", "triton"):
         missing, there = partial(passed_over, impl, "cuda"), on_device(_public(impl).function, "cuda")
-        IMPLEMENTATIONS[f"gpu_{impl}"] = Implementation(missing, there)
+        IMPLEMENTATIONS[f"gpu_{impl}"] = Implementation(missing, there, exact_convolutions)
 elif os.environ.get("PGGAN_FAST_REHEARSE_GPU"):
     IMPLEMENTATIONS["gpu_rehearsed"] = Implementation(lambda: None, on_device(_torch_op, "cpu"), cuda_kernels_on_cpu)

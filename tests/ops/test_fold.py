@@ -31,7 +31,7 @@ def _scores(weight, impl, dtype=torch.bfloat16, **rescaling):
 
 @pytest.fixture(params=["native", "auto"])
 def impl(request):
-    if request.param == "native" and (reason := ops.choice.passed_over("native", "cpu")) is not None:
+    if request.param == "native" and (reason := ops.dispatch.passed_over("native", "cpu")) is not None:
         pytest.skip(reason)
     return request.param
 

@@ -11,7 +11,7 @@ from typing import Any
 from pggan_fast.data.preprocessing import Picture, measure, read
 from pggan_fast.data.sources.source import Item
 from pggan_fast.utils.errors import UserError
-from pggan_fast.utils.optional import needed
+from pggan_fast.utils.optional import require
 
 
 class HuggingFace:
@@ -78,4 +78,4 @@ def _file(stored: dict[str, Any]) -> io.BytesIO | Path:
 
 
 def _library(name: str) -> Any:
-    return needed("datasets", extra="datasets", what=f"--images {name}")
+    return require("datasets", extra="datasets", what=f"--images {name}")

@@ -20,7 +20,7 @@ import numpy as np
 from pggan_fast.data.preprocessing import Picture
 from pggan_fast.data.sources.source import Item
 from pggan_fast.utils.errors import UserError
-from pggan_fast.utils.optional import needed
+from pggan_fast.utils.optional import require
 
 LEVEL = re.compile(r"(.*)-r(\d\d)\.tfrecords")
 HEADER = struct.Struct("<QI")  # length of the data, checksum of the length
@@ -32,7 +32,7 @@ class TfRecords:
 
     def __init__(self, path: Path, resolution: int | None) -> None:
         # The checksum of every record's 3 million bytes (at 1024 px) is nothing for Python code.
-        self._crc32c = needed("google_crc32c", extra="tfrecords", what=f"--images {path}").value
+        self._crc32c = require("google_crc32c", extra="tfrecords", what=f"--images {path}").value
         self.path = path if path.is_file() else _level(path, resolution)
         self.count = None
         one_hot = self._one_hot()
