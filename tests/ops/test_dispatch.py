@@ -240,7 +240,9 @@ def test_use_impl_refuses_unknown_names():
 
 def _python(program: str, impl: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"PGGAN_FAST_IMPL": impl}
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=1200
+    )
 
 
 def test_environment_variable():
