@@ -87,7 +87,7 @@ def setup_filter(
 
 def filter2d(x: Tensor, f: Tensor | None, *, padding: Pair = 0, flip_filter: bool = False, gain: float = 1.0) -> Tensor:
     """Filter images to the same size; `padding` is added to what that takes. Arguments as `upfirdn2d`."""
-    fh, fw = _filter_size(f)
+    fh, fw = filter_size(f)
     sides = (fw // 2, (fw - 1) // 2, fh // 2, (fh - 1) // 2)
     return upfirdn2d(x, f, padding=_added(padding, sides), flip_filter=flip_filter, gain=gain)
 
@@ -96,7 +96,7 @@ def upsample2d(
     x: Tensor, f: Tensor | None, up: Pair = 2, *, padding: Pair = 0, flip_filter: bool = False, gain: float = 1.0
 ) -> Tensor:
     """Upsample images to `up` times the size with f's interpolation, brightness kept; `padding` is added to that."""
-    (upx, upy), (fh, fw) = _checked_pair("up", up), _filter_size(f)
+    (upx, upy), (fh, fw) = _checked_pair("up", up), filter_size(f)
     sides = ((fw + upx - 1) // 2, (fw - upx) // 2, (fh + upy - 1) // 2, (fh - upy) // 2)
     return upfirdn2d(x, f, up=up, padding=_added(padding, sides), flip_filter=flip_filter, gain=gain * upx * upy)
 
@@ -105,7 +105,7 @@ def downsample2d(
     x: Tensor, f: Tensor | None, down: Pair = 2, *, padding: Pair = 0, flip_filter: bool = False, gain: float = 1.0
 ) -> Tensor:
     """Filter images with f and keep every `down`-th pixel; `padding` is added to what keeps them centred."""
-    (downx, downy), (fh, fw) = _checked_pair("down", down), _filter_size(f)
+    (downx, downy), (fh, fw) = _checked_pair("down", down), filter_size(f)
     sides = ((fw - downx + 1) // 2, (fw - downx) // 2, (fh - downy + 1) // 2, (fh - downy) // 2)
     return upfirdn2d(x, f, down=down, padding=_added(padding, sides), flip_filter=flip_filter, gain=gain)
 
@@ -114,7 +114,7 @@ def _added(padding: Pair, sides: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(a + b for a, b in zip(_checked_padding(padding), sides, strict=True))
 
 
-def _filter_size(f: Tensor | None) -> tuple[int, int]:
+def filter_size(f: Tensor | None) -> tuple[int, int]:
     """(fh, fw)"""
     return (1, 1) if f is None else (f.shape[0], f.shape[-1])
 
@@ -139,7 +139,7 @@ def _check_filter(x: Tensor, f: Tensor | None, upx, upy, downx, downy, x0, x1, y
             raise ValueError(f"upfirdn2d: f has shape {list(f.shape)}, must be [taps] or [fh, fw]")
         if f.requires_grad:
             raise ValueError("upfirdn2d: f requires a gradient, must be a constant (f.detach())")
-    (fh, fw), (h, w) = _filter_size(f), x.shape[2:]
+    (fh, fw), (h, w) = filter_size(f), x.shape[2:]
     if h * upy + y0 + y1 < fh or w * upx + x0 + x1 < fw:
         raise ValueError(
             f"upfirdn2d: the padded image is {h * upy + y0 + y1} x {w * upx + x0 + x1}, "
@@ -180,7 +180,7 @@ def _fold_batch(function, in_dims: tuple, x: Tensor, f: Tensor, *rest) -> tuple[
 
 def adjoint(f: Tensor, h: int, w: int, oh: int, ow: int, upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain):
     """The options with which upfirdn2d maps [.., oh, ow] back to [.., h, w], transposed."""
-    fh, fw = _filter_size(f)
+    fh, fw = filter_size(f)
     left, top = fw - 1 - x0, fh - 1 - y0
     right = w * upx - ow * downx + x0 - upx + 1
     bottom = h * upy - oh * downy + y0 - upy + 1
@@ -188,7 +188,7 @@ def adjoint(f: Tensor, h: int, w: int, oh: int, ow: int, upx, upy, downx, downy,
 
 
 def _fake(x, f, upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain):
-    (fh, fw), (n, c, h, w) = _filter_size(f), x.shape
+    (fh, fw), (n, c, h, w) = filter_size(f), x.shape
     return like_layout(x, [n, c, (h * upy + y0 + y1 - fh) // downy + 1, (w * upx + x0 + x1 - fw) // downx + 1])
 
 

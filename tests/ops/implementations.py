@@ -118,7 +118,7 @@ def _filter_arguments(x, f, up, down, padding, flip_filter, gain) -> tuple:
 
 # From the arguments of the public function to those of the op.
 _ARGUMENTS = {
-    "bias_act": lambda **given: given.values(),
+    "bias_act": lambda dim, clamp, **given: given.values(),
     "pixel_norm": lambda x, eps: (x, None, 1.0, "linear", 0.2, 1.0, True, eps),
     "equalized_conv2d": _conv_arguments,
     "equalized_linear": _linear_arguments,

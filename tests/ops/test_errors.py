@@ -17,7 +17,7 @@ HALF = torch.tensor(0.5)
 NORM = (1.0, "lrelu", 0.2, 1.0, True)
 
 CASES = [
-    ("bias_act", (X,), {"act": "swish"}, "act is 'swish', allowed: linear, relu, lrelu"),
+    ("bias_act", (X,), {"act": "gelu"}, "act is 'gelu', allowed: linear, relu, lrelu, tanh, sigmoid, elu, selu, "),
     ("bias_act", (X,), {"slope": -0.1}, "slope is -0.1 and gain is 1.0, both must be at least 0"),
     ("bias_act", (X,), {"gain": -2.0}, "slope is 0.2 and gain is -2.0, both must be at least 0"),
     ("bias_act", (X, torch.zeros(5)), {}, "bias has shape [5], must be [6]"),
