@@ -5,6 +5,7 @@ Each function here has a fused namesake in `pggan_fast.ops` with the same argume
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +119,53 @@ def downsample2x(x: Tensor) -> Tensor:
 def lerp(old: Tensor, new: Tensor, alpha: float | Tensor) -> Tensor:
     """Return `torch.lerp(old, new, alpha)`, alpha in their dtype: one of them to the bit at 0 and at 1."""
     return torch.lerp(old, new, alpha.to(old.dtype) if isinstance(alpha, Tensor) else alpha)
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor | None = None,
+    *,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+) -> Tensor:
+    """Upsample by zeros behind each pixel, pad or crop, convolve every channel with f, keep each `down`-th pixel.
+
+    x [N, C, H, W], f [fh, fw] or [taps] (along x and along y) or None (Karras et al. 2020, appendix B).
+    up, down: a number or (x, y). padding in upsampled pixels: a number, (x, y) or (x0, x1, y0, y1); negative crops.
+    `flip_filter` correlates instead of convolving; `gain` multiplies the result once.
+    """
+    dtype = accumulation_dtype(x.dtype)
+    (upx, upy), (downx, downy), (x0, x1, y0, y1) = each_axis(up), each_axis(down), each_side(padding)
+    taps = torch.ones(1, 1, dtype=dtype, device=x.device) if f is None else f.to(dtype)
+    taps = torch.outer(taps, taps) if taps.ndim == 1 else taps
+    taps = (taps if flip_filter else taps.flip((0, 1))) * gain
+    n, c, h, w = x.shape
+    y = F.pad(x.to(dtype).reshape(n, c, h, 1, w, 1), (0, upx - 1, 0, 0, 0, upy - 1)).reshape(n, c, h * upy, w * upx)
+    y = F.pad(y, (x0, x1, y0, y1)).reshape(n * c, 1, h * upy + y0 + y1, w * upx + x0 + x1)
+    y = F.conv2d(y, taps[None, None], stride=(downy, downx))
+    return y.reshape(n, c, *y.shape[2:]).to(x.dtype).contiguous(memory_format=layout_of(x))
+
+
+def each_axis(value: int | Sequence[int]) -> tuple[int, int]:
+    """(x, y) of a number or a pair."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def each_side(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """(x0, x1, y0, y1) of a number, of (x, y), or of all four."""
+    padding = each_axis(padding)
+    return tuple(p for p in padding for _ in range(2)) if len(padding) == 2 else padding
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """channels_last if x [N, C, H, W] is that and not contiguous as well; contiguous inside vmap, which cannot say."""
+    if torch._C._functorch.is_batchedtensor(x):
+        return torch.contiguous_format
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def fade_in(low: Tensor, high: Tensor, alpha: float | Tensor) -> Tensor:

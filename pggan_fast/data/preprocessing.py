@@ -93,7 +93,7 @@ def size_of(image: AnyImage) -> tuple[int, int]:
 
 
 def reach(size: tuple[int, int], base: tuple[int, int]) -> int:
-    """Return the highest resolution, any whole number, that an image of `size`, (width, height), is large enough for."""
+    """Return the highest resolution, any whole number, that an image of `size` (width, height) is large enough for."""
     return min(size[0] * LOWEST // base[1], size[1] * LOWEST // base[0])
 
 

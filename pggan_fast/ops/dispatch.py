@@ -20,6 +20,7 @@ OPS = (
     "fade_in",
     "fade_reals",
     "minibatch_stddev",
+    "upfirdn2d",
 )
 
 # A plain module global, since torch.compile(fullgraph=True) guards on one and refuses a ContextVar.

@@ -103,9 +103,22 @@ def _stddev_arguments(x, group_size, num_channels, eps, grouping, correction) ->
     return (x, group, num_channels, eps, grouping == "strided", correction)
 
 
+def _filter_arguments(x, f, up, down, padding, flip_filter, gain) -> tuple:
+    f = torch.ones(1, 1) if f is None else f
+    return (
+        x,
+        f,
+        *reference.each_axis(up),
+        *reference.each_axis(down),
+        *reference.each_side(padding),
+        flip_filter,
+        gain,
+    )
+
+
 # From the arguments of the public function to those of the op.
 _ARGUMENTS = {
-    "bias_act": lambda **given: given.values(),
+    "bias_act": lambda dim, clamp, **given: given.values(),
     "pixel_norm": lambda x, eps: (x, None, 1.0, "linear", 0.2, 1.0, True, eps),
     "equalized_conv2d": _conv_arguments,
     "equalized_linear": _linear_arguments,
@@ -114,6 +127,7 @@ _ARGUMENTS = {
     "fade_in": lambda low, high, alpha: (low, high, *split_alpha("", alpha)),
     "fade_reals": _reals_arguments,
     "minibatch_stddev": _stddev_arguments,
+    "upfirdn2d": _filter_arguments,
 }
 
 CUDA_ON_CPU = Implementation(lambda: None, _torch_op, cuda_kernels_on_cpu)

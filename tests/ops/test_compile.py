@@ -21,6 +21,7 @@ LABELS = {
     "fade_in": ("tensor", "number"),
     "fade_reals": ("tensor", "uint8"),
     "minibatch_stddev": ("n8", "n6_consecutive"),
+    "upfirdn2d": ("blur", "up_1d", "lopsided"),
 }
 COMPILABLE = [s for s in SAMPLES if s.label in LABELS[s.op]]
 
@@ -64,7 +65,7 @@ def test_public_functions(impl, sample, layout, dtype):
         torch.testing.assert_close(actual, expected, **COMPILED)
 
 
-@pytest.mark.parametrize("op", ["bias_act", "fade_in", "minibatch_stddev"])
+@pytest.mark.parametrize("op", ["bias_act", "fade_in", "minibatch_stddev", "upfirdn2d"])
 def test_batch_sizes_share_a_graph(impl, op):
     """A dynamic batch: torch gives up on one that an op made a constant."""
 
