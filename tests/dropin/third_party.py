@@ -1,8 +1,9 @@
 """Networks of packages from PyPI, as they are there.
 
 `pip install --no-deps pro-gan-pth torchgan`, and for `make test-third-party` also lightweight-gan and
-stylegan2-pytorch. The latter two refuse to be imported without a GPU, and stylegan2-pytorch without a tracker of experiments: their networks
-need neither, so while they are imported torch says that there is one, and the tracker is an empty module.
+stylegan2-pytorch. The latter two refuse to be imported without a GPU, and stylegan2-pytorch without a tracker of
+experiments: their networks need neither, so while they are imported torch says that there is one, and the tracker is
+an empty module.
 """
 
 import importlib
