@@ -97,6 +97,8 @@ class BiasAct(Function):
     def backward(ctx, dy, dr):
         if dy is None and dr is None:
             return None, None, None, None
+        if dr is None and is_zeros(dy):
+            return zeros_like(dy), bias_zeros(ctx, dy), None, None
         dx, db = epilogue_backward(ctx, dy, dr, *ctx.saved_tensors, ctx.needs_input_grad[1])
         return dx, db, None, None
 
@@ -122,13 +124,15 @@ def epilogue_backward(ctx, dy, dr, y, r, bias_wanted: bool) -> tuple[Tensor, Ten
 
     At least one of dy and dr must be a tensor.
     """
-    if y is None:
+    affine = y is None
+    if affine:
         # The kernel reads no value of y for an affine map, only its layout.
         y = dy.detach()
     elif dy is None:
         dy = torch.zeros_like(y)
     arguments = (dy, dr, y, r, *ctx.epilogue, bias_wanted)
     if torch.is_grad_enabled():
+        ctx.gets_zeros = not affine
         dx, db = BiasActBackward.apply(*arguments, ctx.impl)
     else:
         dx, db = below_autograd(_backward[ctx.impl], *arguments)
@@ -153,11 +157,37 @@ class BiasActBackward(Function):
     @staticmethod
     @no_third_derivative
     def backward(ctx, g, g_bias):
-        dr, pixel_norm = ctx.saved_tensors[1], ctx.epilogue[-1]
+        _, dr, y, _ = ctx.saved_tensors
+        _, act, _, _, pixel_norm = ctx.epilogue
         d_dy, d_y, d_r, d_dr = below_autograd(_double_backward[ctx.impl], g, g_bias, *ctx.saved_tensors, *ctx.epilogue)
         if not pixel_norm:
-            d_y = d_r = d_dr = None
+            # As torch's own activations: they are zero, and an optimizer tells that from absent.
+            d_y = zeros_like(y) if act != "linear" and ctx.needs_input_grad[2] else None
+            d_r = d_dr = None
         return d_dy, d_dr if dr is not None else None, d_y, d_r, None, None, None, None, None, None, None
+
+
+# Zeros that flow through a second backward are never computed with: each is one value, expanded and marked.
+
+
+def zeros_like(t: Tensor) -> Tensor:
+    """The gradient of t where it is known to be zero."""
+    zeros = t.new_zeros(()).expand(t.shape)
+    zeros.are_zeros = True
+    return zeros
+
+
+def is_zeros(gradient: Tensor | None) -> bool:
+    return getattr(gradient, "are_zeros", False)
+
+
+def input_zeros(t: Tensor) -> Tensor | None:
+    """Zeros for the input of an op; None where its maker gets some anyway: the engine's sum would be computed with."""
+    return None if getattr(t.grad_fn, "gets_zeros", False) else zeros_like(t)
+
+
+def bias_zeros(ctx, dy: Tensor) -> Tensor | None:
+    return None if ctx.bias_dtype is None else dy.new_zeros(dy.shape[1], dtype=ctx.bias_dtype)
 
 
 # The formulas in plain PyTorch, for devices that have no kernels of their own.

@@ -14,9 +14,13 @@ from pggan_fast import reference
 from pggan_fast.ops.bias_act import (
     EPILOGUE_SCHEMA,
     bias_act_inplace,
+    bias_zeros,
     check_epilogue,
     epilogue_backward,
+    input_zeros,
+    is_zeros,
     remember_epilogue,
+    zeros_like,
 )
 from pggan_fast.ops.dispatch import choose, requested_impl
 from pggan_fast.ops.fold import empty_folded, fold_weight, unfold_gradient
@@ -163,6 +167,8 @@ class EqualizedConv2d(Function):
         if dy is None and dr is None:
             return (None,) * 7
         x, weight, y, r = ctx.saved_tensors
+        if dr is None and is_zeros(dy):
+            return input_zeros(x), zeros_like(weight), bias_zeros(ctx, dy), None, None, None, None
         wanted = (will_need_grad(ctx, 0), will_need_grad(ctx, 1))
         if ctx.fused:
             every = (*wanted, will_need_grad(ctx, 2))

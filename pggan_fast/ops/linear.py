@@ -10,9 +10,13 @@ from pggan_fast import reference
 from pggan_fast.ops.bias_act import (
     EPILOGUE_SCHEMA,
     bias_act_inplace,
+    bias_zeros,
     check_epilogue,
     epilogue_backward,
+    input_zeros,
+    is_zeros,
     remember_epilogue,
+    zeros_like,
 )
 from pggan_fast.ops.conv import as_nonleaf_view, autocast_input
 from pggan_fast.ops.dispatch import choose
@@ -83,6 +87,8 @@ class EqualizedLinear(Function):
         if dy is None and dr is None:
             return None, None, None, None, None
         x, weight, y, r = ctx.saved_tensors
+        if dr is None and is_zeros(dy):
+            return input_zeros(x), zeros_like(weight), bias_zeros(ctx, dy), None, None
         dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
         dx = dz @ weight.to(dz.dtype) if ctx.needs_input_grad[0] else None
         dw = (dz.T @ x).to(weight.dtype) if will_need_grad(ctx, 1) else None
