@@ -7,13 +7,14 @@ from functools import partial
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.bias_act import (
     EPILOGUE_SCHEMA,
     bias_act_inplace,
+    bias_act_op,
     check_epilogue,
     epilogue_backward,
     remember_epilogue,
@@ -23,9 +24,13 @@ from pggan_fast.ops.fold import empty_folded, fold_weight, unfold_gradient
 from pggan_fast.ops.layout import is_channels_last, to_layout
 from pggan_fast.ops.registry import (
     TRITON_INSTALLED,
+    OpFunction,
     below_autograd,
+    decompose_forms,
     define_forms,
     differentiate_forms,
+    is_transformed,
+    through_dispatcher,
     will_need_grad,
 )
 from pggan_fast.reference import accumulation_dtype
@@ -86,7 +91,7 @@ def equalized_conv2d(
         )
     if form == "triton" and requested_impl(impl) == "auto":
         form = "native"  # which takes Triton's kernels where there are no native ones, but not for every convolution
-    if torch.compiler.is_compiling():
+    if through_dispatcher():
         return _forward[form](x, weight, bias, padding, up, down, *options)[0]
     if bias is not None and not (form == "native" and x.is_cpu):
         bias = as_nonleaf_view(bias)
@@ -138,11 +143,21 @@ def _is_fused(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: 
 
 
 def _differentiable(x, weight, bias, geometry, options, impl) -> tuple[Tensor, Tensor]:
+    if is_transformed():
+        return _composite(x, weight, bias, *geometry, *options, impl)
     # Inside a Function grad mode is off, whatever it was.
     return EqualizedConv2d.apply(x, weight, bias, geometry, options, impl, torch.is_grad_enabled())
 
 
-class EqualizedConv2d(Function):
+def _composite(x, weight, bias, padding, up, down, *rest) -> tuple[Tensor, Tensor]:
+    """Return (y, r) by torch's own convolution, which knows every transform, and the fused epilogue, which does too."""
+    *options, impl = rest
+    x = reference.upsample2x(x) if up == 2 else x
+    z = F.conv2d(x, weight.to(x.dtype), padding=padding)
+    return bias_act_op[impl](reference.downsample2x(z) if down == 2 else z, bias, *options)
+
+
+class EqualizedConv2d(OpFunction):
     """(x, weight, bias, (padding, up, down), epilogue's options, impl, whether gradients are recorded) -> (y, r)."""
 
     @staticmethod
@@ -192,7 +207,7 @@ def _conv_gradients(dz, x, weight, geometry, wanted, impl) -> tuple[Tensor | Non
 # torch's own double backward computes W as a convolution with an image-sized kernel, which is far slower.
 
 
-class _Convolution(Function):
+class _Convolution(OpFunction):
     @staticmethod
     def forward(ctx, x, weight, geometry, impl):
         ctx.save_for_backward(x, weight)
@@ -206,7 +221,7 @@ class _Convolution(Function):
         return *_conv_gradients(dz, x, weight, ctx.geometry, wanted, ctx.impl), None, None
 
 
-class _InputGradient(Function):
+class _InputGradient(OpFunction):
     """B(dz, w); `like` has the shape of x and no gradient."""
 
     @staticmethod
@@ -224,7 +239,7 @@ class _InputGradient(Function):
         return d_dz, dw, None, None, None
 
 
-class _WeightGradient(Function):
+class _WeightGradient(OpFunction):
     """W(dz, x); `like` has the shape and dtype of the weight and no gradient."""
 
     @staticmethod
@@ -329,5 +344,11 @@ differentiate_forms(
     _forward,
     lambda x, weight, bias, padding, up, down, *rest: _differentiable(
         x, weight, bias, (padding, up, down), rest[:-2], rest[-1]
+    ),
+)
+decompose_forms(
+    _forward,
+    lambda x, weight, bias, padding, up, down, *rest: _composite(
+        x, weight, bias, padding, up, down, *rest[:-2], rest[-1]
     ),
 )

@@ -4,12 +4,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.bias_act import (
     EPILOGUE_SCHEMA,
     bias_act_inplace,
+    bias_act_op,
     check_epilogue,
     epilogue_backward,
     remember_epilogue,
@@ -17,7 +17,16 @@ from pggan_fast.ops.bias_act import (
 from pggan_fast.ops.conv import as_nonleaf_view, autocast_input
 from pggan_fast.ops.dispatch import choose
 from pggan_fast.ops.fold import fold_weight
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, will_need_grad
+from pggan_fast.ops.registry import (
+    OpFunction,
+    below_autograd,
+    decompose_forms,
+    define_forms,
+    differentiate_forms,
+    is_transformed,
+    through_dispatcher,
+    will_need_grad,
+)
 
 
 def equalized_linear(
@@ -64,12 +73,24 @@ def equalized_linear(
             pixel_norm=pixel_norm,
             eps=eps,
         )
-    if torch.compiler.is_compiling():
+    if through_dispatcher():
         return _forward[impl](x, weight, bias, *options)[0]
-    return EqualizedLinear.apply(x, weight, bias, options, impl)[0]
+    return _differentiable(x, weight, bias, options, impl)[0]
 
 
-class EqualizedLinear(Function):
+def _differentiable(x, weight, bias, options, impl) -> tuple[Tensor, Tensor]:
+    if is_transformed():
+        return _composite(x, weight, bias, *options, impl)
+    return EqualizedLinear.apply(x, weight, bias, options, impl)
+
+
+def _composite(x, weight, bias, *rest) -> tuple[Tensor, Tensor]:
+    """Return (y, r) by torch's own product, which knows every transform, and the fused epilogue, which does too."""
+    *options, impl = rest
+    return bias_act_op[impl](x @ weight.to(x.dtype).T, bias, *options)
+
+
+class EqualizedLinear(OpFunction):
     """(x, weight, bias, epilogue's options, impl) -> (y, r)."""
 
     @staticmethod
@@ -104,6 +125,5 @@ _forward = define_forms(
     fake=partial(_forward_kernel, "native"),
     triton=partial(_forward_kernel, "triton"),
 )
-differentiate_forms(
-    _forward, lambda x, weight, bias, *rest: EqualizedLinear.apply(x, weight, bias, rest[:-1], rest[-1])
-)
+differentiate_forms(_forward, lambda x, weight, bias, *rest: _differentiable(x, weight, bias, rest[:-1], rest[-1]))
+decompose_forms(_forward, _composite)
