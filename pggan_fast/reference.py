@@ -16,6 +16,16 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x [N, C, H, W] is channels_last; one that is contiguous too counts as contiguous.
+
+    Under the transforms of torch.func, where vmap knows no memory formats, nothing counts as channels_last.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 def effective_slope(act: str, slope: float) -> float:
     """The slope below zero of an activation: 1 for linear, 0 for relu, `slope` for lrelu."""
     return {"linear": 1.0, "relu": 0.0, "lrelu": slope}[act]
@@ -161,5 +171,4 @@ def minibatch_stddev(
     s = s.expand(*y.shape[:3], 1, h, w).reshape(n, f, h, w).to(x.dtype)
     y = torch.cat([x, s], dim=1)
     # A single map is in both layouts at once, and cat takes it for contiguous.
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return y.contiguous(memory_format=torch.channels_last) if last else y
+    return y.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else y

@@ -116,6 +116,8 @@ def _check(x: Tensor, weight: Tensor, up: int, down: int, padding: int | None) -
 def autocast_input(x: Tensor) -> Tensor:
     """x in autocast's dtype where autocast is on, as torch's own convolution and linear take it."""
     device_type = x.device.type
+    if device_type == "meta":  # which autocast does not know
+        return x
     if torch.is_autocast_enabled(device_type) and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(device_type))
     return x

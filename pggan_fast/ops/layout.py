@@ -4,11 +4,9 @@ import torch
 from torch import Tensor
 
 from pggan_fast.ops.registry import define
+from pggan_fast.reference import is_channels_last
 
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether a convolution takes x [N, C, H, W] as channels_last; what is both counts as contiguous."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+__all__ = ["is_channels_last", "to_layout"]
 
 
 def _copy(x: Tensor, channels_last: bool) -> Tensor:
