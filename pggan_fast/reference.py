@@ -64,6 +64,17 @@ def default_weight_scale(weight: Tensor) -> float:
     return math.sqrt(2 / weight[0].numel())
 
 
+def weight_factor(dtype: torch.dtype, weight_scale: float) -> float:
+    """Return the power of two by which weights are multiplied before an fp16 convolution or product.
+
+    The bare sum over the fan-in would overflow fp16 where the scaled one does not. Not below 2**-10, so that the
+    weights themselves do not underflow. Other dtypes have range enough.
+    """
+    if dtype != torch.float16 or not 0 < abs(weight_scale) < 1:
+        return 1.0
+    return 2.0 ** max(round(math.log2(abs(weight_scale))), -10)
+
+
 def equalized_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -86,9 +97,11 @@ def equalized_conv2d(
     weight_scale = default_weight_scale(weight) if weight_scale is None else weight_scale
     padding = weight.shape[-1] // 2 if padding is None else padding
     x = upsample2x(x) if up == 2 else x
-    z = F.conv2d(x, weight.to(x.dtype), padding=padding)
+    factor = weight_factor(x.dtype, weight_scale)
+    scale = weight_scale / factor
+    z = F.conv2d(x, _times(weight, factor).to(x.dtype), padding=padding)
     z = downsample2x(z) if down == 2 else z
-    return bias_act(z, bias, scale=weight_scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+    return bias_act(z, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
 
 
 def equalized_linear(
@@ -105,8 +118,14 @@ def equalized_linear(
 ) -> Tensor:
     """`bias_act(x @ weight.T)` with `weight_scale` as its scale. x [N, C_in], weight [C_out, C_in]."""
     weight_scale = default_weight_scale(weight) if weight_scale is None else weight_scale
-    z = F.linear(x, weight.to(x.dtype))
-    return bias_act(z, bias, scale=weight_scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+    factor = weight_factor(x.dtype, weight_scale)
+    scale = weight_scale / factor
+    z = F.linear(x, _times(weight, factor).to(x.dtype))
+    return bias_act(z, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+
+
+def _times(weight: Tensor, factor: float) -> Tensor:
+    return weight if factor == 1 else weight * factor
 
 
 def upsample2x(x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from pggan_fast.ops.registry import (
     through_dispatcher,
     will_need_grad,
 )
+from pggan_fast.reference import weight_factor
 
 
 def equalized_linear(
@@ -86,8 +87,9 @@ def _differentiable(x, weight, bias, options, impl) -> tuple[Tensor, Tensor]:
 
 def _composite(x, weight, bias, *rest) -> tuple[Tensor, Tensor]:
     """Return (y, r) by torch's own product, which knows every transform, and the fused epilogue, which does too."""
-    *options, impl = rest
-    return bias_act_op[impl](x @ weight.to(x.dtype).T, bias, *options)
+    (scale, *options), impl = rest[:-1], rest[-1]
+    factor = weight_factor(x.dtype, scale)
+    return bias_act_op[impl](x @ (weight * factor).to(x.dtype).T, bias, scale / factor, *options)
 
 
 class EqualizedLinear(OpFunction):
@@ -96,7 +98,8 @@ class EqualizedLinear(OpFunction):
     @staticmethod
     def forward(ctx, x, weight, bias, options, impl):
         y, r = below_autograd(_forward[impl], x, weight, bias, *options)
-        remember_epilogue(ctx, y, r, bias, options, impl, x, weight)
+        ctx.factor = weight_factor(x.dtype, options[0])
+        remember_epilogue(ctx, y, r, bias, (options[0] / ctx.factor, *options[1:]), impl, x, weight)
         return y, r
 
     @staticmethod
@@ -105,17 +108,22 @@ class EqualizedLinear(OpFunction):
             return None, None, None, None, None
         x, weight, y, r = ctx.saved_tensors
         dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
-        dx = dz @ weight.to(dz.dtype) if ctx.needs_input_grad[0] else None
-        dw = (dz.T @ x).to(weight.dtype) if will_need_grad(ctx, 1) else None
+        dx = dz @ _times(weight, ctx.factor).to(dz.dtype) if ctx.needs_input_grad[0] else None
+        dw = _times((dz.T @ x).to(weight.dtype), ctx.factor) if will_need_grad(ctx, 1) else None
         return dx, dw, db, None, None
 
 
-def _forward_kernel(impl, x, weight, bias, *options):
+def _times(t: Tensor, factor: float) -> Tensor:
+    return t if factor == 1 else t * factor
+
+
+def _forward_kernel(impl, x, weight, bias, scale, *options):
+    factor = weight_factor(x.dtype, scale)
     y = x.new_empty(x.shape[0], weight.shape[0])
     with torch._C._AutoDispatchBelowAutograd():
         # The form with `out` computes in x's dtype under autocast too: what backward keeps is x.
-        torch.mm(x, fold_weight(weight, x.dtype).T, out=y)
-    return y, bias_act_inplace[impl](y, bias, *options)
+        torch.mm(x, fold_weight(weight, x.dtype, factor=factor).T, out=y)
+    return y, bias_act_inplace[impl](y, bias, scale / factor, *options)
 
 
 _forward = define_forms(
