@@ -244,19 +244,19 @@ _fade_in = define_forms(
     "fade_in(Tensor low, Tensor high, Tensor? alpha, float number=1.0) -> Tensor",
     fallback=_fade_in_fallback,
     fake=_fade_in_fake,
-    triton="resample.fade_in",
+    triton="fade.fade_in",
 )
 _fade_in_backward = define_forms(
     "fade_in_backward(Tensor dy, Tensor? alpha, float number=1.0) -> (Tensor d_low, Tensor d_high)",
     fallback=_fade_in_backward_fallback,
     fake=_fade_in_backward_fake,
-    triton="resample.fade_in_backward",
+    triton="fade.fade_in_backward",
 )
 _fade_reals = define_forms(
     "fade_reals(Tensor images, Tensor? alpha, float number, ScalarType dtype) -> Tensor",
     fallback=_fade_reals_fallback,
     fake=_fade_reals_fake,
-    triton="resample.fade_reals",
+    triton="fade.fade_reals",
 )
 differentiate_forms(_fade_in, FadeIn.apply)
 differentiate_forms(_fade_in_backward, FadeInBackward.apply)
