@@ -17,7 +17,7 @@ import torch
 from bench.baseline.matched_networks import networks
 from bench.harness.timing import spread
 from pggan_fast.data.batches import Batches
-from pggan_fast.data.prefetch import ReadAhead
+from pggan_fast.data.prefetch import Prefetcher
 from pggan_fast.ops import fade_reals
 from pggan_fast.training import DatasetWriter, PreparedData, TrainStep
 from pggan_fast.training.schedule import BATCH_SIZES, from_table
@@ -67,7 +67,7 @@ def _timed_steps(
 ) -> Iterator[tuple[float, float]]:
     """(seconds until the batch was there, seconds of the whole step), after one step to warm up."""
     begin = time.perf_counter()
-    with closing(ReadAhead(Batches(PreparedData(folder), seed=0))) as batches:
+    with closing(Prefetcher(Batches(PreparedData(folder), seed=0))) as batches:
         count = 0
         while count <= STEPS_AT_LEAST or time.perf_counter() - begin < seconds:
             start = time.perf_counter()

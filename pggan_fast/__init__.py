@@ -23,6 +23,7 @@ from pggan_fast.layers import (
 from pggan_fast.networks import Discriminator, Generator
 from pggan_fast.ops import (
     bias_act,
+    cache_folded_weights,
     conv2d_resample,
     downsample2d,
     downsample2x,
@@ -70,6 +71,7 @@ __all__ = [
     "Upsample2x",
     "accelerate",
     "bias_act",
+    "cache_folded_weights",
     "compat",
     "conv2d_resample",
     "downsample2d",

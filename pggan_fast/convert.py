@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from pggan_fast.interop.export import export_program, onnx_bytes, program_bytes
 from pggan_fast.interop.weights import load_generator, save_weights
 from pggan_fast.networks import Discriminator, Generator
 from pggan_fast.training import UserError
-from pggan_fast.utils.atomic_write import written_aside
-from pggan_fast.utils.optional import needed
+from pggan_fast.utils.atomic_write import atomic_write
+from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import option
+from pggan_fast.utils.torch_files import load_weights_only
 
 Networks = dict[str, Generator | Discriminator]
 
@@ -90,7 +90,7 @@ def export_weights(config: ExportConfig) -> Path:
             raise UserError(f"--out {config.out}: {path} exists already; choose another name")
     if config.format == "onnx":
         for module in ("onnx", "onnxscript"):
-            needed(module, extra="onnx", what="--format onnx")
+            require(module, extra="onnx", what="--format onnx")
     G, facts = load_generator(config.weights) if config.weights else generator_of_run(config.run)
     if config.format == "safetensors":
         save_weights(config.out, G, facts)
@@ -100,11 +100,11 @@ def export_weights(config: ExportConfig) -> Path:
             state_dict = STATE_DICTS[config.format](G)
         except ValueError as error:
             raise UserError(f"--format {config.format}: {error}") from error
-        with written_aside(config.out) as aside:
+        with atomic_write(config.out) as aside:
             torch.save(state_dict, aside)
         return config.out
     program = export_program(G, resolution=facts["resolution"], alpha=facts["alpha"])
-    with written_aside(config.out) as aside:
+    with atomic_write(config.out) as aside:
         aside.write_bytes(onnx_bytes(program) if config.format == "onnx" else program_bytes(program))
     return config.out
 
@@ -154,12 +154,7 @@ class _ZooConfig:
 
 
 def _load(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals([(_ZooConfig, "models.utils.config.BaseConfig")]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split()).partition("Please file")[0][:160]
-        raise ValueError(f"torch.load reads no weights from it: {reason}") from error
+    return load_weights_only(path, [(_ZooConfig, "models.utils.config.BaseConfig")])
 
 
 def _state_dicts(loaded: Any) -> list[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:

@@ -37,7 +37,10 @@ def bias_act(
     u = x.to(accumulation_dtype(x.dtype)) * scale
     if bias is not None:
         u = u + bias.to(u.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
-    u = torch.where(u > 0, u, u * effective_slope(act, slope)) * gain
+    negative_slope = effective_slope(act, slope)
+    # A product with 0 would make NaN of infinity.
+    u = torch.relu(u) if negative_slope == 0 else torch.where(u > 0, u, u * negative_slope)
+    u = u * gain
     return (_normalize(u, eps) if pixel_norm else u).to(x.dtype)
 
 
@@ -113,6 +116,11 @@ def downsample2x(x: Tensor) -> Tensor:
     return (total / 4).to(x.dtype)
 
 
+def lerp(old: Tensor, new: Tensor, alpha: float | Tensor) -> Tensor:
+    """Return `torch.lerp(old, new, alpha)`, alpha in their dtype: one of them to the bit at 0 and at 1."""
+    return torch.lerp(old, new, alpha.to(old.dtype) if isinstance(alpha, Tensor) else alpha)
+
+
 def upfirdn2d(
     x: Tensor,
     f: Tensor | None = None,
@@ -164,7 +172,7 @@ def fade_in(low: Tensor, high: Tensor, alpha: float | Tensor) -> Tensor:
     """`lerp(upsample2x(low), high, alpha)`: alpha is the weight of the new path (paper, figure 2)."""
     dtype = accumulation_dtype(high.dtype)
     old, new = upsample2x(low).to(dtype), high.to(dtype)
-    return (old + (new - old) * alpha).to(high.dtype)
+    return lerp(old, new, alpha).to(high.dtype)
 
 
 def fade_reals(images: Tensor, alpha: float | Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -174,12 +182,15 @@ def fade_reals(images: Tensor, alpha: float | Tensor, *, dtype: torch.dtype | No
     x = images.to(accumulation_dtype(dtype))
     x = x * (2 / 255) - 1 if images.dtype == torch.uint8 else x
     coarse = upsample2x(downsample2x(x))
-    return (coarse + (x - coarse) * alpha).to(dtype)
+    return lerp(coarse, x, alpha).to(dtype)
 
 
 def stddev_group(batch: int, group_size: int) -> int:
-    """The largest divisor of the batch that is not above `group_size`."""
-    return max((g for g in range(1, group_size + 1) if batch % g == 0), default=1)
+    """Return the largest divisor of the batch that is not above `group_size`, at least 1."""
+    for group in range(group_size, 1, -1):  # not max(..., default=1), which Dynamo of torch 2.11 refuses
+        if batch % group == 0:
+            return group
+    return 1
 
 
 def minibatch_stddev(

@@ -175,7 +175,7 @@ def counted(impl: str) -> Iterator[Traffic]:
 
     with ExitStack() as stack:
         # Meta tensors have no kernels of their own, so no implementation offers itself for them.
-        stack.enter_context(mock.patch.object(dispatch, "passed_over", lambda impl, device: None))
+        stack.enter_context(mock.patch.object(dispatch, "unavailable_reason", lambda impl, device: None))
         for module in MODULES:
             stack.enter_context(mock.patch.object(module, "launch", launch))
         if impl == "auto":

@@ -9,7 +9,7 @@ from torch import Tensor
 from pggan_fast.data.batches import Batches
 
 
-class ReadAhead:
+class Prefetcher:
     """`batches`, with the next one being read by a thread: of the size and resolution of the last one.
 
     The state is that of what was handed out. A failure to read is raised by the call that asks for the batch.

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from pggan_fast.training.run_folder import config_file
-from pggan_fast.utils.atomic_write import written_aside
+from pggan_fast.utils.atomic_write import atomic_write
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.images import rgb
-from pggan_fast.utils.optional import needed
+from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import option
 from pggan_fast.utils.progress_bar import bar_over
 
@@ -73,13 +73,13 @@ def video_path(out: Path, fps: float) -> Path:
     if not 0 < fps <= fastest:
         raise UserError(f"--fps {fps:g}: must be above 0 and at most {fastest:g} for {out.suffix}")
     if out.suffix.lower() == ".mp4":
-        needed("imageio_ffmpeg", extra="video", what=f"--out {out} (a .gif needs nothing)")
+        require("imageio_ffmpeg", extra="video", what=f"--out {out} (a .gif needs nothing)")
     return out
 
 
 def save_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     """Write frames, uint8 [H, W, 3], whole or not at all; at least one. An .mp4 gets even sides by a black edge."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         if path.suffix.lower() == ".mp4":
             _save_mp4(aside, frames, fps)
         else:

@@ -10,14 +10,14 @@ import safetensors
 import safetensors.torch
 
 from pggan_fast.networks import Discriminator, Generator
-from pggan_fast.utils.atomic_write import write_json, written_aside
+from pggan_fast.utils.atomic_write import atomic_write, write_json
 from pggan_fast.utils.errors import UserError
 
 
 def save_weights(path: Path, network: Generator | Discriminator, facts: dict[str, Any]) -> None:
     """`path` (.safetensors) and a .json of the same name with `facts`, "options" among them."""
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         safetensors.torch.save_file(tensors, aside)
     write_json(path.with_suffix(".json"), facts)
 

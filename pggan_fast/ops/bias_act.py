@@ -21,7 +21,7 @@ from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, last_order
+from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, no_third_derivative
 from pggan_fast.reference import accumulation_dtype, effective_slope
 
 EPILOGUE_SCHEMA = "float scale=1.0, str act='lrelu', float slope=0.2, float gain=1.0, bool pixel_norm=False"
@@ -151,7 +151,7 @@ class BiasActBackward(Function):
         return dx, db
 
     @staticmethod
-    @last_order
+    @no_third_derivative
     def backward(ctx, g, g_bias):
         dr, pixel_norm = ctx.saved_tensors[1], ctx.epilogue[-1]
         d_dy, d_y, d_r, d_dr = below_autograd(_double_backward[ctx.impl], g, g_bias, *ctx.saved_tensors, *ctx.epilogue)
@@ -178,9 +178,13 @@ def _inplace_fallback(x, bias, *options):
     return r
 
 
-def _derivative(y: Tensor, act: str, slope: float, gain: float) -> Tensor:
-    """gain * act', read off the sign of y: k / scale of the formulas above."""
-    return torch.where(y > 0, y.new_full((), gain), y.new_full((), gain * effective_slope(act, slope)))
+def _through_activation(v: Tensor, y: Tensor, act: str, slope: float, gain: float) -> Tensor:
+    """Return `v * gain * act'`, the derivative read off the sign of y: k / scale of the formulas above."""
+    negative_slope = effective_slope(act, slope)
+    if negative_slope == 0:
+        # A product with 0 would make NaN of infinity.
+        return torch.where(y <= 0, v.new_zeros(()), v * gain)
+    return torch.where(y > 0, v * gain, v * (gain * negative_slope))
 
 
 def _backward_fallback(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_wanted):
@@ -190,7 +194,7 @@ def _backward_fallback(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_w
         du = r * (du - y_wide * (du * y_wide).mean(dim=1, keepdim=True))
         if dr is not None:
             du = du - r.square() * y_wide * dr / y.shape[1]
-    d_biased = du * _derivative(y_wide, act, slope, gain)
+    d_biased = _through_activation(du, y_wide, act, slope, gain)
     dx = torch.empty_like(y).copy_(scale * d_biased)
     dims = [0, *range(2, y.ndim)]
     return dx, d_biased.sum(dim=dims) if bias_wanted else dx.new_empty(0, dtype=dtype)
@@ -202,7 +206,7 @@ def _double_backward_fallback(g, g_bias, dy, dr, y, r, scale, act, slope, gain, 
     h = torch.zeros_like(y_wide) if g is None else scale * g.to(dtype)
     if g_bias is not None:
         h = h + g_bias.to(dtype).reshape(1, -1, *[1] * (y.ndim - 2))
-    h = h * _derivative(y_wide, act, slope, gain)
+    h = _through_activation(h, y_wide, act, slope, gain)
     if not pixel_norm:
         return torch.empty_like(y).copy_(h), *_factors(y, False, 3)
     m = (dy_wide * y_wide).mean(dim=1, keepdim=True)

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from pggan_fast.utils.atomic_write import written_aside
+from pggan_fast.utils.atomic_write import atomic_write
 from pggan_fast.utils.errors import UserError
 
 FORMAT = 2
@@ -26,7 +26,7 @@ def save_checkpoint(folder: Path, images: int, state: dict[str, Any], *, keep: i
     """
     path = folder / f"{images:09d}.pt"
     try:
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             with open(aside, "wb") as file:
                 torch.save({"format": FORMAT, "images": images, **state}, file)
             _seal(aside)

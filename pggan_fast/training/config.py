@@ -10,7 +10,7 @@ from pggan_fast.training.augment import AUGMENTS
 from pggan_fast.training.losses import OBJECTIVES
 from pggan_fast.training.schedule import BATCH_SIZES, LEARNING_RATES, Schedule
 from pggan_fast.utils.errors import UserError
-from pggan_fast.utils.optional import needed
+from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import flag, option, table, table_text
 
 # What `AutoencoderDiscriminator` has no place for.
@@ -120,7 +120,7 @@ class TrainConfig:
             if value is not None and value < 1:
                 raise UserError(f"{flag(name)} {value}: must be 1 or more")
         if self.tensorboard:
-            needed("tensorboard", extra="tensorboard", what="--tensorboard")
+            require("tensorboard", extra="tensorboard", what="--tensorboard")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema-decay {self.ema_decay}: must be from 0 to below 1")
         check_networks_and_objective(self)

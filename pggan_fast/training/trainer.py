@@ -13,7 +13,7 @@ import torch
 
 from pggan_fast.data.batches import Batches
 from pggan_fast.data.dataset import PreparedData
-from pggan_fast.data.prefetch import ReadAhead
+from pggan_fast.data.prefetch import Prefetcher
 from pggan_fast.interop.weights import save_weights
 from pggan_fast.networks import Generator
 from pggan_fast.ops import fade_reals
@@ -69,7 +69,7 @@ def train(
     step = build_step(config, run.data, device, processes)
     advance = CapturedStep(step, CudaRecorder()) if config.cuda_graphs else step
     group_size = step.D.mbstd_group_size
-    batches = ReadAhead(
+    batches = Prefetcher(
         Batches(run.data, seed=config.seed, mirror=config.mirror, processes=processes, group_size=group_size)
     )
     stats = Statistics(run.stats_file, writes=processes.writes)
@@ -124,11 +124,11 @@ def train(
             # While fading a tensor, so that one graph serves all values; 1.0 leaves the old path out.
             alpha = torch.full((), stage.alpha, device=device) if stage.fading else 1.0
 
-            handed_out = batches.state_dict()
+            batch_state = batches.state_dict()
             try:
                 drawn = [batches.next(stage.batch_size, stage.resolution) for _ in range(config.d_steps)]
             except (UserError, OSError):  # the data are gone: what was learnt from them is kept
-                batches.load_state_dict(handed_out)  # none of this step's batches was used
+                batches.load_state_dict(batch_state)  # none of this step's batches was used
                 save()
                 raise
             pixels, labels = (torch.cat(parts) for parts in zip(*drawn, strict=True))

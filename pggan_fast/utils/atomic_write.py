@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written aside, flushed to the disk, renamed."""
+"""Files that are either whole or absent: written under a temporary name, flushed to the disk, renamed."""
 
 import json
 import os
@@ -11,8 +11,8 @@ ASIDE = ".tmp"
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; rename it to `path` only if the block succeeds."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; rename it to `path` if the block succeeds, remove it if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}{ASIDE}")
     try:
@@ -29,7 +29,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 

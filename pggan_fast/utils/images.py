@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pggan_fast.utils.atomic_write import written_aside
+from pggan_fast.utils.atomic_write import atomic_write
 
 SMALLEST_TILE = 64  # pixels: below that a person sees little
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -41,7 +41,7 @@ def grid(images: np.ndarray, columns: int, tile: int = SMALLEST_TILE) -> np.ndar
 
 def save_png(path: Path, image: np.ndarray) -> None:
     """Write uint8 [H, W, C] as a PNG, whole or not at all."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         picture(image).save(aside, format="PNG")
 
 

@@ -1,4 +1,4 @@
-"""Packages that only some verbs need: the extras of pyproject.toml."""
+"""Packages that only some commands need: the extras of pyproject.toml."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from types import ModuleType
 from pggan_fast.utils.errors import UserError
 
 
-def needed(module: str, *, extra: str, what: str) -> ModuleType:
-    """The module, or a UserError that says how to install it for `what` (an option and its value)."""
+def require(module: str, *, extra: str, what: str) -> ModuleType:
+    """Import and return `module`. Raises UserError that says how to install it for `what` (an option and its value)."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pggan_fast.data.batches import Batches
-from pggan_fast.data.prefetch import ReadAhead
+from pggan_fast.data.prefetch import Prefetcher
 from pggan_fast.training import DatasetWriter, PreparedData
 from pggan_fast.utils.errors import UserError
 
@@ -25,7 +25,7 @@ def data(tmp_path):
 
 
 def test_batches_and_states_are_those_of_reading_in_turn(data):
-    plain, ahead = Batches(data, seed=3), ReadAhead(Batches(data, seed=3))
+    plain, ahead = Batches(data, seed=3), Prefetcher(Batches(data, seed=3))
     for asked in ASKED:
         for expected, found in zip(plain.next(*asked), ahead.next(*asked), strict=True):
             assert torch.equal(expected, found)
@@ -34,12 +34,12 @@ def test_batches_and_states_are_those_of_reading_in_turn(data):
 
 @pytest.mark.parametrize("stop", range(len(ASKED)))
 def test_goes_on_from_a_state(data, stop):
-    before = ReadAhead(Batches(data, seed=3))
+    before = Prefetcher(Batches(data, seed=3))
     for asked in ASKED[:stop]:
         before.next(*asked)
     state = before.state_dict()
     expected = [before.next(*asked)[0] for asked in ASKED[stop:]]
-    after = ReadAhead(Batches(data, seed=0))
+    after = Prefetcher(Batches(data, seed=0))
     after.load_state_dict(state)
     for asked, images in zip(ASKED[stop:], expected, strict=True):
         assert torch.equal(after.next(*asked)[0], images)
@@ -57,15 +57,15 @@ def test_the_next_batch_is_read_by_another_thread_meanwhile(data, monkeypatch):
         return original(*asked)
 
     monkeypatch.setattr(batches, "next", noted)
-    ahead = ReadAhead(batches)
+    ahead = Prefetcher(batches)
     ahead.next(4, 4)
-    assert read.wait(10)  # although nobody has asked for it yet
+    assert read.wait(60)  # although nobody has asked for it yet
     assert threads[0] == "MainThread" and threads[1].startswith("data")
 
 
 def test_a_failure_shows_when_its_batch_is_asked_for_and_is_not_counted(data, monkeypatch):
     batches = Batches(data, seed=0)
-    ahead = ReadAhead(batches)
+    ahead = Prefetcher(batches)
     ahead.next(4, 4)
 
     def gone(*_):

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 
 from pggan_fast import ops, reference
-from pggan_fast.ops.dispatch import passed_over
+from pggan_fast.ops.dispatch import unavailable_reason
 from pggan_fast.ops.fade import split_alpha
 from pggan_fast.ops.registry import TRITON_INTERPRETED
 from tests.kernels.guards import guarded_allocations
-from tests.ops.devices import on_device
+from tests.ops.devices import exact_convolutions, on_device
 from tests.ops.samples import DTYPES
 
 
@@ -27,7 +27,7 @@ class Implementation(NamedTuple):
 
 
 def _public(impl: str) -> Implementation:
-    return Implementation(lambda: passed_over(impl, "cpu"), lambda op: partial(getattr(ops, op), impl=impl))
+    return Implementation(lambda: unavailable_reason(impl, "cpu"), lambda op: partial(getattr(ops, op), impl=impl))
 
 
 @contextmanager
@@ -151,7 +151,7 @@ if os.environ.get("PGGAN_FAST_TEST_KERNELS"):
 # Where there is a GPU, or where `make gpu-check` is rehearsed without one: on the harness, through the same moves.
 if torch.cuda.is_available():
     for impl in ("native", "triton"):
-        missing, there = partial(passed_over, impl, "cuda"), on_device(_public(impl).function, "cuda")
-        IMPLEMENTATIONS[f"gpu_{impl}"] = Implementation(missing, there)
+        missing, there = partial(unavailable_reason, impl, "cuda"), on_device(_public(impl).function, "cuda")
+        IMPLEMENTATIONS[f"gpu_{impl}"] = Implementation(missing, there, exact_convolutions)
 elif os.environ.get("PGGAN_FAST_REHEARSE_GPU"):
     IMPLEMENTATIONS["gpu_rehearsed"] = Implementation(lambda: None, on_device(_torch_op, "cpu"), cuda_kernels_on_cpu)

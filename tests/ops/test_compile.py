@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pggan_fast import ops, use_impl
-from pggan_fast.ops.dispatch import passed_over
+from pggan_fast.ops.dispatch import unavailable_reason
 from tests.ops.samples import SAMPLES, Sample, laid_out
 from tests.tolerances import COMPILED
 
@@ -36,7 +36,7 @@ def fresh_compiler():
 # Triton's graphs are another test's, tests/kernels/test_graph_compiled.py: the interpreter has none.
 @pytest.fixture(params=["native", "reference"])
 def impl(request):
-    if (reason := passed_over(request.param, "cpu")) is not None:
+    if (reason := unavailable_reason(request.param, "cpu")) is not None:
         pytest.skip(reason)
     with use_impl(request.param):
         yield request.param

@@ -6,7 +6,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from pggan_fast import ops
 from pggan_fast.ops.activations import ACTIVATIONS
-from pggan_fast.ops.dispatch import passed_over
+from pggan_fast.ops.dispatch import unavailable_reason
 from tests.ops import stylegan_golden as golden
 from tests.tolerances import COMPILED, EXACT, GRADCHECK
 
@@ -16,7 +16,7 @@ FILTERS = ("f", "fu", "fd", "resample_filter")
 
 @pytest.fixture(params=["native", "reference"])
 def impl(request):
-    if (reason := passed_over(request.param, "cpu")) is not None:
+    if (reason := unavailable_reason(request.param, "cpu")) is not None:
         pytest.skip(reason)
     with ops.use_impl(request.param):
         yield request.param

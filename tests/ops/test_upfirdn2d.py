@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pggan_fast import _native, ops
-from pggan_fast.ops.dispatch import passed_over
+from pggan_fast.ops.dispatch import unavailable_reason
 from tests.ops import stylegan_golden as golden
 from tests.ops.implementations import IMPLEMENTATIONS
 from tests.tolerances import EXACT, GRADCHECK
@@ -26,7 +26,7 @@ def test_golden(implementation, case, dtype, layout):
     golden.check(case, lambda x, f=None, **k: function(x, f, **k), dtype, fp32=("f",), format=FORMATS[layout])
 
 
-@pytest.mark.parametrize("impl", [i for i in ("native", "reference") if passed_over(i, "cpu") is None])
+@pytest.mark.parametrize("impl", [i for i in ("native", "reference") if unavailable_reason(i, "cpu") is None])
 @pytest.mark.parametrize("case", golden.cases("filter2d", "upsample2d", "downsample2d"), ids=str)
 def test_golden_helpers(case, impl):
     function = getattr(ops, case.op)
@@ -79,7 +79,7 @@ def test_the_third_derivative_exists():
 @pytest.mark.parametrize("impl", ["native", "reference"])
 @pytest.mark.parametrize("call", ["public", "op"])
 def test_vmap(impl, call):
-    if (reason := passed_over(impl, "cpu")) is not None:
+    if (reason := unavailable_reason(impl, "cpu")) is not None:
         pytest.skip(reason)
     if call == "op" and impl == "reference":
         pytest.skip("the reference is no op")

@@ -14,7 +14,7 @@ from pggan_fast import cli
 from pggan_fast.training import RunFolder, UserError, checkpoint, train
 from pggan_fast.training import trainer as trainer_module
 from pggan_fast.training.checkpoint import checkpoints, load_checkpoint
-from pggan_fast.utils.atomic_write import written_aside
+from pggan_fast.utils.atomic_write import atomic_write
 from pggan_fast.utils.memory import advice_when_out_of_memory
 from tests.training.runs import assert_same, config, write_data
 
@@ -93,7 +93,7 @@ def test_2_a_full_disk_while_saving(data, tmp_path):
 
 
 def test_2_an_error_of_the_disk_names_the_file(tmp_path):
-    with pytest.raises(OSError, match="notes.txt"), written_aside(tmp_path / "notes.txt"):
+    with pytest.raises(OSError, match="notes.txt"), atomic_write(tmp_path / "notes.txt"):
         raise OSError(28, "No space left on device")
 
 
@@ -116,7 +116,7 @@ def test_3_the_data_folder_goes_while_training(tmp_path):
 
 def test_3_the_data_are_gone_between_the_batches_of_a_step(data, tmp_path, monkeypatch):
     """Of two D steps only the first has its batch: a resumed run takes it again."""
-    out, next_batch, calls = tmp_path / "run", trainer_module.ReadAhead.next, []
+    out, next_batch, calls = tmp_path / "run", trainer_module.Prefetcher.next, []
 
     def failing(self, *size):
         calls.append(size)
@@ -125,7 +125,7 @@ def test_3_the_data_are_gone_between_the_batches_of_a_step(data, tmp_path, monke
         return next_batch(self, *size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.ReadAhead, "next", failing)
+        patch.setattr(trainer_module.Prefetcher, "next", failing)
         assert "the disk is gone" in message_of(lambda: train(RunFolder.create(config(data, out, d_steps=2))))
     straight = tmp_path / "straight"
     assert train(RunFolder.open(out, {})) and train(RunFolder.create(config(data, straight, d_steps=2)))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pggan_fast.training.logging.charts import chart
 from pggan_fast.training.run_folder import RunFolder
-from pggan_fast.utils.atomic_write import written_aside
+from pggan_fast.utils.atomic_write import atomic_write
 from pggan_fast.utils.options import to_json
 from pggan_fast.utils.progress_bar import duration
 
@@ -69,7 +69,7 @@ class Report:
         """`running`: the browser is asked to load it again now and then."""
         stats = self.run.stats_file
         lines = [json.loads(line) for line in stats.read_text(encoding="utf-8").splitlines()] if stats.exists() else []
-        with written_aside(self.run.path / "report.html") as aside:
+        with atomic_write(self.run.path / "report.html") as aside:
             aside.write_text(self._page(lines, running), encoding="utf-8")
 
     def _page(self, lines: list[Line], running: bool) -> str:
@@ -101,8 +101,8 @@ class Report:
         )
 
     def _settings(self) -> list[tuple[str, str]]:
-        data = self.run.data.facts()
-        about = [("data", f"{data['count']:,} images, {data['channels']} channels, {len(data['classes'])} classes")]
+        data = self.run.data
+        about = [("data", f"{data.count:,} images, {data.channels} channels, {len(data.classes)} classes")]
         return about + [(name, _plain(value)) for name, value in to_json(self.run.config).items() if value is not None]
 
     def _grids(self) -> list[str]:
