@@ -22,7 +22,7 @@ test-kernels: export OMP_NUM_THREADS = 1
 test-kernels: lint
 	$(BIN)/python -m pytest tests/cuda_on_cpu -q -rs
 	$(BIN)/python -m pytest tests/ops -q -rs -n 2 -k cuda_on_cpu
-	$(BIN)/python -m pytest tests/kernels tests/bench/test_gpu_check.py \
+	$(BIN)/python -m pytest tests/kernels \
 	    tests/test_build.py::test_one_wheel_serves_another_torch -q -rs -n 2
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -q -n 2
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops -q -n 2 -k triton
@@ -40,10 +40,10 @@ test-metrics: lint
 	PGGAN_FAST_TEST_METRICS=1 $(BIN)/python -m pytest tests/evaluation/test_photographs.py -q -rs
 
 # Networks of two more packages accelerated, with what those import but do not need the rest of.
-test-peers: lint
+test-third-party: lint
 	$(BIN)/python -m pip install --no-deps lightweight-gan stylegan2-pytorch vector-quantize-pytorch==0.1.0 kornia \
 	    kornia-rs einops fire termcolor retry decorator py adabelief-pytorch colorama tabulate
-	$(BIN)/python -m pytest tests/dropin/test_peers.py -q -rs
+	$(BIN)/python -m pytest tests/dropin/test_third_party.py -q -rs
 
 bench: $(DEVELOPING)
 	$(BIN)/python -m pytest bench/
@@ -53,10 +53,30 @@ wheel: $(DEVELOPING)
 	PGGAN_FAST_CUDA=$(if $(shell command -v nvcc),1,0) \
 	    $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
-# On a machine with a GPU: builds for it, tests every op on it, measures, and writes one report.
+# On a machine with a GPU: builds for it, checks and measures for MINUTES minutes; report.md grows in bench/results.
+# Without network and without .venv, by the Python that is there: make gpu-check PYTHON=python3 NO_VENV=1 MINUTES=10
+MINUTES ?= 60
+ifdef NO_VENV
+gpu-check:
+	$(PYTHON) -m pip install --no-build-isolation --no-deps --no-index -e .
+	$(PYTHON) -m bench.gpu_check --minutes $(MINUTES)
+else
 gpu-check: $(DEVELOPING)
 	$(BIN)/python -m pip install --no-build-isolation --no-deps -e .
-	$(BIN)/python -m bench.gpu_check
+	$(BIN)/python -m bench.gpu_check --minutes $(MINUTES)
+endif
+
+# Builds against older releases of torch, each with a download of its own, and runs the ops' tests on them.
+OLDER_TORCH ?= 2.10.0 2.11.0
+test-older-torch:
+	for version in $(OLDER_TORCH); do \
+	    test -x .venv-torch-$$version/bin/pip || $(PYTHON) -m venv .venv-torch-$$version; \
+	    .venv-torch-$$version/bin/pip install 'setuptools>=77' torch==$$version numpy pytest pytest-xdist \
+	        pytest-benchmark pybind11 hypothesis && \
+	    .venv-torch-$$version/bin/pip install --no-build-isolation -e . && \
+	    .venv-torch-$$version/bin/python -m pytest tests/ops tests/training/test_step.py \
+	        tests/training/test_cuda_graph.py -q -rs -n 2 || exit 1; \
+	done
 
 lint: $(DEVELOPING)
 	$(BIN)/ruff check .
@@ -90,4 +110,4 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
-.PHONY: demo test test-hostile test-kernels test-kill test-metrics test-peers bench lint format clean wheel gpu-check
+.PHONY: demo test test-hostile test-kernels test-kill test-metrics test-third-party bench lint format clean wheel gpu-check test-older-torch

@@ -85,6 +85,15 @@ def _weight(alpha, number, ACC: tl.constexpr):
 
 
 @triton.jit
+def _lerp(old, new, weight):
+    """torch.lerp: steps from the nearer of the two images.
+
+    A weight of 0 or 1 gives one of them to the bit, and a large one does not swallow the digits of the other.
+    """
+    return tl.where(tl.abs(weight) < 0.5, old + (new - old) * weight, new + (old - new) * (1 - weight))
+
+
+@triton.jit
 def upsample_kernel(
     low,
     high,
@@ -155,8 +164,8 @@ def fade_in_kernel(
     weight = _weight(alpha, number, ACC)
     v = tl.load(low + at, mask=mask, other=0).to(ACC)
     a, b, c, d = _load_quads(high, start, step, k, K, row < R, ACC, LAST, BLOCK_K)
-    a, b = v + (a - v) * weight, v + (b - v) * weight
-    c, d = v + (c - v) * weight, v + (d - v) * weight
+    a, b = _lerp(v, a, weight), _lerp(v, b, weight)
+    c, d = _lerp(v, c, weight), _lerp(v, d, weight)
     _store_quads(out, start, step, k, K, row < R, a, b, c, d, LAST, BLOCK_K)
 
 
@@ -183,7 +192,9 @@ def fade_in_backward_kernel(
     start, step = _high(row, K, h, w, extra_h, extra_w, LAST)
     weight = _weight(alpha, number, ACC)
     a, b, c, d = _load_quads(dy, start, step, k, K, row < R, ACC, LAST, BLOCK_K)
-    total = (a + b + c + d) * (1 - weight)
+    # Scaled first: the sum of what 1 - weight leaves nothing of may be no number.
+    rest = 1 - weight
+    total = rest * a + rest * b + rest * c + rest * d
     tl.store(d_low + at, total.to(d_low.dtype.element_ty), mask=mask)
     a, b, c, d = a * weight, b * weight, c * weight, d * weight
     _store_quads(d_high, start, step, k, K, row < R, a, b, c, d, LAST, BLOCK_K)
@@ -215,8 +226,8 @@ def fade_reals_kernel(
         a, b = a * (2.0 / 255) - 1, b * (2.0 / 255) - 1
         c, d = c * (2.0 / 255) - 1, d * (2.0 / 255) - 1
     v = (a + b + c + d) * 0.25
-    a, b = v + (a - v) * weight, v + (b - v) * weight
-    c, d = v + (c - v) * weight, v + (d - v) * weight
+    a, b = _lerp(v, a, weight), _lerp(v, b, weight)
+    c, d = _lerp(v, c, weight), _lerp(v, d, weight)
     _store_quads(out, start, step, k, K, row < R, a, b, c, d, LAST, BLOCK_K)
 
 

@@ -5,6 +5,7 @@ Each function here has a fused namesake in `pggan_fast.ops` with the same argume
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,10 @@ def bias_act(
     u = x.to(accumulation_dtype(x.dtype)) * scale
     if bias is not None:
         u = u + bias.to(u.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
-    u = torch.where(u > 0, u, u * effective_slope(act, slope)) * gain
+    negative_slope = effective_slope(act, slope)
+    # A product with 0 would make NaN of infinity.
+    u = torch.relu(u) if negative_slope == 0 else torch.where(u > 0, u, u * negative_slope)
+    u = u * gain
     return (_normalize(u, eps) if pixel_norm else u).to(x.dtype)
 
 
@@ -112,11 +116,63 @@ def downsample2x(x: Tensor) -> Tensor:
     return (total / 4).to(x.dtype)
 
 
+def lerp(old: Tensor, new: Tensor, alpha: float | Tensor) -> Tensor:
+    """Return `torch.lerp(old, new, alpha)`, alpha in their dtype: one of them to the bit at 0 and at 1."""
+    return torch.lerp(old, new, alpha.to(old.dtype) if isinstance(alpha, Tensor) else alpha)
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor | None = None,
+    *,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+) -> Tensor:
+    """Upsample by zeros behind each pixel, pad or crop, convolve every channel with f, keep each `down`-th pixel.
+
+    x [N, C, H, W], f [fh, fw] or [taps] (along x and along y) or None (Karras et al. 2020, appendix B).
+    up, down: a number or (x, y). padding in upsampled pixels: a number, (x, y) or (x0, x1, y0, y1); negative crops.
+    `flip_filter` correlates instead of convolving; `gain` multiplies the result once.
+    """
+    dtype = accumulation_dtype(x.dtype)
+    (upx, upy), (downx, downy), (x0, x1, y0, y1) = each_axis(up), each_axis(down), each_side(padding)
+    taps = torch.ones(1, 1, dtype=dtype, device=x.device) if f is None else f.to(dtype)
+    taps = torch.outer(taps, taps) if taps.ndim == 1 else taps
+    taps = (taps if flip_filter else taps.flip((0, 1))) * gain
+    n, c, h, w = x.shape
+    y = F.pad(x.to(dtype).reshape(n, c, h, 1, w, 1), (0, upx - 1, 0, 0, 0, upy - 1)).reshape(n, c, h * upy, w * upx)
+    y = F.pad(y, (x0, x1, y0, y1)).reshape(n * c, 1, h * upy + y0 + y1, w * upx + x0 + x1)
+    y = F.conv2d(y, taps[None, None], stride=(downy, downx))
+    return y.reshape(n, c, *y.shape[2:]).to(x.dtype).contiguous(memory_format=layout_of(x))
+
+
+def each_axis(value: int | Sequence[int]) -> tuple[int, int]:
+    """(x, y) of a number or a pair."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def each_side(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """(x0, x1, y0, y1) of a number, of (x, y), or of all four."""
+    padding = each_axis(padding)
+    return tuple(p for p in padding for _ in range(2)) if len(padding) == 2 else padding
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """channels_last if x [N, C, H, W] is that and not contiguous as well; contiguous inside vmap, which cannot say."""
+    if torch._C._functorch.is_batchedtensor(x):
+        return torch.contiguous_format
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def fade_in(low: Tensor, high: Tensor, alpha: float | Tensor) -> Tensor:
     """`lerp(upsample2x(low), high, alpha)`: alpha is the weight of the new path (paper, figure 2)."""
     dtype = accumulation_dtype(high.dtype)
     old, new = upsample2x(low).to(dtype), high.to(dtype)
-    return (old + (new - old) * alpha).to(high.dtype)
+    return lerp(old, new, alpha).to(high.dtype)
 
 
 def fade_reals(images: Tensor, alpha: float | Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -126,12 +182,15 @@ def fade_reals(images: Tensor, alpha: float | Tensor, *, dtype: torch.dtype | No
     x = images.to(accumulation_dtype(dtype))
     x = x * (2 / 255) - 1 if images.dtype == torch.uint8 else x
     coarse = upsample2x(downsample2x(x))
-    return (coarse + (x - coarse) * alpha).to(dtype)
+    return lerp(coarse, x, alpha).to(dtype)
 
 
 def stddev_group(batch: int, group_size: int) -> int:
-    """The largest divisor of the batch that is not above `group_size`."""
-    return max((g for g in range(1, group_size + 1) if batch % g == 0), default=1)
+    """Return the largest divisor of the batch that is not above `group_size`, at least 1."""
+    for group in range(group_size, 1, -1):  # not max(..., default=1), which Dynamo of torch 2.11 refuses
+        if batch % group == 0:
+            return group
+    return 1
 
 
 def minibatch_stddev(

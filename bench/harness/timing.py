@@ -9,8 +9,8 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -127,9 +127,21 @@ def nvtx_range(case: Case, variant: str) -> AbstractContextManager:
     return torch.cuda.nvtx.range("/".join([*case.labels.values(), variant]))
 
 
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Inside, cuDNN computes fp32 in fp32: the gates' tolerances are for that, what is timed keeps torch's default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def measure(benchmark, case: Case, seconds: float) -> dict:
     """Gate the case, time it for about `seconds` under pytest-benchmark, return its record (JSON)."""
-    case.check()
+    with exact_convolutions():
+        case.check()
     gc.collect()
     rounds = Round(case)
     per_round = rounds.warm_up()

@@ -7,13 +7,21 @@
 
 namespace pggan_fast::LEVEL {
 
+// A product with a slope of 0 would make NaN of infinity, so relu sets values to 0 where the sign is not above `dead`;
+// elsewhere, and where the sign is NaN, it multiplies by gain alone. Other activations have no such values: no number
+// is at most NaN.
 template <class A>
 struct Activation {
-  Vec<A> positive, negative;
-  explicit Activation(const Epilogue& e) : positive(broadcast<A>(A(e.gain))), negative(broadcast<A>(A(e.gain * e.slope))) {}
+  Vec<A> positive, negative, dead;
+  explicit Activation(const Epilogue& e)
+      : positive(broadcast<A>(A(e.gain))),
+        negative(broadcast<A>(A(e.slope == 0 ? e.gain : e.gain * e.slope))),
+        dead(broadcast<A>(e.slope == 0 ? A(0) : A(NAN))) {}
   // gain * act(u); also gain * act'(y) times u, where y is any vector of the output's signs.
   Vec<A> operator()(Vec<A> u) const { return (*this)(u, u); }
-  Vec<A> operator()(Vec<A> u, Vec<A> sign) const { return u * (sign > Vec<A>{} ? positive : negative); }
+  Vec<A> operator()(Vec<A> u, Vec<A> sign) const {
+    return (sign <= dead ? Vec<A>{} : u) * (sign > Vec<A>{} ? positive : negative);
+  }
 };
 
 // A per-channel vector (zeros if null) with room for a whole vector behind its end.
@@ -103,18 +111,22 @@ void backward_channels_last(const BiasActBackward& a, const Block& block) {
     const int64_t rows = std::min(kRows, block.count - i);
     if (a.db) std::fill_n(db, padded_c, A(0));
     for (int64_t k = i; k < i + rows; ++k, dy += c, y += c, dx += c) {
-      Vec<A> factor = broadcast<A>(1), pull = Vec<A>{};
-      if (a.epilogue.pixel_norm) {
-        Vec<A> product{};
-        for_vectors<A>(c, [&](int64_t j, auto n) { product += load(dy + j, n) * load(y + j, n); });
-        factor = broadcast<A>(r[k]);
-        pull = broadcast<A>((sum(product) + (dr ? r[k] * dr[k] : A(0))) / A(c));
-      }
-      for_vectors<A>(c, [&](int64_t j, auto n) {
-        const Vec<A> out = load(y + j, n);
-        const Vec<A> d = derivative(factor * (load(dy + j, n) - out * pull), out);
+      const auto take_back = [&](int64_t j, auto n, Vec<A> du, Vec<A> out) {
+        const Vec<A> d = derivative(du, out);
         store(dx + j, scale * d, n);
         if (a.db) store(db + j, load(db + j) + d);
+      };
+      if (!a.epilogue.pixel_norm) {
+        for_vectors<A>(c, [&](int64_t j, auto n) { take_back(j, n, load(dy + j, n), load(y + j, n)); });
+        continue;
+      }
+      Vec<A> product{};
+      for_vectors<A>(c, [&](int64_t j, auto n) { product += load(dy + j, n) * load(y + j, n); });
+      const Vec<A> factor = broadcast<A>(r[k]);
+      const Vec<A> pull = broadcast<A>((sum(product) + (dr ? r[k] * dr[k] : A(0))) / A(c));
+      for_vectors<A>(c, [&](int64_t j, auto n) {
+        const Vec<A> out = load(y + j, n);
+        take_back(j, n, factor * (load(dy + j, n) - out * pull), out);
       });
     }
     if (a.db)

@@ -4,6 +4,7 @@
 #include "layout_kernels.h"
 #include "resample_kernels.h"
 #include "stddev_kernels.h"
+#include "upfirdn2d_kernels.h"
 
 namespace pggan_fast {
 
@@ -22,6 +23,7 @@ const Kernels KERNELS = {
     LEVEL::stddev_read_maps,
     LEVEL::stddev_write_maps,
     LEVEL::relayout,
+    LEVEL::upfirdn2d,
 };
 
 }  // namespace pggan_fast

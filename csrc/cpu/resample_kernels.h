@@ -158,10 +158,21 @@ inline Pair<A> scaled(Vec<A> factor, const Pair<A>& v) {
   return {{factor * v.part[0], factor * v.part[1]}};
 }
 
+// torch.lerp: steps from the nearer of the two images, so that a weight of 0 or 1 gives one of them to the bit, and the
+// rounding of a large one does not swallow the digits of the other.
 template <class A>
-inline Pair<A> blend(const Pair<A>& old, const Pair<A>& fresh, Vec<A> alpha) {
-  return {{old.part[0] + (fresh.part[0] - old.part[0]) * alpha, old.part[1] + (fresh.part[1] - old.part[1]) * alpha}};
-}
+struct Blend {
+  bool from_old;
+  Vec<A> step;  // the weight of the farther image
+  explicit Blend(double alpha)
+      : from_old(std::fabs(A(alpha)) < A(0.5)), step(broadcast<A>(from_old ? A(alpha) : A(1) - A(alpha))) {}
+  Pair<A> operator()(const Pair<A>& old, const Pair<A>& fresh) const {
+    return from_old ? towards(old, fresh) : towards(fresh, old);
+  }
+  Pair<A> towards(const Pair<A>& near, const Pair<A>& far) const {
+    return {{near.part[0] + (far.part[0] - near.part[0]) * step, near.part[1] + (far.part[1] - near.part[1]) * step}};
+  }
+};
 
 template <class T>
 struct Upsample {
@@ -205,16 +216,15 @@ struct FadeIn {
   using High = T;
   const T *low, *high;
   T* y;
-  Vec<A> alpha;
-  explicit FadeIn(const Resample& a)
-      : low(as<T>(a.low)), high(as<T>(a.high)), y(as<T>(a.high_out)), alpha(broadcast<A>(A(a.factor))) {}
+  Blend<A> blend;
+  explicit FadeIn(const Resample& a) : low(as<T>(a.low)), high(as<T>(a.high)), y(as<T>(a.high_out)), blend(a.factor) {}
 
   template <Pairs pairs>
   void at(const Place& p) const {
     const Pair<A> old = spread<A, pairs>(load(low + p.low));
     const Pair<A> top = load_pair<A, pairs>(high, p.top), bottom = load_pair<A, pairs>(high, p.bottom);
-    store_pair<pairs>(y, p.top, blend<A>(old, top, alpha));
-    store_pair<pairs>(y, p.bottom, blend<A>(old, bottom, alpha));
+    store_pair<pairs>(y, p.top, blend(old, top));
+    store_pair<pairs>(y, p.bottom, blend(old, bottom));
   }
 };
 
@@ -238,7 +248,8 @@ struct FadeInBackward {
     const Pair<A> top = load_pair<A, pairs>(dy, p.top), bottom = load_pair<A, pairs>(dy, p.bottom);
     store_pair<pairs>(d_high, p.top, scaled<A>(alpha, top));
     store_pair<pairs>(d_high, p.bottom, scaled<A>(alpha, bottom));
-    store(d_low + p.low, rest * gather<A, pairs>(top + bottom));
+    // Scaled first: the sum of what 1 - alpha leaves nothing of may be no number.
+    store(d_low + p.low, gather<A, pairs>(scaled<A>(rest, top) + scaled<A>(rest, bottom)));
   }
 };
 
@@ -250,16 +261,15 @@ struct FadeReals {
   using High = Image;
   const Image* x;
   T* y;
-  Vec<A> alpha;
-  explicit FadeReals(const Resample& a)
-      : x(as<Image>(a.high)), y(as<T>(a.high_out)), alpha(broadcast<A>(A(a.factor))) {}
+  Blend<A> blend;
+  explicit FadeReals(const Resample& a) : x(as<Image>(a.high)), y(as<T>(a.high_out)), blend(a.factor) {}
 
   template <Pairs pairs>
   void at(const Place& p) const {
     const Pair<A> top = load_pair<A, pairs>(x, p.top), bottom = load_pair<A, pairs>(x, p.bottom);
     const Pair<A> old = spread<A, pairs>(broadcast<A>(A(0.25)) * gather<A, pairs>(top + bottom));
-    store_pair<pairs>(y, p.top, blend<A>(old, top, alpha));
-    store_pair<pairs>(y, p.bottom, blend<A>(old, bottom, alpha));
+    store_pair<pairs>(y, p.top, blend(old, top));
+    store_pair<pairs>(y, p.bottom, blend(old, bottom));
   }
 };
 

@@ -27,7 +27,7 @@ inline int32_t device_type() { return aoti_torch_device_type_cuda(); }
 inline int32_t device_index() { return torch::stable::accelerator::getCurrentDeviceIndex(); }
 inline cudaStream_t current_stream() {
   void* stream;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 

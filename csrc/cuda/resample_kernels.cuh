@@ -138,6 +138,13 @@ struct Alpha {
   __device__ A value() const { return tensor ? A(*tensor) : number; }
 };
 
+// torch.lerp: steps from the nearer of the two images, so that a weight of 0 or 1 gives one of them to the bit, and the
+// rounding of a large one does not swallow the digits of the other.
+template <class A>
+__device__ inline A lerp(A old, A fresh, A alpha) {
+  return fabs(alpha) < A(0.5) ? old + (fresh - old) * alpha : fresh + (old - fresh) * (1 - alpha);
+}
+
 template <class T, int V, bool last>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     fade_in_kernel(const T* low, const T* high, T* out, Alpha<Acc<T>> weight, Grid g) {
@@ -149,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     load_high(g, cell, high, values);
     for_high<V>([&](int r, int s, int v) {
       const A old = A(vec.v[low_of<V, last>(s, v)]);
-      values[r][s][v] = old + (values[r][s][v] - old) * alpha;
+      values[r][s][v] = lerp(old, values[r][s][v], alpha);
     });
     store_high(g, cell, out, values);
   });
@@ -163,9 +170,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   for_cell<V, last>(g, [&](const Cell<V, last>& cell) {
     A values[2][2][V], sums[V] = {};
     load_high(g, cell, dy, values);
-    sum_high<A, V, last>(values, sums);
-#pragma unroll
-    for (int v = 0; v < V; ++v) sums[v] *= 1 - alpha;
+    // Scaled first: the sum of what 1 - alpha leaves nothing of may be no number.
+    for_high<V>([&](int r, int s, int v) { sums[low_of<V, last>(s, v)] += (1 - alpha) * values[r][s][v]; });
     store_rounded(d_low + cell.low, sums);
     for_high<V>([&](int r, int s, int v) { values[r][s][v] *= alpha; });
     store_high(g, cell, d_high, values);
@@ -186,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     sum_high<A, V, last>(values, sums);
     for_high<V>([&](int r, int s, int v) {
       const A coarse = sums[low_of<V, last>(s, v)] / 4;
-      values[r][s][v] = coarse + (values[r][s][v] - coarse) * alpha;
+      values[r][s][v] = lerp(coarse, values[r][s][v], alpha);
     });
     store_high(g, cell, out, values);
   });

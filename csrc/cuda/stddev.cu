@@ -121,7 +121,7 @@ std::tuple<Tensor, Tensor> minibatch_stddev_double_backward(Tensor g, Tensor dy,
   const Samples samples = samples_of(x, layout, group, maps, strided);
   const Tensor dy_ = gradient_with_maps(dy, x, maps, layout);
   check_device("minibatch_stddev_double_backward", "g", g, x);
-  STD_TORCH_CHECK(g.sizes() == x.sizes(), "minibatch_stddev: g must have x's shape");
+  STD_TORCH_CHECK(g.sizes().equals(x.sizes()), "minibatch_stddev: g must have x's shape");
   if (x.numel() == 0) return {torch::stable::zero_(d_dy.tensor), dx.finish()};
   const Tensor x_ = with_layout(x, layout), g_ = with_layout(with_dtype(g, x.scalar_type()), layout);
   const double divisor = divisor_of(group, correction);

@@ -36,7 +36,7 @@ inline std::optional<Tensor> per_channel(const std::optional<Tensor>& values, co
 
 // What stands beside y, as the kernels read it: as far as y goes, whoever called the op.
 inline Tensor like(const char* name, const Tensor& t, const Tensor& y, Layout layout) {
-  STD_TORCH_CHECK(t.sizes() == y.sizes(), "bias_act: ", name, " must have y's shape");
+  STD_TORCH_CHECK(t.sizes().equals(y.sizes()), "bias_act: ", name, " must have y's shape");
   return with_layout(with_dtype(t, y.scalar_type()), layout);
 }
 

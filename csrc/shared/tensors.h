@@ -100,7 +100,7 @@ inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_
                        : dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
                                                        : aoti_torch_dtype_float16();
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dim, sizes, strides, code, device_type(), device_index(), &handle));
   return Tensor(handle);
 }

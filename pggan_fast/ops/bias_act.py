@@ -21,7 +21,7 @@ from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, last_order
+from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, no_third_derivative
 from pggan_fast.reference import accumulation_dtype, effective_slope
 
 EPILOGUE_SCHEMA = "float scale=1.0, str act='lrelu', float slope=0.2, float gain=1.0, bool pixel_norm=False"
@@ -97,6 +97,8 @@ class BiasAct(Function):
     def backward(ctx, dy, dr):
         if dy is None and dr is None:
             return None, None, None, None
+        if dr is None and is_zeros(dy):
+            return zeros_like(dy), bias_zeros(ctx, dy), None, None
         dx, db = epilogue_backward(ctx, dy, dr, *ctx.saved_tensors, ctx.needs_input_grad[1])
         return dx, db, None, None
 
@@ -122,13 +124,15 @@ def epilogue_backward(ctx, dy, dr, y, r, bias_wanted: bool) -> tuple[Tensor, Ten
 
     At least one of dy and dr must be a tensor.
     """
-    if y is None:
+    affine = y is None
+    if affine:
         # The kernel reads no value of y for an affine map, only its layout.
         y = dy.detach()
     elif dy is None:
         dy = torch.zeros_like(y)
     arguments = (dy, dr, y, r, *ctx.epilogue, bias_wanted)
     if torch.is_grad_enabled():
+        ctx.gets_zeros = not affine
         dx, db = BiasActBackward.apply(*arguments, ctx.impl)
     else:
         dx, db = below_autograd(_backward[ctx.impl], *arguments)
@@ -151,13 +155,39 @@ class BiasActBackward(Function):
         return dx, db
 
     @staticmethod
-    @last_order
+    @no_third_derivative
     def backward(ctx, g, g_bias):
-        dr, pixel_norm = ctx.saved_tensors[1], ctx.epilogue[-1]
+        _, dr, y, _ = ctx.saved_tensors
+        _, act, _, _, pixel_norm = ctx.epilogue
         d_dy, d_y, d_r, d_dr = below_autograd(_double_backward[ctx.impl], g, g_bias, *ctx.saved_tensors, *ctx.epilogue)
         if not pixel_norm:
-            d_y = d_r = d_dr = None
+            # As torch's own activations: they are zero, and an optimizer tells that from absent.
+            d_y = zeros_like(y) if act != "linear" and ctx.needs_input_grad[2] else None
+            d_r = d_dr = None
         return d_dy, d_dr if dr is not None else None, d_y, d_r, None, None, None, None, None, None, None
+
+
+# Zeros that flow through a second backward are never computed with: each is one value, expanded and marked.
+
+
+def zeros_like(t: Tensor) -> Tensor:
+    """The gradient of t where it is known to be zero."""
+    zeros = t.new_zeros(()).expand(t.shape)
+    zeros.are_zeros = True
+    return zeros
+
+
+def is_zeros(gradient: Tensor | None) -> bool:
+    return getattr(gradient, "are_zeros", False)
+
+
+def input_zeros(t: Tensor) -> Tensor | None:
+    """Zeros for the input of an op; None where its maker gets some anyway: the engine's sum would be computed with."""
+    return None if getattr(t.grad_fn, "gets_zeros", False) else zeros_like(t)
+
+
+def bias_zeros(ctx, dy: Tensor) -> Tensor | None:
+    return None if ctx.bias_dtype is None else dy.new_zeros(dy.shape[1], dtype=ctx.bias_dtype)
 
 
 # The formulas in plain PyTorch, for devices that have no kernels of their own.
@@ -178,9 +208,13 @@ def _inplace_fallback(x, bias, *options):
     return r
 
 
-def _derivative(y: Tensor, act: str, slope: float, gain: float) -> Tensor:
-    """gain * act', read off the sign of y: k / scale of the formulas above."""
-    return torch.where(y > 0, y.new_full((), gain), y.new_full((), gain * effective_slope(act, slope)))
+def _through_activation(v: Tensor, y: Tensor, act: str, slope: float, gain: float) -> Tensor:
+    """Return `v * gain * act'`, the derivative read off the sign of y: k / scale of the formulas above."""
+    negative_slope = effective_slope(act, slope)
+    if negative_slope == 0:
+        # A product with 0 would make NaN of infinity.
+        return torch.where(y <= 0, v.new_zeros(()), v * gain)
+    return torch.where(y > 0, v * gain, v * (gain * negative_slope))
 
 
 def _backward_fallback(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_wanted):
@@ -190,7 +224,7 @@ def _backward_fallback(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_w
         du = r * (du - y_wide * (du * y_wide).mean(dim=1, keepdim=True))
         if dr is not None:
             du = du - r.square() * y_wide * dr / y.shape[1]
-    d_biased = du * _derivative(y_wide, act, slope, gain)
+    d_biased = _through_activation(du, y_wide, act, slope, gain)
     dx = torch.empty_like(y).copy_(scale * d_biased)
     dims = [0, *range(2, y.ndim)]
     return dx, d_biased.sum(dim=dims) if bias_wanted else dx.new_empty(0, dtype=dtype)
@@ -202,7 +236,7 @@ def _double_backward_fallback(g, g_bias, dy, dr, y, r, scale, act, slope, gain, 
     h = torch.zeros_like(y_wide) if g is None else scale * g.to(dtype)
     if g_bias is not None:
         h = h + g_bias.to(dtype).reshape(1, -1, *[1] * (y.ndim - 2))
-    h = h * _derivative(y_wide, act, slope, gain)
+    h = _through_activation(h, y_wide, act, slope, gain)
     if not pixel_norm:
         return torch.empty_like(y).copy_(h), *_factors(y, False, 3)
     m = (dy_wide * y_wide).mean(dim=1, keepdim=True)

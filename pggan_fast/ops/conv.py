@@ -14,19 +14,23 @@ from pggan_fast import reference
 from pggan_fast.ops.bias_act import (
     EPILOGUE_SCHEMA,
     bias_act_inplace,
+    bias_zeros,
     check_epilogue,
     epilogue_backward,
+    input_zeros,
+    is_zeros,
     remember_epilogue,
+    zeros_like,
 )
-from pggan_fast.ops.dispatch import asked, choose
-from pggan_fast.ops.fold import prepare, restore, unwritten
+from pggan_fast.ops.dispatch import choose, requested_impl
+from pggan_fast.ops.fold import empty_folded, fold_weight, unfold_gradient
 from pggan_fast.ops.layout import is_channels_last, to_layout
 from pggan_fast.ops.registry import (
     TRITON_INSTALLED,
     below_autograd,
     define_forms,
     differentiate_forms,
-    engine_wants,
+    will_need_grad,
 )
 from pggan_fast.reference import accumulation_dtype
 
@@ -67,7 +71,7 @@ def equalized_conv2d(
     options = (weight_scale, act, slope, gain, pixel_norm, eps)
     check_epilogue("equalized_conv2d", weight.shape[:1], bias, options)
     padding = weight.shape[-1] // 2 if padding is None else padding
-    x, weight = autocast_input(x), separate_leaf(weight)
+    x, weight = autocast_input(x), as_nonleaf_view(weight)
     form = choose("equalized_conv2d", x, impl)
     if form == "reference":
         return reference.equalized_conv2d(
@@ -84,12 +88,12 @@ def equalized_conv2d(
             pixel_norm=pixel_norm,
             eps=eps,
         )
-    if form == "triton" and asked(impl) == "auto":
+    if form == "triton" and requested_impl(impl) == "auto":
         form = "native"  # which takes Triton's kernels where there are no native ones, but not for every convolution
     if torch.compiler.is_compiling():
         return _forward[form](x, weight, bias, padding, up, down, *options)[0]
     if bias is not None and not (form == "native" and x.is_cpu):
-        bias = separate_leaf(bias)
+        bias = as_nonleaf_view(bias)
     return _differentiable(x, weight, bias, (padding, up, down), options, form)[0]
 
 
@@ -116,8 +120,8 @@ def autocast_input(x: Tensor) -> Tensor:
     return x
 
 
-def separate_leaf(weight: Tensor) -> Tensor:
-    """A view of a parameter (a bias too), since `engine_wants` cannot tell of a leaf whether its gradient is wanted."""
+def as_nonleaf_view(weight: Tensor) -> Tensor:
+    """Return a view of a parameter, since `will_need_grad` cannot tell whether a leaf's gradient will be used."""
     if weight.requires_grad and weight.is_leaf and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return weight.view_as(weight)
     return weight
@@ -163,12 +167,14 @@ class EqualizedConv2d(Function):
         if dy is None and dr is None:
             return (None,) * 7
         x, weight, y, r = ctx.saved_tensors
-        wanted = (engine_wants(ctx, 0), engine_wants(ctx, 1))
+        if dr is None and is_zeros(dy):
+            return input_zeros(x), zeros_like(weight), bias_zeros(ctx, dy), None, None, None, None
+        wanted = (will_need_grad(ctx, 0), will_need_grad(ctx, 1))
         if ctx.fused:
-            every = (*wanted, engine_wants(ctx, 2))
+            every = (*wanted, will_need_grad(ctx, 2))
             if _fused().takes_gradients(ctx.geometry, ctx.epilogue, every):
-                weight = separate_leaf(weight)
-                dx, dw, db = _fused().gradients_through(dy, dr, y, r, x, weight, ctx.geometry, ctx.epilogue, every)
+                weight = as_nonleaf_view(weight)
+                dx, dw, db = _fused().fused_backward(dy, dr, y, r, x, weight, ctx.geometry, ctx.epilogue, every)
                 return dx, dw, None if db is None else db.to(ctx.bias_dtype), None, None, None, None
             y = _fused().values_of(y, dy)
         dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
@@ -182,7 +188,7 @@ def _conv_gradients(dz, x, weight, geometry, wanted, impl) -> tuple[Tensor | Non
         return None, None
     if not torch.is_grad_enabled():
         return _raw_gradients(dz, x, weight, geometry, wanted, impl)
-    dx = _InputGradient.apply(dz, separate_leaf(weight), x.detach(), geometry, impl) if wanted[0] else None
+    dx = _InputGradient.apply(dz, as_nonleaf_view(weight), x.detach(), geometry, impl) if wanted[0] else None
     dw = _WeightGradient.apply(dz, x, weight.detach(), geometry, impl) if wanted[1] else None
     return dx, dw
 
@@ -202,7 +208,7 @@ class _Convolution(Function):
     @staticmethod
     def backward(ctx, dz):
         x, weight = ctx.saved_tensors
-        wanted = (ctx.needs_input_grad[0], engine_wants(ctx, 1))
+        wanted = (ctx.needs_input_grad[0], will_need_grad(ctx, 1))
         return *_conv_gradients(dz, x, weight, ctx.geometry, wanted, ctx.impl), None, None
 
 
@@ -220,7 +226,7 @@ class _InputGradient(Function):
         dz, weight = ctx.saved_tensors
         way = ctx.geometry, ctx.impl
         d_dz = _Convolution.apply(g, weight, *way) if ctx.needs_input_grad[0] else None
-        dw = _WeightGradient.apply(dz, g, weight.detach(), *way) if engine_wants(ctx, 1) else None
+        dw = _WeightGradient.apply(dz, g, weight.detach(), *way) if will_need_grad(ctx, 1) else None
         return d_dz, dw, None, None, None
 
 
@@ -243,7 +249,7 @@ class _WeightGradient(Function):
 
 
 def _arguments(k: int, padding: int, up: int, down: int) -> tuple:
-    """(stride, padding, dilation, transposed, output_padding, groups) of the prepared weight's convolution."""
+    """(stride, padding, dilation, transposed, output_padding, groups) of the folded weight's convolution."""
     stride = max(up, down)
     padding = k - 1 - padding if up == 2 else padding
     return [stride, stride], [padding, padding], [1, 1], up == 2, [0, 0], 1
@@ -257,8 +263,8 @@ def _raw_convolution(x, weight, geometry, impl) -> Tensor:
     with torch._C._AutoDispatchBelowAutograd():
         if up == 2 and _slow_transposed(x):
             return _transposed(x, weight, arguments, up, down)
-        prepared = prepare(weight, x.dtype, is_channels_last(x), up, down)
-        return torch.ops.aten.convolution(x, prepared, None, *arguments)
+        folded = fold_weight(weight, x.dtype, is_channels_last(x), up, down)
+        return torch.ops.aten.convolution(x, folded, None, *arguments)
 
 
 def _raw_gradients(dz, x, weight, geometry, wanted, impl) -> tuple[Tensor | None, Tensor | None]:
@@ -274,9 +280,9 @@ def _raw_gradients(dz, x, weight, geometry, wanted, impl) -> tuple[Tensor | None
             if not of_weight:
                 return detoured, None
         # A weight's gradient reads the weight's shape alone.
-        bank = (prepare if of_x else unwritten)(weight, x.dtype, is_channels_last(x), up, down)
+        bank = (fold_weight if of_x else empty_folded)(weight, x.dtype, is_channels_last(x), up, down)
         dx, dw, _ = torch.ops.aten.convolution_backward(dz, x, bank, None, *arguments, [of_x, of_weight, False])
-    return dx if of_x else detoured, restore(dw, weight, up, down) if of_weight else None
+    return dx if of_x else detoured, unfold_gradient(dw, weight, up, down) if of_weight else None
 
 
 # oneDNN's transposed convolution is 2 to 6 times as fast on channels_last tensors, more than the copies cost.
@@ -289,8 +295,8 @@ def _slow_transposed(x: Tensor) -> bool:
 
 def _transposed(x, weight, arguments, up, down) -> Tensor:
     """The transposed convolution of a contiguous x, computed in channels_last; returns a contiguous tensor."""
-    prepared = prepare(weight, x.dtype, True, up, down)
-    return to_layout(torch.ops.aten.convolution(to_layout(x, True), prepared, None, *arguments), False)
+    folded = fold_weight(weight, x.dtype, True, up, down)
+    return to_layout(torch.ops.aten.convolution(to_layout(x, True), folded, None, *arguments), False)
 
 
 def _input_gradient_of_down(dz, x, weight, arguments) -> Tensor:

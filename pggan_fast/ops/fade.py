@@ -161,7 +161,8 @@ def _fade_in_backward_fake(dy, alpha, number):
 def _fade_in_backward_fallback(dy, alpha, number):
     d_low, d_high = _fade_in_backward_fake(dy, alpha, number)
     wide, alpha = dy.to(reference.accumulation_dtype(dy.dtype)), _alpha(alpha, number)
-    return d_low.copy_(reference.downsample2x(wide) * (4 * (1 - alpha))), d_high.copy_(wide * alpha)
+    # Scaled first: the sum of what 1 - alpha leaves nothing of may be no number.
+    return d_low.copy_(reference.downsample2x(wide * (1 - alpha)) * 4), d_high.copy_(wide * alpha)
 
 
 def _fade_reals_fake(images, alpha, number, dtype):

@@ -10,14 +10,18 @@ from pggan_fast import reference
 from pggan_fast.ops.bias_act import (
     EPILOGUE_SCHEMA,
     bias_act_inplace,
+    bias_zeros,
     check_epilogue,
     epilogue_backward,
+    input_zeros,
+    is_zeros,
     remember_epilogue,
+    zeros_like,
 )
-from pggan_fast.ops.conv import autocast_input, separate_leaf
+from pggan_fast.ops.conv import as_nonleaf_view, autocast_input
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.fold import prepare
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, engine_wants
+from pggan_fast.ops.fold import fold_weight
+from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, will_need_grad
 
 
 def equalized_linear(
@@ -50,7 +54,7 @@ def equalized_linear(
     weight_scale = reference.default_weight_scale(weight) if weight_scale is None else weight_scale
     options = (weight_scale, act, slope, gain, pixel_norm, eps)
     check_epilogue("equalized_linear", weight.shape[:1], bias, options)
-    x, weight = autocast_input(x), separate_leaf(weight)
+    x, weight = autocast_input(x), as_nonleaf_view(weight)
     impl = choose("equalized_linear", x, impl)
     if impl == "reference":
         return reference.equalized_linear(
@@ -83,9 +87,11 @@ class EqualizedLinear(Function):
         if dy is None and dr is None:
             return None, None, None, None, None
         x, weight, y, r = ctx.saved_tensors
+        if dr is None and is_zeros(dy):
+            return input_zeros(x), zeros_like(weight), bias_zeros(ctx, dy), None, None
         dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
         dx = dz @ weight.to(dz.dtype) if ctx.needs_input_grad[0] else None
-        dw = (dz.T @ x).to(weight.dtype) if engine_wants(ctx, 1) else None
+        dw = (dz.T @ x).to(weight.dtype) if will_need_grad(ctx, 1) else None
         return dx, dw, db, None, None
 
 
@@ -93,7 +99,7 @@ def _forward_kernel(impl, x, weight, bias, *options):
     y = x.new_empty(x.shape[0], weight.shape[0])
     with torch._C._AutoDispatchBelowAutograd():
         # The form with `out` computes in x's dtype under autocast too: what backward keeps is x.
-        torch.mm(x, prepare(weight, x.dtype).T, out=y)
+        torch.mm(x, fold_weight(weight, x.dtype).T, out=y)
     return y, bias_act_inplace[impl](y, bias, *options)
 
 

@@ -133,7 +133,7 @@ def below_autograd(op: torch._ops.OpOverload, *args):
         return op._op(*args)
 
 
-def last_order(backward: Callable) -> Callable:
+def no_third_derivative(backward: Callable) -> Callable:
     """For a backward that has none of its own: a derivative of what it returns is refused, not taken for zero.
 
     torch's `once_differentiable` lets it pass where the incoming gradients are constants.
@@ -163,7 +163,7 @@ class _Refusal(torch.autograd.Function):
         raise NotImplementedError("pggan_fast: this op has derivatives of first and second order, not of third")
 
 
-def engine_wants(ctx: torch.autograd.function.FunctionCtx, index: int) -> bool:
+def will_need_grad(ctx: torch.autograd.function.FunctionCtx, index: int) -> bool:
     """Whether the backward pass that now runs will use the gradient of input `index`.
 
     `ctx.needs_input_grad` says only what required a gradient when forward ran. A gradient penalty asks for the

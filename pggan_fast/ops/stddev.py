@@ -8,7 +8,11 @@ of elements in a map's channels and pixels, and T the sum of a map's gradient ov
 and for the gradient g of dx, with a = sum over the group of g (x - mu):
 
     d(dy)[:, :C] = g,    d(dy)[:, C:] = sum over channels and pixels of a / (D E s)
-    d(x) = T / (D E) * ((g - mean over the group of g) / s - (x - mu) a / (D s^3))
+    d(x) = T / (D E s) * (h - (x - mu) a / (D s^2)),    h = g - mean over the group of g
+
+A rounded mean leaves distances that do not sum to zero: x - mu and h are both centred once more, or gradients would
+lose the digits that the values of a group share. In a group of two h is a multiple of x - mu, and the difference in
+brackets, which would be rounding alone, is eps h / s^2.
 """
 
 import warnings
@@ -19,7 +23,7 @@ from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, last_order
+from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, no_third_derivative
 from pggan_fast.ops.resample import check_image, like_layout
 
 _OPTIONS = "SymInt group, SymInt num_channels, float eps, bool strided, int correction"
@@ -101,7 +105,7 @@ class MinibatchStddevBackward(Function):
         return below_autograd(_backward[impl], dy, x, *options)
 
     @staticmethod
-    @last_order
+    @no_third_derivative
     def backward(ctx, g):
         d_dy, dx = below_autograd(_double_backward[ctx.impl], g, *ctx.saved_tensors, *ctx.options)
         return d_dy, dx, None, None
@@ -124,10 +128,21 @@ def _ungrouped(y: Tensor, strided: bool) -> Tensor:
     return y.reshape(y.shape[0] * y.shape[1], y.shape[2] * y.shape[3], *y.shape[4:])
 
 
+def _centred(y: Tensor) -> Tensor:
+    """Return y minus its mean over the group.
+
+    The mean is rounded, so the distances from it do not sum to zero: their own mean is taken off as well. Gradients
+    keep the digits that the values share.
+    """
+    for _ in range(2):
+        y = y - y.mean(dim=0, keepdim=True)
+    return y
+
+
 def _statistics(x: Tensor, group: int, maps: int, eps: float, strided: bool, correction: int):
     """(x - mu, s, D, E) of the formulas above."""
     y = _grouped(x, group, maps, strided)
-    centred = y - y.mean(dim=0, keepdim=True)
+    centred = _centred(y)
     divisor = max(group - correction, 1)
     s = torch.sqrt(centred.square().sum(dim=0, keepdim=True) / divisor + eps)
     return centred, s, divisor, y[0, 0, 0].numel()
@@ -157,7 +172,7 @@ def _backward_fallback(dy, x, group, num_channels, eps, strided, correction):
     if x.numel():
         centred, s, divisor, elements = _statistics(x, group, num_channels, eps, strided, correction)
         t = _map_gradient(dy, x, group, num_channels, strided)
-        wide = dy[:, : x.shape[1]] + _ungrouped(t * centred / (s * (divisor * elements)), strided)
+        wide = dy[:, : x.shape[1]] + _ungrouped(centred * (t / (s * (divisor * elements))), strided)
         dx.copy_(wide)
     return dx
 
@@ -167,14 +182,14 @@ def _double_backward_fallback(g, dy, x, group, num_channels, eps, strided, corre
     if x.numel():
         centred, s, divisor, elements = _statistics(x, group, num_channels, eps, strided, correction)
         t = _map_gradient(dy, x, group, num_channels, strided) / (divisor * elements)
-        g_grouped = _grouped(g, group, num_channels, strided)
-        a = (g_grouped * centred).sum(dim=0, keepdim=True)
+        h = _centred(_grouped(g, group, num_channels, strided))
+        a = (h * centred).sum(dim=0, keepdim=True)
         maps = (a / s).sum(dim=(3, 4, 5), keepdim=True) / (divisor * elements)
-        h, w = x.shape[2:]
-        maps = maps.expand(group, -1, -1, 1, h, w)
+        maps = maps.expand(group, -1, -1, 1, *x.shape[2:])
         d_dy.copy_(torch.cat([g.to(s.dtype), _ungrouped(maps, strided)], dim=1))
-        spread = (g_grouped - g_grouped.mean(dim=0, keepdim=True)) / s
-        dx.copy_(_ungrouped(t * (spread - centred * a / (divisor * s**3)), strided))
+        # Of two samples, h is a multiple of x - mu: the difference is what eps leaves of it, less than rounding would.
+        difference = h * (eps / s**2) if group == 2 else h - centred * (a / (divisor * s**2))
+        dx.copy_(_ungrouped(difference * (t / s), strided))
     return d_dy, dx
 
 

@@ -1,15 +1,20 @@
-"""`make gpu-check` without a GPU: every step of it that can run here, and what it says where it cannot."""
+"""`make gpu-check` without a GPU: every part of it that can run here, and what it says where it cannot."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench.gpu_check import findings, report
+from bench.gpu_check.__main__ import check
+from bench.gpu_check.parts import Part, parts
+
 ROOT = Path(__file__).parents[2]
-slow = pytest.mark.skipif("PGGAN_FAST_TEST_KERNELS" not in os.environ, reason="slow: run by make test-kernels")
 
 
 def gpu_check(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -25,22 +30,91 @@ def test_without_a_gpu_it_says_so(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@slow
-def test_a_rehearsal_runs_every_step_and_writes_the_report(tmp_path):
+def python(name: str, code: str, share: float = 1.0) -> Part:
+    return Part(name, (sys.executable, "-c", code), share)
+
+
+IMPORTS = "import os; from pathlib import Path; from bench.gpu_check.findings import OUT, record"
+RECORD = f"{IMPORTS}; out = Path(os.environ[OUT]);"
+
+
+def run_parts(out: Path, seconds: float, *chosen: Part) -> tuple[int, list[dict]]:
+    (out / "machine.txt").write_text("a machine\n")
+    code = check(list(chosen), seconds, out, {**os.environ, findings.OUT: str(out), "PYTHONPATH": str(ROOT)})
+    return code, findings.read(out)
+
+
+def test_a_part_that_is_killed_loses_only_itself(tmp_path):
+    chosen = (
+        python("first", f"{RECORD} record(out, 'first', 'a', found=1)"),
+        python("killed", f"{RECORD} record(out, 'killed', 'b', found=2); os.kill(os.getpid(), 9)"),
+        python("last", f"{RECORD} record(out, 'last', 'c', found=3)"),
+    )
+    code, found = run_parts(tmp_path, 600, *chosen)
+    assert code == 1
+    assert [line["found"] for line in found if "found" in line] == [1, 2, 3]
+    assert [line["result"] for line in found if "result" in line] == ["passed", "FAILED (-9)", "passed"]
+    assert "| killed | FAILED (-9) |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_part_is_stopped_at_its_limit_with_all_that_it_started(tmp_path):
+    code = "import subprocess, sys; child = subprocess.Popen(['sleep', '600']); print(child.pid); child.wait()"
+    _, found = run_parts(tmp_path, 10, python("endless", code, 0.5), python("next", "pass", 0.5))
+    assert [line["result"] for line in found] == ["stopped at its limit of 5 s", "passed"]
+    end = time.monotonic() + 60
+    while alive(int(found[0]["last_line"])):
+        assert time.monotonic() < end, "a process of the part goes on"
+        time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended but was not waited for does not."""
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_what_a_part_leaves_of_its_time_the_others_get(tmp_path, capsys):
+    run_parts(tmp_path, 100, python("quick", "pass", 0.5), python("next", "pass", 0.5))
+    limits = [
+        int(line.split("at most ")[1].split()[0]) for line in capsys.readouterr().out.splitlines() if "at most" in line
+    ]
+    assert limits[0] == 50 and limits[1] > 50
+
+
+def test_what_fails_is_a_finding_and_a_cut_line_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv(findings.OUT, str(tmp_path))
+    part = findings.Part("some")
+    part.look("right", lambda: {"ms": 1.5})
+    part.look("wrong", lambda: 1 / 0)
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write('{"part": "some", "wh')
+    (tmp_path / "machine.txt").write_text("a machine\n")
+    page = report.text(tmp_path)
+    assert "| some | wrong | ZeroDivisionError: division by zero |" in page
+    assert "| right | 1.5 |" in page
+
+
+def test_right_or_wrong_comes_before_any_timing():
+    for rehearse in (True, False):
+        timed = [part.timed for part in parts(rehearse)]
+        assert timed == sorted(timed) and any(timed)
+
+
+def test_a_rehearsal_runs_every_part_and_writes_the_report(tmp_path):
     sanitizer = tmp_path / "bin/compute-sanitizer"
     sanitizer.parent.mkdir()
     # As the real one is called: --tool NAME --error-exitcode 9 COMMAND; here racecheck finds something.
     sanitizer.write_text('#!/bin/sh\n[ "$2" = racecheck ] && { echo "a race"; exit $4; }\nshift 4\nexec "$@"\n')
     sanitizer.chmod(0o755)
-    done = gpu_check("--rehearse", "--out", str(tmp_path / "out"), PATH=f"{sanitizer.parent}:{os.environ['PATH']}")
+    out = tmp_path / "out"
+    done = gpu_check("--rehearse", "--out", str(out), PATH=f"{sanitizer.parent}:{os.environ['PATH']}")
     assert done.returncode == 1, done.stdout[-3000:] + done.stderr
-    (path,) = (tmp_path / "out").glob("*-report.md")
-    report = path.read_text()
-    assert report.startswith("# Rehearsal without a GPU")
-    verdicts = {line.split(" | ")[0][2:]: line.split(" | ")[1] for line in report.splitlines() if line.startswith("| ")}
-    expected = dict.fromkeys(("op matrix", "memcheck", "initcheck", "synccheck", "benchmarks"), "passed")
-    assert expected | {"racecheck": "FAILED (9)"} == {
-        k: v for k, v in verdicts.items() if k in expected or k == "racecheck"
-    }
-    assert "## racecheck\n\n```\na race\n```" in report
-    assert "fade_in" in report.partition("# Results of")[2]
+    found = findings.read(out)
+    ended = {line["what"]: line["result"] for line in found if line["part"] == "gpu_check"}
+    assert ended == {part: "passed" for part in ended} | {"racecheck": "FAILED (9)"}
+    assert not [line for line in found if "failed" in line]
+    assert {line["part"] for line in found} >= {"compile", "steps_equal", "captured", "train", "steps", "memory_bound"}
+    exact = [line for line in found if line["part"] == "steps_equal" and "exact" in line["what"]]
+    assert exact and all(float(line["D's gradients"]) < 1e-6 for line in exact)
+    assert json.loads((out / "results.jsonl").read_text().splitlines()[0])["part"] == "compile"
+    assert "## steps\n\n| what | ms | seconds_per_kimg |" in (out / "report.md").read_text()

@@ -1,6 +1,7 @@
 """An op on another device, for tests that make their tensors on the CPU and look at the results there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -35,3 +36,17 @@ def on_device(function: Callable[[str], Callable], device: str) -> Callable[[str
         return call
 
     return named
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Inside, cuDNN computes fp32 in fp32, not in TF32 as by default, and gives the same bits every time.
+
+    By the switch that torch 2.11 still reads. Tolerances are those of fp32, and gradcheck compares two runs bitwise.
+    """
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = before
