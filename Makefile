@@ -43,6 +43,10 @@ test-kernels: lint
 test-kill: lint
 	$(BIN)/python -m tests.training.kill 40
 
+# Damaged and hostile files of every kind of data: each is read or refused in one line.
+test-hostile: lint
+	PGGAN_FAST_HOSTILE=200 $(BIN)/python -m pytest tests/data/test_hostile_files.py -q
+
 # Judging thousands of photographs (skipped without them): memory, equal results for equal seeds.
 test-metrics: lint
 	PGGAN_FAST_TEST_METRICS=1 $(BIN)/python -m pytest tests/evaluation/test_photographs.py -q -rs
@@ -118,4 +122,4 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
-.PHONY: demo test test-kernels test-kill test-metrics test-third-party bench lint format clean wheel gpu-check test-older-torch
+.PHONY: demo test test-hostile test-kernels test-kill test-metrics test-third-party bench lint format clean wheel gpu-check test-older-torch
