@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast.ops.fold_cache import cached
-from pggan_fast.ops.layout import is_channels_last
+from pggan_fast.ops.layout import in_layout, is_channels_last
 from pggan_fast.ops.registry import define_forms
 
 
@@ -47,7 +47,8 @@ def empty_folded(weight: Tensor, dtype: torch.dtype, channels_last: bool = False
 def unfold_gradient(gradient: Tensor, weight: Tensor, up: int = 1, down: int = 1, factor: float = 1.0) -> Tensor:
     """Apply the adjoint of `fold_weight`: a folded weight's gradient becomes `weight`'s, in its dtype and layout."""
     if up == 1 and down == 1:
-        return gradient.to(weight.dtype) if factor == 1 else gradient.to(weight.dtype) * factor
+        gradient = in_layout(gradient.to(weight.dtype), is_channels_last(weight))
+        return gradient if factor == 1 else gradient * factor
     return _unfold(gradient, _rescaling(down) * factor, up == 2, weight.dtype, is_channels_last(weight))
 
 
