@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import types
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -258,8 +259,13 @@ class Capture:
             source = code if code is not _inlined.__code__ else type(self.state.module).forward.__code__
             self.function = f"{name} ({source.co_filename.rpartition('/')[2]}:{source.co_firstlineno})"
             self.locals = frame.f_locals
-            with config.patch(**_KNOWN_SETTINGS), self._own_sizes(keep=self.captures[code] > STATIC_GRAPHS):
+            with (
+                warnings.catch_warnings(),
+                config.patch(**_KNOWN_SETTINGS),
+                self._own_sizes(keep=self.captures[code] > STATIC_GRAPHS),
+            ):
                 try:
+                    warnings.simplefilter("ignore")  # Dynamo's own: the model's come when it runs
                     return self.inner(frame, cache_entry, frame_state)
                 except Exception as error:
                     for_good = isinstance(error, (Unsupported, UserError))
