@@ -17,14 +17,15 @@ from torch import Tensor
 from bench.traffic.count import Traffic, distinct_bytes
 from pggan_fast.kernels import (
     bias_act,
+    bias_act_pixel_norm,
     conv,
     conv_tiles,
+    conv_weight_gradient,
+    fade,
     fold,
-    pixel_norm_gradient,
     resample,
     stddev,
     upfirdn2d,
-    weight_gradient,
 )
 from pggan_fast.ops import conv as ops_conv
 from pggan_fast.ops import dispatch
@@ -70,9 +71,9 @@ HOSTS = {
     "bias_act_double_backward": bias_act.double_backward,
     "upsample2x": resample.upsample,
     "downsample2x": resample.downsample,
-    "fade_in": resample.fade_in,
-    "fade_in_backward": resample.fade_in_backward,
-    "fade_reals": resample.fade_reals,
+    "fade_in": fade.fade_in,
+    "fade_in_backward": fade.fade_in_backward,
+    "fade_reals": fade.fade_reals,
     "minibatch_stddev": stddev.forward,
     "minibatch_stddev_backward": stddev.backward,
     "minibatch_stddev_double_backward": stddev.double_backward,
@@ -82,7 +83,7 @@ HOSTS = {
 }
 """{op: the function of pggan_fast.kernels that launches for it}"""
 
-MODULES = (bias_act, conv, fold, pixel_norm_gradient, resample, stddev, upfirdn2d, weight_gradient)
+MODULES = (bias_act, bias_act_pixel_norm, conv, conv_weight_gradient, fade, fold, resample, stddev, upfirdn2d)
 
 
 def native_launches(op: str, given: dict) -> int:
