@@ -48,10 +48,10 @@ test-metrics: lint
 	PGGAN_FAST_TEST_METRICS=1 $(BIN)/python -m pytest tests/evaluation/test_photographs.py -q -rs
 
 # Networks of two more packages accelerated, with what those import but do not need the rest of.
-test-peers: lint
+test-third-party: lint
 	$(BIN)/python -m pip install --no-deps lightweight-gan stylegan2-pytorch vector-quantize-pytorch==0.1.0 kornia \
 	    kornia-rs einops fire termcolor retry decorator py adabelief-pytorch colorama tabulate
-	$(BIN)/python -m pytest tests/dropin/test_peers.py -q -rs
+	$(BIN)/python -m pytest tests/dropin/test_third_party.py -q -rs
 
 bench: $(DEVELOPING)
 	$(BIN)/python -m pytest bench/
@@ -118,4 +118,4 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
-.PHONY: demo test test-kernels test-kill test-metrics test-peers bench lint format clean wheel gpu-check test-older-torch
+.PHONY: demo test test-kernels test-kill test-metrics test-third-party bench lint format clean wheel gpu-check test-older-torch

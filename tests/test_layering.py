@@ -16,7 +16,7 @@ ORDER = (
     {"_moved", "_native", "reference", "kernels", "metrics", "utils"},
     {"ops"},
     {"layers"},
-    {"networks", "dropin"},
+    {"networks", "dropin", "compat"},
     {"interop", "data"},
     {"__init__"},
     {"training"},

@@ -9,6 +9,7 @@ from typing import Any
 
 from pggan_fast import __version__
 from pggan_fast.data.dataset import PreparedData, check_free
+from pggan_fast.data.prepared import changed
 from pggan_fast.networks.resolutions import resolutions_up_to
 from pggan_fast.training.config import TrainConfig
 from pggan_fast.training.schedule import from_table
@@ -72,11 +73,12 @@ class RunFolder:
                 raise UserError(f"{flag(field.name)}: is fixed by {config_file(out)} and cannot change{hint}")
         config = dataclasses.replace(config, **changes)
         data = PreparedData(config.data)
-        if data.facts() != kept["data"]:
-            raise UserError(
-                f"--data {config.data}: is not what the run was started with"
-                f" ({_difference(data.facts(), kept['data'])})"
-            )
+        try:
+            difference = changed(kept.get("data"), data.metadata())
+        except ValueError as error:
+            raise UserError(f"--resume {out}: config.json is damaged ({error})") from error
+        if difference:
+            raise UserError(f"--data {config.data}: is not what the run was started with ({difference})")
         run = cls(config, data)
         run._check()
         if writes:
@@ -124,7 +126,7 @@ class RunFolder:
     def _write_config(self) -> None:
         contents = {
             "pggan_fast": __version__,
-            "data": self.data.facts(),
+            "data": self.data.metadata(),
             "settings": to_json(self.config),
         }
         write_json(config_file(self.path), contents)
@@ -132,8 +134,3 @@ class RunFolder:
 
 def config_file(run: Path) -> Path:
     return run / "config.json"
-
-
-def _difference(found: dict[str, object], kept: dict[str, object]) -> str:
-    name = next(name for name in found if found[name] != kept.get(name))
-    return f"{name} is {found[name]}, was {kept.get(name)}"
