@@ -1,4 +1,4 @@
-"""What our kernels move, for `bench.traffic.count`: how often each of their tensors passes, times its bytes.
+"""The bytes that our kernels move, for `bench.traffic.count`: how often each of their tensors passes, times its bytes.
 
 Read off the kernels themselves at small sizes: tests/cuda_on_cpu/test_traffic.py counts what csrc/cuda loads and
 stores in the harness, tests/kernels/test_traffic.py the addresses that Triton's interpreter sees. A tensor that is
@@ -91,7 +91,7 @@ def native_launches(op: str, given: dict) -> int:
 
 
 def native_bytes(op: str, given: dict, outputs: object) -> float:
-    """Of one call; `given` are its arguments by name."""
+    """The traffic of one call; `given` are its arguments by name."""
     passes = dict(NATIVE[op][1])
     if op in ("bias_act_backward", "bias_act_double_backward") and not given["pixel_norm"]:
         # The sign of an affine map's gradient needs no y, and a second derivative no dy.
@@ -102,7 +102,7 @@ def native_bytes(op: str, given: dict, outputs: object) -> float:
 
 
 def triton_bytes(kernel, tensors: dict[str, object]) -> float:
-    """Of one launch; `tensors` are the kernel's arguments by name."""
+    """The traffic of one launch; `tensors` are the kernel's arguments by name."""
     passes = TRITON.get(kernel.__name__, {})
     if "d_y" in kernel.arg_names and "d_y" not in tensors:
         passes = {"dy": 0.0}  # bias_act's second derivative without pixel norm
