@@ -59,9 +59,7 @@ class ExportConfig:
     format: str = option(help="Format to write the generator in.", choices=EXPORTS)
     out: Path = option(help="File to write; it must not exist.")
     run: Path | None = option(None, help="Folder of a run: its final weights or, before that, its newest checkpoint.")
-    weights: Path | None = option(
-        None, help="A generator.safetensors, with its .json in the same folder, instead of --run."
-    )
+    weights: Path | None = option(None, help="A generator.safetensors, with its .json beside it, instead of --run.")
 
     def __post_init__(self) -> None:
         if (self.run is None) == (self.weights is None):
@@ -73,8 +71,8 @@ class ExportConfig:
 def import_weights(config: ImportConfig) -> list[Path]:
     """Write the networks of the file as ours and return their paths.
 
-    Raises UserError, in one line, before it would overwrite one, for a file that is damaged or is something else, and if
-    the disk is full; nothing is left then.
+    Raises UserError, in one line, before it would overwrite one, for a damaged file or another kind of file, and if the
+    disk is full; nothing is left then.
     """
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"--out {config.out}: exists already and is not empty; choose another folder")

@@ -7,7 +7,8 @@ network's, which the published figures are made with, is a file that one downloa
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -62,10 +63,17 @@ class Inception:
                 f"Inception weights {path}: no such file; download {library.URL_INCEPTION_V3} and name it with"
                 " --inception-weights, or use kid-lite0"
             )
-        with torch.random.fork_rng():
-            self.network: nn.Module = library.FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
-            )
+        # The library would unpickle the file, and run what is in it; it is given weights that were read without.
+        weights_by_name = _read_weights(path)
+        with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
+            plain = Path(folder) / INCEPTION_FILE
+            torch.save(weights_by_name, plain)
+            try:
+                self.network: nn.Module = library.FeatureExtractorInceptionV3(
+                    "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(plain)
+                )
+            except (RuntimeError, TypeError) as error:  # names or shapes that are another network's
+                raise ValueError(f"Inception weights {path}: are of another network ({_one_line(error)})") from error
         self.network.to(device)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -112,7 +120,7 @@ class FeatureMetrics:
         self._fakes, self._logits = RowStore(), RowStore()
 
     def settings(self) -> dict[str, object]:
-        """What the values depend on beside images and seed."""
+        """Return what the values depend on besides images and seed."""
         size, subsets = self._subsets()
         return {
             "network": self.network.name,
@@ -192,6 +200,26 @@ class FeatureMetrics:
 
     def _features(self) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(self._reals.array().copy()), torch.from_numpy(self._fakes.array().copy())
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors in a file of torch.save by name; nothing in it is run. Raises ValueError for anything else."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch's reader raises nearly anything for a file that is damaged
+        raise ValueError(f"Inception weights {path}: cannot be read as weights ({type(error).__name__})") from error
+    plain = isinstance(loaded, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    )
+    if not plain:
+        raise ValueError(f"Inception weights {path}: must be tensors by name")
+    return dict(loaded)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _library(name: str) -> ModuleType:
