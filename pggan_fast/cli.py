@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:  # OSError: no permission, disk full, ...
         print(f"pggan-fast: error: {error}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        print("pggan-fast: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # a command may say what it has done by then
+        print("pggan-fast: interrupted" + (f", {stop}" if str(stop) else ""), file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -115,13 +115,13 @@ def _generate(arguments: list[str]) -> None:
 
 
 def _interpolate(arguments: list[str]) -> None:
-    """a film that goes from latent to latent"""
+    """a video that goes from latent to latent"""
     config = from_options(InterpolateConfig, _parse("interpolate", InterpolateConfig, arguments))
     print(f"written: {interpolate(config)}")
 
 
 def _video(arguments: list[str]) -> None:
-    """a film of a run's sample grids"""
+    """a video of a run's sample grids"""
     config = from_options(VideoConfig, _parse("video", VideoConfig, arguments))
     print(f"written: {training_video(config)}")
 

@@ -1,8 +1,9 @@
-"""The verbs `import` and `export`: weights from other implementations, and for other programs."""
+"""The commands `import` and `export`: weights from other implementations, and for other programs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,14 @@ DISCRIMINATORS = ("discriminator", "netD")
 class ImportConfig:
     """Settings of `pggan-fast import`."""
 
-    from_: str = option(help="whose file it is", choices=SOURCES)
-    weights: Path = option(help="the file: official .pkl, or what torch.save wrote")
-    out: Path = option(help="new folder for generator.safetensors and discriminator.safetensors")
-    label_dim: int = option(0, help="how many of a generator's latents are classes; official files say it themselves")
+    from_: str = option(help="Implementation that wrote the file.", choices=SOURCES)
+    weights: Path = option(help="File to read: an official .pkl, or what torch.save wrote.")
+    out: Path = option(help="New folder for generator.safetensors and discriminator.safetensors.")
+    label_dim: int = option(
+        0, help="Number of a generator's latents, the last ones, that are classes; official files say it themselves."
+    )
     equalized: bool = option(
-        True, help="weights are scaled at run time; official and pro-gan-pth files say it themselves"
+        True, help="Whether weights are scaled at run time; official and pro-gan-pth files say it themselves."
     )
 
     def __post_init__(self) -> None:
@@ -54,10 +57,10 @@ class ImportConfig:
 class ExportConfig:
     """Settings of `pggan-fast export`."""
 
-    format: str = option(help="what to write the generator as", choices=EXPORTS)
-    out: Path = option(help="the file to write")
-    run: Path | None = option(None, help="a run: its final weights or, before that, its newest checkpoint")
-    weights: Path | None = option(None, help="or a generator.safetensors with its .json beside it")
+    format: str = option(help="Format to write the generator in.", choices=EXPORTS)
+    out: Path = option(help="File to write; it must not exist.")
+    run: Path | None = option(None, help="Folder of a run: its final weights or, before that, its newest checkpoint.")
+    weights: Path | None = option(None, help="A generator.safetensors, with its .json beside it, instead of --run.")
 
     def __post_init__(self) -> None:
         if (self.run is None) == (self.weights is None):
@@ -67,7 +70,11 @@ class ExportConfig:
 
 
 def import_weights(config: ImportConfig) -> list[Path]:
-    """Write the networks of the file as ours and return their paths. Raises UserError before it would overwrite one."""
+    """Write the networks of the file as ours and return their paths.
+
+    Raises UserError, in one line, before it would overwrite one, for a damaged file or another kind of file, and if the
+    disk is full; nothing is left then.
+    """
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"--out {config.out}: exists already and is not empty; choose another folder")
     if not config.weights.is_file():
@@ -76,10 +83,17 @@ def import_weights(config: ImportConfig) -> list[Path]:
         networks = _official(config) if config.from_ == "official" else _from_torch(config)
     except ValueError as error:
         raise UserError(f"--weights {config.weights}: {error}") from error
-    paths = []
-    for name, network in networks.items():
-        paths.append(config.out / f"{name}.safetensors")
-        save_weights(paths[-1], network, _facts(network))
+    paths: list[Path] = []
+    try:
+        for name, network in networks.items():
+            path = config.out / f"{name}.safetensors"
+            save_weights(path, network, _metadata(network))
+            paths.append(path)
+    except UserError:  # a full disk: all of the networks or none
+        for path in paths:
+            path.unlink()
+            path.with_suffix(".json").unlink()
+        raise
     return paths
 
 
@@ -91,22 +105,33 @@ def export_weights(config: ExportConfig) -> Path:
     if config.format == "onnx":
         for module in ("onnx", "onnxscript"):
             require(module, extra="onnx", what="--format onnx")
-    G, facts = load_generator(config.weights) if config.weights else generator_of_run(config.run)
+    G, metadata = load_generator(config.weights) if config.weights else generator_of_run(config.run)
     if config.format == "safetensors":
-        save_weights(config.out, G, facts)
+        save_weights(config.out, G, metadata)
         return config.out
     if config.format in STATE_DICTS:
         try:
             state_dict = STATE_DICTS[config.format](G)
         except ValueError as error:
             raise UserError(f"--format {config.format}: {error}") from error
-        with atomic_write(config.out) as aside:
-            torch.save(state_dict, aside)
+        with _whole_or_not(config.out) as temporary:
+            torch.save(state_dict, temporary)
         return config.out
-    program = export_program(G, resolution=facts["resolution"], alpha=facts["alpha"])
-    with atomic_write(config.out) as aside:
-        aside.write_bytes(onnx_bytes(program) if config.format == "onnx" else program_bytes(program))
+    program = export_program(G, resolution=metadata["resolution"], alpha=metadata["alpha"])
+    with _whole_or_not(config.out) as temporary:
+        temporary.write_bytes(onnx_bytes(program) if config.format == "onnx" else program_bytes(program))
     return config.out
+
+
+@contextmanager
+def _whole_or_not(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for `path`. Raises UserError, naming it, if the disk is full or fails."""
+    try:
+        with atomic_write(path) as temporary:
+            yield temporary
+    except (OSError, RuntimeError) as error:  # torch's writer turns the one into the other
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise UserError(f"--out {path}: cannot be written ({reason})") from error
 
 
 STATE_DICTS: dict[str, Callable[[Generator], dict[str, Tensor]]] = {
@@ -115,7 +140,7 @@ STATE_DICTS: dict[str, Callable[[Generator], dict[str, Tensor]]] = {
 }
 
 
-def _facts(network: Generator | Discriminator) -> dict[str, Any]:
+def _metadata(network: Generator | Discriminator) -> dict[str, Any]:
     if isinstance(network, Discriminator):
         return {"options": network.options}
     return {
@@ -150,26 +175,29 @@ def _from_torch(config: ImportConfig) -> Networks:
 
 
 class _ZooConfig:
-    """Stands in for pytorch_GAN_zoo's settings, which its checkpoints hold beside the networks."""
+    """The settings of pytorch_GAN_zoo, which its checkpoints hold beside the networks, without behaviour."""
 
 
 def _load(path: Path) -> Any:
     return load_weights_only(path, [(_ZooConfig, "models.utils.config.BaseConfig")])
 
 
-def _state_dicts(loaded: Any) -> list[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:
-    """(state dict, its network's settings if it has them) of what a file holds."""
+def _state_dicts(loaded: Any, depth: int = 0) -> list[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:
+    """Return (state dict, its network's settings if it has them) of each network that a file holds."""
+    if depth > 2:
+        raise ValueError("has state dicts within state dicts")
     if not isinstance(loaded, Mapping):
         raise ValueError(f"holds a {type(loaded).__name__}, must hold weights by name")
     if "state_dict" in loaded:
-        return [(loaded["state_dict"], loaded.get("conf", {}))]
+        conf = loaded.get("conf", {})
+        return [(loaded["state_dict"], conf if isinstance(conf, Mapping) else {})]
     if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
         return [(loaded, {})]
     found = []
     for names in (GENERATORS, DISCRIMINATORS):
-        part = next((loaded[name] for name in names if loaded.get(name)), None)
+        part = next((loaded[name] for name in names if isinstance(loaded.get(name), Mapping)), None)
         if part is not None:
-            found += _state_dicts(part)
+            found += _state_dicts(part, depth + 1)
     if not found:
         raise ValueError(f"has none of {', '.join(GENERATORS + DISCRIMINATORS)}, and is no state dict")
     return found

@@ -43,8 +43,8 @@ class Source(Protocol):
 class GeneratedImages:
     """Image i is the one of seed + i, as the command `generate` makes it, unless `labels` says otherwise.
 
-    `labels` (int64 [N]) are those of the images one after the other, and again from the first; left out, the classes
-    take turns. Images of a stage below `resolution` are enlarged by repetition, others averaged down.
+    `labels` (int64 [N]) are those of the images one after the other, and again from the first; left out, the class is
+    the seed modulo their number. Images of a stage below `resolution` are enlarged by repetition, others averaged down.
     """
 
     count = None
@@ -63,14 +63,18 @@ class GeneratedImages:
         self.channels: int = G.options["image_channels"]
         self.size = image_size(resolution, G.base)
         self.stage_resolution, self.alpha = stage_resolution, alpha
-        self._labels = np.arange(G.label_dim) if labels is None else labels
-        self._labels_from = "the reals" if labels is not None else "all classes in turn" if G.label_dim else None
+        self._labels = labels
+        self._labels_from = "the reals" if labels is not None else "the seeds" if G.label_dim else None
 
     def take(self, start: int, stop: int) -> np.ndarray:
         z = torch.cat([latents(self.G, 1, self.seed + i) for i in range(start, stop)])
         labels = None
         if self.G.label_dim:
-            labels = torch.from_numpy(self._labels[np.arange(start, stop) % len(self._labels)]).to(z.device)
+            indices = np.arange(start, stop)
+            if self._labels is None:  # by seed, as `generate` has it
+                labels = torch.from_numpy((self.seed + indices) % self.G.label_dim).to(z.device)
+            else:
+                labels = torch.from_numpy(self._labels[indices % len(self._labels)]).to(z.device)
         images = generate(self.G, z, labels, resolution=self.stage_resolution, alpha=self.alpha)
         return resized(images.transpose(0, 3, 1, 2), self.size)
 

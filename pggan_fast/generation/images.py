@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,79 +12,126 @@ from typing import Any
 import numpy as np
 import torch
 
-from pggan_fast.interop.weights import load_generator
+from pggan_fast.interop.weights import find_problem_of_generator, generator_from_weights, load_generator
 from pggan_fast.networks import Generator
-from pggan_fast.networks.sampling import generate
+from pggan_fast.networks.sampling import CHUNK, generate
 from pggan_fast.training.checkpoint import checkpoints, load_checkpoint
 from pggan_fast.training.run_folder import config_file
 from pggan_fast.utils.device import find_device
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.images import grid, save_png
+from pggan_fast.utils.memory import advice_when_out_of_memory
 from pggan_fast.utils.options import option
+from pggan_fast.utils.progress_bar import bar_over
+
+HIGHEST_SEED = 1 << 63
+MOST_IMAGES = 10_000_000  # whose files' names still fit in memory
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
     """Settings of `pggan-fast generate`."""
 
-    out: Path = option(help="folder for the images, one PNG per seed")
-    run: Path | None = option(None, help="a run: its final weights or, before that, its newest checkpoint")
-    weights: Path | None = option(None, help="or a generator.safetensors with its .json beside it")
-    count: int = option(16, help="how many images")
-    seed: int = option(0, help="of the first image; the next ones count up")
-    label: str | None = option(None, help="class name or number (default: all classes in turn)")
-    truncation: float | None = option(None, help="draw latent components beyond plus or minus this anew")
-    ensemble: str | None = option(None, help="more runs or weights files, comma-separated, that draw in turn")
-    grid: bool = option(False, help="one grid.png with all images instead of one file each")
-    device: str = option("auto", help="auto, cpu, cuda or cuda:N")
+    out: Path = option(help="Folder for the images, one PNG per seed.")
+    run: Path | None = option(None, help="Folder of a run: its final weights or, before that, its newest checkpoint.")
+    weights: Path | None = option(None, help="A generator.safetensors, with its .json beside it, instead of --run.")
+    count: int = option(16, help="Number of images.")
+    seed: int = option(0, help="Seed of the first image; the following ones count up.")
+    label: str | None = option(None, help="Name or number of a class (default: the seed modulo the number of classes).")
+    truncation: float | None = option(
+        None, help="Bound of the latents' components; those beyond plus or minus it are sampled again (default: none)."
+    )
+    ensemble: str | None = option(
+        None, help="More runs or weights files, comma-separated, that take turns with the first, by seed."
+    )
+    grid: bool = option(False, help="Write one grid.png with all images instead of one file each.")
+    batch_size: int = option(CHUNK, help="Number of images that are generated at once.")
+    device: str = option("auto", help="Device to run on: auto, cpu, cuda or cuda:N.")
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise UserError(f"--count {self.count}: must be 1 or more")
+        if not 1 <= self.count <= MOST_IMAGES:
+            raise UserError(f"--count {self.count}: must be from 1 to {MOST_IMAGES}")
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size {self.batch_size}: must be 1 or more")
+        check_seeds(self.seed, self.count)
         if (self.run is None) == (self.weights is None):
             raise UserError("--run or --weights: exactly one of them must be given")
-        if self.truncation is not None and self.truncation <= 0:
-            raise UserError(f"--truncation {self.truncation}: must be above 0")
+        if self.truncation is not None and not 0 < self.truncation < math.inf:
+            raise UserError(f"--truncation {self.truncation}: must be above 0 and finite")
+
+
+def check_seeds(first: int, count: int) -> None:
+    """Raise UserError unless torch takes all `count` seeds from `first` on."""
+    if not -HIGHEST_SEED <= first <= HIGHEST_SEED - count:
+        raise UserError(f"--seed {first}: must be from -2**63 to 2**63 - 1, as must be the {count} seeds from it on")
 
 
 def generate_images(config: GenerateConfig) -> list[Path]:
-    """Write the images and return their paths. Raises UserError before it would overwrite one."""
-    members = [load_generator(config.weights) if config.weights else generator_of_run(config.run)]
-    if config.ensemble:
-        members += [_load(Path(path.strip())) for path in config.ensemble.split(",")]
-        _check_alike(config, members)
-    seeds = range(config.seed, config.seed + config.count)
-    names = ["grid.png"] if config.grid else [f"seed{seed:06d}.png" for seed in seeds]
-    paths = [config.out / name for name in names]
-    for path in paths:
-        if path.exists():
-            raise UserError(f"--out {config.out}: holds {path.name} already; choose another folder or seed")
+    """Write the images as they are generated and return their paths.
 
-    device = find_device(config.device)
-    G, facts = members[0]
-    z = torch.cat([_latent(G.latent_dim, seed, config.truncation) for seed in seeds]).to(device)
-    labels = chosen_labels(config.label, config.count, facts["classes"], G.label_dim, device)
-    images: list[Any] = [None] * config.count
-    for index, (G, facts) in enumerate(members):
-        # By seed, so that one gives the same image whatever else is asked for, and each draws all classes in turn.
-        places = [i for i, seed in enumerate(seeds) if seed // max(1, G.label_dim) % len(members) == index]
-        if not places:
-            continue
-        G = G.to(device, memory_format=torch.channels_last).eval()
-        alpha = torch.tensor(facts["alpha"], device=device) if facts["alpha"] < 1 else 1.0
-        chosen = None if labels is None else labels[places]
-        drawn = generate(G, z[places], chosen, resolution=facts["resolution"], alpha=alpha)
-        for place, image in zip(places, drawn, strict=True):
-            images[place] = image
-    if config.grid:
-        images = [grid(np.stack(images), columns=math.ceil(math.sqrt(config.count)))]
-    for path, image in zip(paths, images, strict=True):
-        save_png(path, image)
+    Raises UserError before it would overwrite one, and if memory runs out; KeyboardInterrupt says how many are written.
+    """
+    advice = "--batch-size N below {}, --device cpu{}".format(
+        config.batch_size, ", a lower --count, no --grid" if config.grid else ""
+    )
+    with advice_when_out_of_memory(advice):
+        members = [load_generator(config.weights) if config.weights else generator_of_run(config.run)]
+        if config.ensemble:
+            members += [_load(Path(path.strip())) for path in config.ensemble.split(",")]
+            _check_alike(config, members)
+        paths = _free_paths(config)
+        images = _images(config, members, find_device(config.device))
+        if config.grid:
+            ordered = dict(bar_over(images, "images", total=config.count))
+            stacked = np.stack([ordered[index] for index in range(config.count)])
+            save_png(paths[0], grid(stacked, columns=math.ceil(math.sqrt(config.count))))
+            return paths
+        written = 0
+        try:
+            for index, image in bar_over(images, "images", total=config.count):
+                save_png(paths[index], image)
+                written += 1
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{written:,} of {config.count:,} images written to {config.out}") from None
     return paths
 
 
+def _free_paths(config: GenerateConfig) -> list[Path]:
+    """Return the files to write, of which none exists. Raises UserError."""
+    seeds = range(config.seed, config.seed + config.count)
+    names = ["grid.png"] if config.grid else [f"seed{seed:06d}.png" for seed in seeds]
+    there = {entry.name for entry in os.scandir(config.out)} if config.out.is_dir() else set()
+    for name in names:
+        if name in there:
+            raise UserError(f"--out {config.out}: holds {name} already; choose another folder or seed")
+    return [config.out / name for name in names]
+
+
+def _images(
+    config: GenerateConfig, members: list[tuple[Generator, dict[str, Any]]], device: torch.device
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (index, uint8 image [H, W, C]) of all images, one generator's after the other's."""
+    G, metadata = members[0]
+    turns = max(1, G.label_dim)
+    label = fixed_label(config.label, metadata["classes"], G.label_dim)
+    for position, (G, metadata) in enumerate(members):
+        # By seed, so that one gives the same image whatever else is asked for, and each generator has all classes.
+        seeds = [
+            seed for seed in range(config.seed, config.seed + config.count) if seed // turns % len(members) == position
+        ]
+        G = G.to(device, memory_format=torch.channels_last).eval()
+        alpha = torch.tensor(metadata["alpha"], device=device) if metadata["alpha"] < 1 else 1.0
+        for start in range(0, len(seeds), config.batch_size):
+            batch = seeds[start : start + config.batch_size]
+            z = torch.cat([_latent(G.latent_dim, seed, config.truncation) for seed in batch]).to(device)
+            labels = labels_of_seeds(batch, G.label_dim, label, device)
+            images = generate(G, z, labels, resolution=metadata["resolution"], alpha=alpha, batch_size=len(batch))
+            yield from ((seed - config.seed, image) for seed, image in zip(batch, images, strict=True))
+        G.cpu()  # one generator at a time on the device
+
+
 def _latent(size: int, seed: int, truncation: float | None) -> torch.Tensor:
-    """N(0, 1), cut off at +-truncation (Brock et al. 2019, section 3.1), [1, size]; the same on every device."""
+    """Sample N(0, 1), cut off at +-truncation (Brock et al. 2019, section 3.1): [1, size], the same on every device."""
     random = torch.Generator().manual_seed(seed)
     if truncation is None:
         return torch.randn(1, size, generator=random)
@@ -94,51 +143,58 @@ def _load(path: Path) -> tuple[Generator, dict[str, Any]]:
 
 
 def _check_alike(config: GenerateConfig, members: list[tuple[Generator, dict[str, Any]]]) -> None:
-    """Raises UserError unless all make images of one kind from latents of one size."""
+    """Raise UserError unless all make images of one kind from latents of one size."""
     for what, values in {
-        "image sizes": [(facts["resolution"], G.base) for G, facts in members],
+        "image sizes": [(metadata["resolution"], G.base) for G, metadata in members],
         "image channels": [G.image_channels for G, _ in members],
         "latent sizes": [G.latent_dim for G, _ in members],
-        "classes": [(G.label_dim, facts["classes"]) for G, facts in members],
+        "classes": [(G.label_dim, metadata["classes"]) for G, metadata in members],
     }.items():
         if any(value != values[0] for value in values):
             raise UserError(f"--ensemble {config.ensemble}: {what} differ between the generators, must be the same")
 
 
 def generator_of_run(run: Path) -> tuple[Generator, dict[str, Any]]:
-    """The averaged generator of a run and its facts. Raises UserError if there is none."""
+    """Return the averaged generator of a run and its metadata. Raises UserError if there is none."""
     final = run / "final" / "generator.safetensors"
     if final.is_file():
-        return load_generator(final)
+        return load_generator(final, option="--run")
     if not config_file(run).is_file():
         raise UserError(f"--run {run}: holds no run (no config.json)")
     saved = checkpoints(run / "checkpoints")
     if not saved:
         raise UserError(f"--run {run}: has neither final weights nor a checkpoint yet")
     state = load_checkpoint(saved[-1])
-    G = Generator(**state["generator"]["options"])
-    G.load_state_dict(state["step"]["G_ema"])
-    return G, state["generator"]
+    try:
+        metadata, weights = state["generator"], state["step"]["G_ema"]
+        if problem := find_problem_of_generator(metadata):
+            raise ValueError(problem)
+        return generator_from_weights(metadata["options"], weights), metadata
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"--run {run}: {saved[-1].name} holds no generator ({error})") from error
 
 
-def chosen_labels(
-    label: str | None, count: int, classes: list[str], label_dim: int, device: torch.device
+def fixed_label(label: str | None, classes: list[str], label_dim: int) -> int | None:
+    """Return the index of the class `label`, a name or number; None for None. Raises UserError if it is unknown."""
+    if label is None:
+        return None
+    if not label_dim:
+        raise UserError(f"--label {label}: this generator was trained without labels")
+    if label in classes:
+        return classes.index(label)
+    if label.isascii() and label.isdecimal() and len(label) < 10 and int(label) < label_dim:
+        return int(label)
+    known = ", ".join(classes) or "names unknown"
+    raise UserError(f"--label {label}: must be 0 to {label_dim - 1} or one of: {known}")
+
+
+def labels_of_seeds(
+    seeds: Sequence[int], label_dim: int, label: int | None, device: torch.device
 ) -> torch.Tensor | None:
-    """Class indices, int64 [count], of the class `label` (name or number) or, for None, of all in turn.
+    """Return class indices, int64 [N]: `label` or, for None, each seed modulo the number of classes.
 
-    None for a generator without labels. Raises UserError if it does not know `label`.
+    None for a generator without labels.
     """
     if not label_dim:
-        if label is not None:
-            raise UserError(f"--label {label}: this generator was trained without labels")
         return None
-    if label is None:
-        return torch.arange(count, device=device) % label_dim
-    if label in classes:
-        index = classes.index(label)
-    elif label.isdecimal() and int(label) < label_dim:
-        index = int(label)
-    else:
-        known = ", ".join(classes) or "names unknown"
-        raise UserError(f"--label {label}: must be 0 to {label_dim - 1} or one of: {known}")
-    return torch.full((count,), index, device=device)
+    return torch.tensor([seed % label_dim if label is None else label for seed in seeds], device=device)

@@ -1,4 +1,4 @@
-"""A film of a walk from latent to latent."""
+"""Videos of walks from latent to latent."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pggan_fast.generation.images import chosen_labels, generator_of_run
+from pggan_fast.generation.images import check_seeds, fixed_label, generator_of_run, labels_of_seeds
 from pggan_fast.generation.video import save_video, video_path
 from pggan_fast.interop.weights import load_generator
 from pggan_fast.networks.sampling import generate, latents
 from pggan_fast.utils.device import find_device
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.images import grid, rgb_array
+from pggan_fast.utils.memory import advice_when_out_of_memory
 from pggan_fast.utils.options import option
 from pggan_fast.utils.progress_bar import bar_over
 
@@ -26,40 +27,49 @@ from pggan_fast.utils.progress_bar import bar_over
 class InterpolateConfig:
     """Settings of `pggan-fast interpolate`."""
 
-    out: Path = option(help="the .mp4 or .gif to write (without either: .mp4 if imageio-ffmpeg is installed)")
-    run: Path | None = option(None, help="a run: its final weights or, before that, its newest checkpoint")
-    weights: Path | None = option(None, help="or a generator.safetensors with its .json beside it")
-    seed: int = option(0, help="of the first latent; the next ones count up")
-    keys: int = option(6, help="latents that each walk passes through; it ends where it begins")
-    count: int = option(1, help="walks side by side")
-    frames: int = option(60, help="frames from one latent to the next")
-    fps: float = option(30.0, help="frames per second")
-    label: str | None = option(None, help="class name or number (default: all classes in turn)")
-    device: str = option("auto", help="auto, cpu, cuda or cuda:N")
+    out: Path = option(help="File to write, .mp4 or .gif (default: .mp4 if imageio-ffmpeg is installed).")
+    run: Path | None = option(None, help="Folder of a run: its final weights or, before that, its newest checkpoint.")
+    weights: Path | None = option(None, help="A generator.safetensors, with its .json beside it, instead of --run.")
+    seed: int = option(0, help="Seed of the first latent; the following ones count up.")
+    keys: int = option(6, help="Number of latents that each walk passes through; it ends where it begins.")
+    count: int = option(1, help="Number of walks that are shown side by side.")
+    frames: int = option(60, help="Number of frames from one latent to the next.")
+    fps: float = option(30.0, help="Frames per second.")
+    label: str | None = option(None, help="Name or number of a class (default: by seed, in turn).")
+    device: str = option("auto", help="Device to run on: auto, cpu, cuda or cuda:N.")
 
     def __post_init__(self) -> None:
         for name, least in (("keys", 2), ("count", 1), ("frames", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} {getattr(self, name)}: must be {least} or more")
+        check_seeds(self.seed, self.keys * self.count)
         if (self.run is None) == (self.weights is None):
             raise UserError("--run or --weights: exactly one of them must be given")
 
 
 def interpolate(config: InterpolateConfig) -> Path:
-    """Write the film and return its path."""
+    """Write the video and return its path. Raises UserError, with advice, if memory runs out."""
+    with advice_when_out_of_memory("a lower --count, --frames or --keys, --device cpu"):
+        return _interpolate(config)
+
+
+def _interpolate(config: InterpolateConfig) -> Path:
     out = video_path(config.out, config.fps)
-    G, facts = load_generator(config.weights) if config.weights else generator_of_run(config.run)
+    G, metadata = load_generator(config.weights) if config.weights else generator_of_run(config.run)
     device = find_device(config.device)
     G = G.to(device, memory_format=torch.channels_last).eval()
-    labels = chosen_labels(config.label, config.count, facts["classes"], G.label_dim, device)
-    alpha = torch.tensor(facts["alpha"], device=device) if facts["alpha"] < 1 else 1.0
+    label = fixed_label(config.label, metadata["classes"], G.label_dim)
+    # The class of a walk follows from its first seed; in steps of `keys`, so that walks side by side take turns.
+    turns = [config.seed // config.keys + index for index in range(config.count)]
+    labels = labels_of_seeds(turns, G.label_dim, label, device)
+    alpha = torch.tensor(metadata["alpha"], device=device) if metadata["alpha"] < 1 else 1.0
     seeds = range(config.seed, config.seed + config.keys * config.count)
     keys = torch.cat([latents(G, 1, seed) for seed in seeds]).unflatten(0, (config.count, config.keys))
     walks = torch.stack([walk(each, config.frames) for each in keys])
 
     def frames() -> Iterator[np.ndarray]:
         for step in bar_over(range(walks.shape[1]), "frames"):
-            images = generate(G, walks[:, step], labels, resolution=facts["resolution"], alpha=alpha)
+            images = generate(G, walks[:, step], labels, resolution=metadata["resolution"], alpha=alpha)
             yield rgb_array(grid(images, columns=math.ceil(math.sqrt(config.count))))
 
     save_video(out, frames(), config.fps)
@@ -67,7 +77,7 @@ def interpolate(config: InterpolateConfig) -> Path:
 
 
 def walk(keys: Tensor, frames: int) -> Tensor:
-    """Latents [K * frames, D] that go from each of `keys` [K, D] to the next and from the last to the first.
+    """Return latents [K * frames, D] that go from each of `keys` [K, D] to the next and from the last to the first.
 
     Along great circles, with the length going evenly from one's to the other's: the middle of two Gaussian
     latents is shorter than any latent the generator was trained on.
@@ -77,8 +87,8 @@ def walk(keys: Tensor, frames: int) -> Tensor:
     for start, end in zip(keys, keys.roll(-1, dims=0), strict=True):
         a, b = start / start.norm(), end / end.norm()
         angle = torch.acos((a @ b).clamp(-1, 1))
-        turned = torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b
+        rotated = torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b
         # Equal or opposite latents have no one great circle; they are as good as never drawn.
-        direction = turned / torch.sin(angle) if torch.sin(angle) > 1e-6 else a.expand(frames, -1)
+        direction = rotated / torch.sin(angle) if torch.sin(angle) > 1e-6 else a.expand(frames, -1)
         parts.append(direction * torch.lerp(start.norm(), end.norm(), share))
     return torch.cat(parts)

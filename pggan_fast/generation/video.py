@@ -1,4 +1,4 @@
-"""Films: frames to an .mp4 (with imageio-ffmpeg) or a .gif (without), and the film of a run's sample grids."""
+"""Videos: frames to an .mp4 (with imageio-ffmpeg) or a .gif (without), and the video of a run's sample grids."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pggan_fast.training.run_folder import config_file
 from pggan_fast.utils.atomic_write import atomic_write
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.images import rgb
+from pggan_fast.utils.memory import advice_when_out_of_memory
 from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import option
 from pggan_fast.utils.progress_bar import bar_over
@@ -29,10 +30,10 @@ LAST_FRAME_SECONDS = 2.0
 class VideoConfig:
     """Settings of `pggan-fast video`."""
 
-    run: Path = option(help="a run; its sample grids become the frames")
-    out: Path = option(help="the .mp4 or .gif to write (without either: .mp4 if imageio-ffmpeg is installed)")
-    fps: float = option(8.0, help="frames per second")
-    width: int = option(1024, help="pixels at most")
+    run: Path = option(help="Folder of a run; its sample grids become the frames.")
+    out: Path = option(help="File to write, .mp4 or .gif (default: .mp4 if imageio-ffmpeg is installed).")
+    fps: float = option(8.0, help="Frames per second.")
+    width: int = option(1024, help="Largest width of the video in pixels.")
 
     def __post_init__(self) -> None:
         if self.width < 16:
@@ -40,7 +41,12 @@ class VideoConfig:
 
 
 def training_video(config: VideoConfig) -> Path:
-    """Write the film of a run's progress; returns its path."""
+    """Write the video of a run's progress and return its path. Raises UserError, with advice, if memory runs out."""
+    with advice_when_out_of_memory("--width N below " + str(config.width)):
+        return _training_video(config)
+
+
+def _training_video(config: VideoConfig) -> Path:
     if not config_file(config.run).is_file():
         raise UserError(f"--run {config.run}: holds no run (no config.json)")
     files = sorted((config.run / "samples").glob("*.png"))
@@ -62,7 +68,7 @@ def training_video(config: VideoConfig) -> Path:
 
 
 def video_path(out: Path, fps: float) -> Path:
-    """`out` with the ending of a format that can be written. Raises UserError if it exists or cannot be."""
+    """Return `out` with the ending of a format that can be written. Raises UserError if it exists or cannot be."""
     if out.suffix.lower() not in FORMATS:
         if out.suffix:
             raise UserError(f"--out {out}: must end in {' or '.join(FORMATS)}")

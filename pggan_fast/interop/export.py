@@ -22,7 +22,7 @@ class _AtOneStage(nn.Module):
 
 
 def export_program(G: Generator, *, resolution: int | None = None, alpha: float = 1.0) -> torch.export.ExportedProgram:
-    """`G` as a torch.export program for any batch size, with the reference of each op inside.
+    """Return `G` as a torch.export program for any batch size, with the reference of each op inside.
 
     Its inputs are `z` [N, latent_dim] and, for networks with classes, `labels` one-hot [N, label_dim], both float32 on
     the CPU; its output is the images [N, C, r, r] of `resolution` (default: the largest) in -1..1, not clamped.
@@ -41,14 +41,14 @@ def export_program(G: Generator, *, resolution: int | None = None, alpha: float 
 
 
 def program_bytes(program: torch.export.ExportedProgram) -> bytes:
-    """The file (.pt2) that `torch.export.load` reads."""
+    """Return the contents of the file (.pt2) that `torch.export.load` reads."""
     file = io.BytesIO()
     torch.export.save(program, file)
     return file.getvalue()
 
 
 def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
-    """The program as an ONNX model with inputs `z` and, if it takes them, `labels`, and the output `images`.
+    """Return the program as an ONNX model with inputs `z` and, if it takes them, `labels`, and the output `images`.
 
     Raises:
         ModuleNotFoundError: onnx or onnxscript is not installed.

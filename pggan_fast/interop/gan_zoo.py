@@ -10,7 +10,20 @@ import math
 
 from torch import Tensor
 
-from pggan_fast.interop.mapping import Format, Pair, Weights, check_names, check_options, count, fmaps, give, take
+from pggan_fast.interop.build import build_network
+from pggan_fast.interop.mapping import (
+    Format,
+    Pair,
+    Weights,
+    check_names,
+    check_options,
+    checked,
+    count,
+    fmaps,
+    give,
+    numbers,
+    take,
+)
 from pggan_fast.networks import Discriminator, Generator
 
 FORMAT = Format("pytorch_GAN_zoo", scaled_bias=True)
@@ -35,7 +48,7 @@ def from_gan_zoo(
     Raises:
         ValueError: unknown or missing names, shapes that do not fit, a discriminator that ours cannot be.
     """
-    weights = {name.replace("module.", ""): value for name, value in state_dict.items()}
+    weights = {name.replace("module.", ""): value for name, value in checked(state_dict).items()}
     generator = any(name.startswith("toRGBLayers.") for name in weights)
     lods = count(weights, "scaleLayers.")
     pairs = _generator(lods) if generator else _discriminator(lods)
@@ -43,8 +56,8 @@ def from_gan_zoo(
     sizes = [4 * 2**i for i in range(lods + 1)]
     if generator:
         channels = {r: weights[f"toRGBLayers.{i}.weight"].shape[1] for i, r in enumerate(sizes)}
-        net = Generator(
-            sizes[-1],
+        options: dict = dict(
+            resolution=sizes[-1],
             image_channels=weights["toRGBLayers.0.bias"].numel(),
             label_dim=label_dim,
             latent_dim=weights["formatLayer.weight"].shape[1] - label_dim,
@@ -56,20 +69,21 @@ def from_gan_zoo(
             raise ValueError(f"weights: a discriminator with {scores} outputs, must have 1 (no classes)")
         channels = {r: weights[f"fromRGBLayers.{i}.bias"].numel() for i, r in enumerate(sizes)}
         channels[2] = weights["groupScaleZero.1.bias"].numel()
-        net = Discriminator(
-            sizes[-1],
+        options = dict(
+            resolution=sizes[-1],
             image_channels=weights["fromRGBLayers.0.weight"].shape[1],
             fused_scale=False,
             mbstd_group_size=4 if _has_statistics(weights) else 1,
             **STATISTICS,
             **fmaps(channels, fmap),
         )
+    net = build_network(Generator if generator else Discriminator, options, numbers(weights))
     take(weights, net, pairs, FORMAT, equalized)
     return net
 
 
 def to_gan_zoo(net: Generator | Discriminator) -> dict[str, Tensor]:
-    """The state dict of theirs (with equalizedlR) that computes what `net` does.
+    """Return the state dict of theirs (with equalizedlR) that computes what `net` does.
 
     A generator with one bias per channel is given it for each of the pixels.
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pggan_fast.interop.official import channel_options
+from pggan_fast.interop.build import is_finite, some_of
+from pggan_fast.interop.official import MOST_LODS, channel_options
 from pggan_fast.networks import Discriminator, Generator
 
 Weights = Mapping[str, Tensor]
@@ -30,20 +31,43 @@ class Format(NamedTuple):
     scaled_bias: bool = False  # biases are multiplied as weights are
 
 
+def checked(state_dict: Weights) -> dict[str, Tensor]:
+    """Return `state_dict` as a dict. Raises ValueError unless it is one of finite tensors by name."""
+    if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
+        raise ValueError("weights: must be tensors by name")
+    for name, value in state_dict.items():
+        shown = some_of({name})
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            raise ValueError(f"weights: {shown} is a {type(value).__name__}, must be a dense tensor")
+        if value.device.type == "meta":
+            raise ValueError(f"weights: {shown} is on the meta device, without values")
+        if value.is_floating_point() and not is_finite(value):
+            raise ValueError(f"weights: {shown} has values that are not finite")
+    return dict(state_dict)
+
+
+def numbers(weights: Weights) -> int:
+    """Return how many numbers all tensors have together."""
+    return sum(value.numel() for value in weights.values())
+
+
 def check_names(weights: Weights, pairs: list[Pair]) -> None:
-    """Raises ValueError unless `weights` has the weight and bias of each pair, and nothing else."""
+    """Raise ValueError unless `weights` has the weight and bias of each pair, and nothing else."""
     expected = {f"{pair.theirs}.{kind}" for pair in pairs for kind in ("weight", "bias")}
     problems = []
     if missing := expected - weights.keys():
-        problems.append(f"missing {', '.join(sorted(missing))}")
+        problems.append(f"missing {some_of(missing)}")
     if unknown := weights.keys() - expected:
-        problems.append(f"unknown {', '.join(sorted(unknown))}")
+        problems.append(f"unknown {some_of(unknown)}")
     if problems:
         raise ValueError(f"weights: {'; '.join(problems)}")
+    for pair in pairs:
+        if (rank := weights[f"{pair.theirs}.weight"].ndim) not in (2, 4):
+            raise ValueError(f"weights: {pair.theirs}.weight has {rank} dimensions, must have 2 or 4")
 
 
 def check_options(net: Generator | Discriminator, needed: Mapping, what: str) -> None:
-    """Raises ValueError unless `net` has the options `needed`, and none that no other implementation has."""
+    """Raise ValueError unless `net` has the options `needed`, and none that no other implementation has."""
     beyond = {"attention_at": None, "residual": False, "spectral_norm": False, "base": [4, 4]}
     beyond |= {"slope": 0.2, "pixel_norm_eps": 1e-8} if isinstance(net, Generator) else {}
     for name, value in {**beyond, **needed}.items():
@@ -52,12 +76,15 @@ def check_options(net: Generator | Discriminator, needed: Mapping, what: str) ->
 
 
 def count(weights: Weights, prefix: str) -> int:
-    """How many numbered submodules there are under `prefix`."""
-    return len({name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)})
+    """Return how many numbered submodules there are under `prefix`. Raises ValueError for more than networks have."""
+    found = len({name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)})
+    if found > MOST_LODS + 1:
+        raise ValueError(f"weights: {found} layers named {prefix}*, the largest networks have {MOST_LODS + 1}")
+    return found
 
 
 def fmaps(channels: Mapping[int, int], given: Mapping) -> dict:
-    """fmap_base, fmap_decay and fmap_max that give these channels by resolution, or those given."""
+    """Return fmap_base, fmap_decay and fmap_max that give these channels by resolution, or those given."""
     named = {name: value for name, value in given.items() if name.startswith("fmap_")}
     return {**channel_options({r.bit_length() - 2: n for r, n in channels.items()}, named), **named}
 
@@ -103,7 +130,7 @@ def give(
 
 
 def _scaled(net: Generator | Discriminator, pairs: list[Pair], equalized: bool):
-    """(pair, our weight, our bias, their run-time scale over ours) of each."""
+    """Yield (pair, our weight, our bias, their run-time scale over ours) for each."""
     for pair in pairs:
         layer = net.get_submodule(pair.ours)
         bias = net.input_bias if pair.ours == "input" else layer.bias

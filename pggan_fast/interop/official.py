@@ -16,11 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from pggan_fast.interop.build import build_network, some_of
 from pggan_fast.networks import Discriminator, Generator
+from pggan_fast.networks.resolutions import HIGHEST
 
 SHARED_OPTIONS = {"fmap_base", "fmap_decay", "fmap_max"}
 GENERATOR_OPTIONS = SHARED_OPTIONS | {"latent_dim", "slope", "pixel_norm", "pixel_norm_eps", "normalize_latents"}
 DISCRIMINATOR_OPTIONS = SHARED_OPTIONS | {"mbstd_group_size"}
+
+MOST_LODS = HIGHEST.bit_length() - 3
 
 # Where our weight's axes lie in the official array.
 AXES = {
@@ -91,7 +95,7 @@ def from_official(
         options.setdefault("latent_dim", _latent_dim(arrays["4x4/Dense/weight"], label_dim))
     elif arrays["4x4/Conv/weight"].shape[2] == arrays["4x4/Conv/bias"].size:
         options.setdefault("mbstd_group_size", 1)  # no channel for the statistics
-    net = network(**options)
+    net = build_network(network, options, sum(array.size for array in arrays.values()))
     _copy(arrays, net, table, use_wscale)
     return net
 
@@ -100,6 +104,9 @@ def _floats(name: str, value: np.ndarray) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind != "f":
         raise ValueError(f"variables: {name} is {array.dtype}, must be floating point")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise ValueError(f"variables: {name} has values that are not finite")
     return array
 
 
@@ -121,6 +128,8 @@ def _resolution(names: Iterable[str]) -> int:
     for name in names:
         if match := re.match(r"(\d+)x\1/|(?:To|From)RGB_lod(\d+)/", name):
             size, lod = match.groups()
+            if len(size or lod) > 4 or (lod and int(lod) > MOST_LODS) or (size and int(size) > HIGHEST):
+                raise ValueError(f"variables: {name[:40]} is beyond {HIGHEST} pixels, the largest that networks have")
             sizes.append(int(size) if size else 4 * 2 ** int(lod))
     return 2 ** (max(sizes).bit_length() - 1)
 
@@ -156,9 +165,9 @@ def _check_names(names: Iterable[str], table: list[Layer]) -> None:
     expected = {f"{layer.name}/{kind}" for layer in table for kind in ("weight", "bias")}
     problems = []
     if missing := expected.difference(names):
-        problems.append(f"missing {', '.join(sorted(missing))}")
+        problems.append(f"missing {some_of(missing)}")
     if unknown := set(names).difference(expected):
-        problems.append(f"unknown {', '.join(sorted(unknown))}")
+        problems.append(f"unknown {some_of(unknown)}")
     if problems:
         raise ValueError(f"variables: {'; '.join(problems)}")
 
@@ -259,7 +268,7 @@ def _copy(
             array = array[:, :, ::-1, ::-1]
         if not use_wscale:
             array = array.astype(np.float64) / scale
-        parameter.copy_(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)))
+        parameter.copy_(torch.from_numpy(np.array(array, dtype=np.float32, order="C")))
 
 
 def _official_shape(shape: Iterable[int], layout: str | None) -> tuple[int, ...]:

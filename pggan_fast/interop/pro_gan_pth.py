@@ -11,7 +11,20 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pggan_fast.interop.mapping import Format, Pair, Weights, check_names, check_options, count, fmaps, give, take
+from pggan_fast.interop.build import build_network
+from pggan_fast.interop.mapping import (
+    Format,
+    Pair,
+    Weights,
+    check_names,
+    check_options,
+    checked,
+    count,
+    fmaps,
+    give,
+    numbers,
+    take,
+)
 from pggan_fast.networks import Discriminator, Generator
 
 FORMAT = Format("pro-gan-pth")
@@ -35,7 +48,7 @@ def from_pro_gan_pth(
     Raises:
         ValueError: unknown or missing names, shapes that do not fit, a conditional discriminator.
     """
-    weights = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    weights = {name.removeprefix("module."): value for name, value in checked(state_dict).items()}
     if any("label_embedder" in name for name in weights):
         raise ValueError("weights: a conditional discriminator of pro-gan-pth, whose function ours cannot be")
     generator = any(name.startswith("rgb_converters.") for name in weights)
@@ -45,8 +58,8 @@ def from_pro_gan_pth(
     sizes = [4 * 2**i for i in range(lods + 1)]
     if generator:
         channels = {r: weights[f"layers.{i}.conv_2.bias"].numel() for i, r in enumerate(sizes)}
-        net = Generator(
-            sizes[-1],
+        options: dict = dict(
+            resolution=sizes[-1],
             image_channels=weights["rgb_converters.0.bias"].numel(),
             label_dim=label_dim,
             latent_dim=weights["layers.0.conv_1.weight"].shape[0] - label_dim,
@@ -56,18 +69,19 @@ def from_pro_gan_pth(
     else:
         channels = {r: weights[f"layers.{lods - i}.conv_1.bias"].numel() for i, r in enumerate(sizes)}
         channels[2] = weights[f"layers.{lods}.conv_2.bias"].numel()
-        net = Discriminator(
-            sizes[-1],
+        options = dict(
+            resolution=sizes[-1],
             image_channels=weights["from_rgb.0.0.weight"].shape[1],
             fused_scale=False,
             **fmaps(channels, fmap),
         )
+    net = build_network(Generator if generator else Discriminator, options, numbers(weights))
     take(weights, net, pairs, FORMAT, use_eql)
     return net
 
 
 def to_pro_gan_pth(net: Generator | Discriminator) -> dict[str, Tensor]:
-    """The state dict of theirs (with use_eql) that computes what `net` does.
+    """Return the state dict of theirs (with use_eql) that computes what `net` does.
 
     Raises:
         ValueError: an option of `net` that theirs do not have.

@@ -1,38 +1,101 @@
-"""Weights of one network in a safetensors file, with what is needed to rebuild it beside them."""
+"""Weights of one network in a safetensors file, with a .json file of the same name that says how to rebuild it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+from torch import Tensor
 
+from pggan_fast.interop.build import build_on_meta, find_misfit
 from pggan_fast.networks import Discriminator, Generator
+from pggan_fast.networks.resolutions import check_resolution
 from pggan_fast.utils.atomic_write import atomic_write, write_json
 from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.schema import Optional, find_problem, number, read_json
+
+# The metadata of a generator beside the options of the network; readers of older files find nothing else in them.
+GENERATOR_METADATA = {
+    "options": dict,
+    "resolution": number(4, 1024, whole=True),
+    "alpha": number(0, 1),
+    "classes": [str],
+    "images": number(0, whole=True),
+}
+NETWORK_METADATA = {"options": dict, "resolution": Optional(number(4, 1024, whole=True))}
 
 
-def save_weights(path: Path, network: Generator | Discriminator, facts: dict[str, Any]) -> None:
-    """`path` (.safetensors) and a .json of the same name with `facts`, "options" among them."""
+def save_weights(path: Path, network: Generator | Discriminator, metadata: dict[str, Any]) -> None:
+    """Write `path` (.safetensors) and a .json of the same name with `metadata`, "options" among them.
+
+    Raises UserError, naming the file, if the disk is full or fails; neither file is left then.
+    """
+    described, was_there = path.with_suffix(".json"), path.exists()
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
-    with atomic_write(path) as aside:
-        safetensors.torch.save_file(tensors, aside)
-    write_json(path.with_suffix(".json"), facts)
+    try:
+        with atomic_write(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary)
+        write_json(described, metadata)
+    except (safetensors.SafetensorError, OSError) as error:  # the library turns the system's errors into its own
+        if not was_there:
+            path.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({_one_line(error)})") from error
 
 
-def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
-    """The generator that `save_weights` wrote and its facts. Raises UserError if it cannot be."""
+def load_generator(path: Path, option: str = "--weights") -> tuple[Generator, dict[str, Any]]:
+    """Return the generator that `save_weights` wrote, and its metadata. Raises UserError if the files are damaged."""
     described = path.with_suffix(".json")
     for file in (path, described):
         if not file.is_file():
-            raise UserError(f"--weights {path}: no such file: {file}")
+            raise UserError(f"{option} {path}: no such file: {file}")
     try:
-        facts = json.loads(described.read_text(encoding="utf-8"))
-        G = Generator(**facts["options"])
-        G.load_state_dict(safetensors.torch.load_file(path))
-    except (safetensors.SafetensorError, RuntimeError, TypeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--weights {path}: does not fit {described.name} ({reason})") from error
-    return G, facts
+        metadata = read_json(described, GENERATOR_METADATA)
+        if problem := find_problem_of_generator(metadata):
+            raise UserError(f"{described}: is damaged ({problem})")
+    except UserError as error:
+        raise UserError(f"{option} {path}: {error}") from error
+    try:
+        network = generator_from_weights(metadata["options"], read_tensors(path))
+    except ValueError as error:
+        raise UserError(f"{option} {path}: does not fit {described.name} ({error})") from error
+    return network, metadata
+
+
+def generator_from_weights(options: dict[str, Any], weights: dict[str, Tensor]) -> Generator:
+    """Build the generator with `options` and `weights`. Raises ValueError if they do not fit."""
+    if problem := find_misfit(weights, build_on_meta(Generator, options)):
+        raise ValueError(problem)
+    G = Generator(**options)
+    G.load_state_dict(weights)
+    return G
+
+
+def find_problem_of_generator(metadata: Any) -> str | None:
+    """Return what is wrong with the metadata of a generator, None if nothing is."""
+    if problem := find_problem(metadata, GENERATOR_METADATA):
+        return problem
+    try:
+        G = build_on_meta(Generator, metadata["options"])
+        check_resolution("resolution", metadata["resolution"], G.resolution)
+    except ValueError as error:
+        return str(error)
+    if metadata["classes"] and len(metadata["classes"]) != G.label_dim:
+        return f"classes are {len(metadata['classes'])}, the generator has {G.label_dim}"
+    return None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file by name. Raises ValueError if it is damaged, OSError if unreadable."""
+    try:
+        return safetensors.torch.load_file(path)
+    except OSError:
+        raise
+    except Exception as error:  # the reader and torch have many kinds for a header that is not what they expect
+        raise ValueError(f"{path.name} is damaged: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split())[:160] or type(error).__name__

@@ -29,7 +29,7 @@ METRICS = {
 
 
 class Metric(Protocol):
-    """What takes batches uint8 [N, C, H, W] of two sets of images and gives values by name."""
+    """A consumer of batches uint8 [N, C, H, W] of two sets of images that gives values by name."""
 
     def add_reals(self, images: Tensor) -> None: ...
 
@@ -45,7 +45,7 @@ class Metric(Protocol):
 
 
 def metric_names(text: str) -> list[str]:
-    """The metrics of a list with commas, in the order of METRICS. Raises ValueError for an unknown name."""
+    """Return the metrics of a list with commas, in the order of METRICS. Raises ValueError for an unknown name."""
     asked = [name.strip() for name in text.split(",") if name.strip()]
     for name in asked:
         if name not in METRICS:
@@ -97,7 +97,7 @@ class MetricSet:
             metric.clear_fakes()
 
     def values(self) -> dict[str, float]:
-        """All values by name; the distance's are swd_64, swd_32, ... and swd_average."""
+        """Return all values by name; the distance's are swd_64, swd_32, ... and swd_average."""
         values = {}
         for name, metric in self._metrics.items():
             prefix = "swd_" if name == "swd" else ""
@@ -105,7 +105,7 @@ class MetricSet:
         return values
 
     def settings(self) -> dict[str, dict[str, object]]:
-        """What the values depend on beside images and seed, by metric."""
+        """Return what the values depend on besides images and seed, by metric."""
         return {name: metric.settings() for name, metric in self._metrics.items()}
 
     def close(self) -> None:

@@ -20,12 +20,13 @@ def generate(
     *,
     resolution: int | None = None,
     alpha: float | Tensor = 1.0,
+    batch_size: int = CHUNK,
 ) -> np.ndarray:
-    """uint8 images [N, H, W, C] of latents z [N, latent_dim]; labels int64 [N] if G takes any."""
+    """Return uint8 images [N, H, W, C] of latents z [N, latent_dim]; labels int64 [N] if G takes any."""
     images = []
     with torch.no_grad(), cache_folded_weights():
-        for start in range(0, len(z), CHUNK):
-            part = slice(start, start + CHUNK)
+        for start in range(0, len(z), batch_size):
+            part = slice(start, start + batch_size)
             chosen = labels[part] if labels is not None else None
             images.append(to_uint8(G(z[part], chosen, resolution=resolution, alpha=alpha)))
     return np.concatenate(images)

@@ -126,7 +126,7 @@ def test_labels_are_those_of_the_reals(tmp_path):
     same = write_weights(tmp_path / "same.safetensors", label_dim=3, classes=["a", "b", "c"])
     other = write_weights(tmp_path / "other.safetensors", label_dim=3, classes=["d", "e", "f"])
     by_reals, in_turn = (results(reals, weights=path)["images"] for path in (same, other))
-    assert by_reals["labels_from"] == "the reals" and in_turn["labels_from"] == "all classes in turn"
+    assert by_reals["labels_from"] == "the reals" and in_turn["labels_from"] == "the seeds"
     assert by_reals["digest"] != in_turn["digest"]
 
 

@@ -1,0 +1,112 @@
+"""Networks built from a file's description: options within bounds, and no larger than the numbers that the file has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pggan_fast.networks import Discriminator, Generator
+from pggan_fast.utils.schema import OneOf, Optional, find_problem, number
+
+Network = TypeVar("Network", Generator, Discriminator)
+
+SLACK = 1 << 20  # parameters: below, a network costs too little to refuse it before its tensors are compared
+NAMED = 5  # tensors named in a message
+MOST_CHANNELS = 1 << 16
+MOST_LATENTS = 1 << 20
+
+_SHARED = {
+    "resolution": number(4, 1024, whole=True),
+    "image_channels": number(1, MOST_CHANNELS, whole=True),
+    "base": [number(1, 1 << 12, whole=True)],
+    "label_dim": number(0, MOST_LATENTS, whole=True),
+    "fmap_base": number(1, 1 << 32),
+    "fmap_decay": number(0, 16),
+    "fmap_max": number(1, MOST_CHANNELS, whole=True),
+    "fused_scale": bool,
+    "attention_at": OneOf(number(4, 1024, whole=True), None),
+    "residual": bool,
+    "spectral_norm": bool,
+}
+_OPTIONS: dict[type, dict[str, Any]] = {
+    Generator: _SHARED
+    | {
+        "latent_dim": OneOf(number(1, MOST_LATENTS, whole=True), None),
+        "slope": number(0, 1),
+        "pixel_norm": bool,
+        "pixel_norm_eps": number(0, 1),
+        "normalize_latents": bool,
+        "input_norm": bool,
+        "input_bias": str,
+    },
+    Discriminator: _SHARED
+    | {
+        "mbstd_group_size": number(1, MOST_CHANNELS, whole=True),
+        "mbstd_grouping": str,
+        "mbstd_correction": number(0, 1, whole=True),
+        "minibatch_discrimination": bool,
+        "label_mode": str,
+    },
+}
+
+
+def build_network(kind: type[Network], options: Mapping[str, Any], numbers: int) -> Network:
+    """Build a network that a file of `numbers` numbers describes.
+
+    Raises:
+        ValueError: an option that is unknown or out of bounds, or a network far larger than the file.
+    """
+    network = build_on_meta(kind, options)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    if parameters > 2 * numbers + SLACK:
+        raise ValueError(f"a {kind.__name__} with these options has {parameters:,} parameters, the file {numbers:,}")
+    return kind(**options)
+
+
+def build_on_meta(kind: type[Network], options: Mapping[str, Any]) -> Network:
+    """Build a network without memory, on the meta device. Raises ValueError as `build_network` does."""
+    known = _OPTIONS[kind]
+    if unknown := sorted(map(repr, options.keys() - known.keys())):
+        raise ValueError(f"a {kind.__name__} has no option {unknown[0][:40]}")
+    if problem := find_problem(dict(options), {name: Optional(schema) for name, schema in known.items()}, "options"):
+        raise ValueError(problem)
+    try:
+        with torch.device("meta"):
+            return kind(**options)
+    except (RuntimeError, ArithmeticError) as error:  # sizes whose product no tensor has
+        raise ValueError(f"options that make no network ({_one_line(error)})") from error
+
+
+def find_misfit(weights: Mapping[str, Tensor], network: Generator | Discriminator) -> str | None:
+    """Return what is wrong with `weights` as the state dict of `network`, None if they fit."""
+    expected = network.state_dict()
+    if missing := expected.keys() - weights.keys():
+        return f"lacks {some_of(missing)}"
+    if unknown := weights.keys() - expected.keys():
+        return f"has the unknown tensors {some_of(unknown)}"
+    for name, parameter in expected.items():
+        value = weights[name]
+        if value.shape != parameter.shape or not value.is_floating_point():
+            found, needed = (f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (value, parameter))
+            return f"{name} is {found}, must be {needed}"
+        if not is_finite(value):
+            return f"{name} has values that are not finite"
+    return None
+
+
+def is_finite(values: Tensor) -> bool:
+    """Return whether all are finite, in float32 as the networks are."""
+    return bool(values.to(torch.float32).isfinite().all())
+
+
+def some_of(names: set[str]) -> str:
+    """Return a few of `names` for a message, whatever letters they have."""
+    shown = [name[:80].encode("unicode_escape").decode() for name in sorted(names)[:NAMED]]
+    return ", ".join(shown) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160]
