@@ -165,7 +165,7 @@ def test_weights_that_do_not_fit(work, tmp_path, capsys):
     weights.write_bytes(b"nothing like it")
     assert "does not fit generator.json" in fails(capsys, *arguments)
     described.write_text("{")
-    assert "does not fit generator.json" in fails(capsys, *arguments)
+    assert "generator.json: is damaged" in fails(capsys, *arguments)
 
 
 def test_a_fault_of_the_system_is_one_line_too(work, tmp_path, capsys):
