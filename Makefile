@@ -31,6 +31,10 @@ test-kernels: lint
 test-kill: lint
 	$(BIN)/python -m tests.training.kill 40
 
+# Thousands of random op calls, where `make test` tries some dozens.
+test-fuzz: lint
+	PGGAN_FAST_FUZZ=20000 $(BIN)/python -m pytest tests/ops/test_fuzz.py -q -rs
+
 # Judging thousands of photographs (skipped without them): memory, equal results for equal seeds.
 test-metrics: lint
 	PGGAN_FAST_TEST_METRICS=1 $(BIN)/python -m pytest tests/evaluation/test_photographs.py -q -rs
@@ -86,4 +90,4 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
-.PHONY: demo test test-kernels test-kill test-metrics test-peers bench lint format clean wheel gpu-check
+.PHONY: demo test test-kernels test-kill test-fuzz test-metrics test-peers bench lint format clean wheel gpu-check
