@@ -45,7 +45,11 @@ test-kill: lint
 
 # Damaged and hostile files of every kind of data: each is read or refused in one line.
 test-hostile: lint
-	PGGAN_FAST_HOSTILE=200 $(BIN)/python -m pytest tests/data/test_hostile_files.py -q
+	PGGAN_FAST_HOSTILE=200 PGGAN_FAST_TEST_HOSTILE=1 $(BIN)/python -m pytest \
+	    tests/data/test_hostile_files.py tests/interop/test_hostile_weights.py tests/training -q -k hostile
+# Thousands of random op calls, where `make test` tries some dozens.
+test-fuzz: lint
+	PGGAN_FAST_FUZZ=20000 $(BIN)/python -m pytest tests/ops/test_fuzz.py -q -rs
 
 # Judging thousands of photographs (skipped without them): memory, equal results for equal seeds.
 test-metrics: lint
@@ -122,4 +126,4 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
-.PHONY: demo test test-hostile test-kernels test-kill test-metrics test-third-party bench lint format clean wheel gpu-check test-older-torch
+.PHONY: demo test test-hostile test-kernels test-kill test-metrics test-third-party bench lint format clean wheel gpu-check test-older-torch test-fuzz

@@ -28,6 +28,7 @@ from pggan_fast.ops.registry import (
     call_op,
     define_forms,
     differentiate_forms,
+    fake_like,
     in_forward_mode,
     no_third_derivative,
     refuse_derivatives,
@@ -329,7 +330,7 @@ def _factors(x: Tensor, pixel_norm: bool, count: int) -> list[Tensor]:
 
 
 def _forward_fake(x, bias, scale, act, slope, gain, pixel_norm, eps):
-    return torch.empty_like(x), *_factors(x, pixel_norm, 1)
+    return fake_like(x), *_factors(x, pixel_norm, 1)
 
 
 def _inplace_fake(x, bias, scale, act, slope, gain, pixel_norm, eps):
@@ -338,13 +339,13 @@ def _inplace_fake(x, bias, scale, act, slope, gain, pixel_norm, eps):
 
 def _backward_fake(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_wanted):
     db = y.new_empty(y.shape[1] if bias_wanted else 0, dtype=accumulation_dtype(y.dtype))
-    return torch.empty_like(y), db
+    return fake_like(y), db
 
 
 def _double_backward_fake(g, g_bias, dy, dr, y, r, scale, act, slope, gain, pixel_norm):
     if not pixel_norm:
-        return torch.empty_like(y), *_factors(y, False, 3)
-    return torch.empty_like(y), torch.empty_like(y), *_factors(y, True, 2)
+        return fake_like(y), *_factors(y, False, 3)
+    return fake_like(y), fake_like(y), *_factors(y, True, 2)
 
 
 _forward = define_forms(

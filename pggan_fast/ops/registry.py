@@ -200,6 +200,14 @@ def _all_positional(schema: FunctionSchema, function: Callable) -> Callable:
     return kernel
 
 
+def fake_like(x: torch.Tensor) -> torch.Tensor:
+    """Return what torch.empty_like gives for a real x: of a dense x the strides as they are, which its fake redraws."""
+    innermost = x.movedim(1, -1) if x.ndim > 2 else x
+    if x.is_contiguous() or innermost.is_contiguous():
+        return x.new_empty_strided(x.shape, x.stride())
+    return torch.empty_like(x)
+
+
 def below_autograd(op: torch._ops.OpOverload, *args):
     """Calls an op from inside an autograd.Function that is its autograd formula."""
     if not _transforms_active():

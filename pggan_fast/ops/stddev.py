@@ -30,6 +30,7 @@ from pggan_fast.ops.registry import (
     call_op,
     define_forms,
     differentiate_forms,
+    fake_like,
     in_forward_mode,
     no_third_derivative,
     refuse_derivatives,
@@ -242,13 +243,13 @@ _forward = define_forms(
 _backward = define_forms(
     f"minibatch_stddev_backward(Tensor dy, Tensor x, {_OPTIONS}) -> Tensor",
     fallback=_backward_fallback,
-    fake=lambda dy, x, *options: torch.empty_like(x),
+    fake=lambda dy, x, *options: fake_like(x),
     triton="stddev.backward",
 )
 _double_backward = define_forms(
     f"minibatch_stddev_double_backward(Tensor g, Tensor dy, Tensor x, {_OPTIONS}) -> (Tensor d_dy, Tensor dx)",
     fallback=_double_backward_fallback,
-    fake=lambda g, dy, x, *options: (torch.empty_like(dy), torch.empty_like(x)),
+    fake=lambda g, dy, x, *options: (fake_like(dy), fake_like(x)),
     triton="stddev.double_backward",
 )
 differentiate_forms(_forward, lambda x, *rest: MinibatchStddev.apply(x, rest[:-1], rest[-1]))
