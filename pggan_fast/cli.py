@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     whole_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     verb = arguments[0] if arguments else "--help"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files that the terminal's encoding does not have
+            stream.reconfigure(errors="backslashreplace")
     if whole_process and verb in ("train", "demo"):
         spin_briefly()
     try:

@@ -17,6 +17,16 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x [N, C, H, W] is channels_last; one that is contiguous too counts as contiguous.
+
+    Under the transforms of torch.func, where vmap knows no memory formats, nothing counts as channels_last.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 def effective_slope(act: str, slope: float) -> float:
     """The slope below zero of an activation: 1 for linear, 0 for relu, `slope` for lrelu."""
     return {"linear": 1.0, "relu": 0.0, "lrelu": slope}[act]
@@ -58,6 +68,17 @@ def default_weight_scale(weight: Tensor) -> float:
     return math.sqrt(2 / weight[0].numel())
 
 
+def weight_factor(dtype: torch.dtype, weight_scale: float) -> float:
+    """Return the power of two by which weights are multiplied before an fp16 convolution or product.
+
+    The bare sum over the fan-in would overflow fp16 where the scaled one does not. Not below 2**-10, so that the
+    weights themselves do not underflow. Other dtypes have range enough.
+    """
+    if dtype != torch.float16 or not 0 < abs(weight_scale) < 1:
+        return 1.0
+    return 2.0 ** max(round(math.log2(abs(weight_scale))), -10)
+
+
 def equalized_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -80,9 +101,11 @@ def equalized_conv2d(
     weight_scale = default_weight_scale(weight) if weight_scale is None else weight_scale
     padding = weight.shape[-1] // 2 if padding is None else padding
     x = upsample2x(x) if up == 2 else x
-    z = F.conv2d(x, weight.to(x.dtype), padding=padding)
+    factor = weight_factor(x.dtype, weight_scale)
+    scale = weight_scale / factor
+    z = F.conv2d(x, _times(weight, factor).to(x.dtype), padding=padding)
     z = downsample2x(z) if down == 2 else z
-    return bias_act(z, bias, scale=weight_scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+    return bias_act(z, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
 
 
 def equalized_linear(
@@ -99,12 +122,20 @@ def equalized_linear(
 ) -> Tensor:
     """`bias_act(x @ weight.T)` with `weight_scale` as its scale. x [N, C_in], weight [C_out, C_in]."""
     weight_scale = default_weight_scale(weight) if weight_scale is None else weight_scale
-    z = F.linear(x, weight.to(x.dtype))
-    return bias_act(z, bias, scale=weight_scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+    factor = weight_factor(x.dtype, weight_scale)
+    scale = weight_scale / factor
+    z = F.linear(x, _times(weight, factor).to(x.dtype))
+    return bias_act(z, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+
+
+def _times(weight: Tensor, factor: float) -> Tensor:
+    return weight if factor == 1 else weight * factor
 
 
 def upsample2x(x: Tensor) -> Tensor:
     """Nearest neighbour, [N, C, H, W] -> [N, C, 2H, 2W]."""
+    if x.is_meta:  # where interpolate refuses an empty batch
+        return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
@@ -220,5 +251,4 @@ def minibatch_stddev(
     s = s.expand(*y.shape[:3], 1, h, w).reshape(n, f, h, w).to(x.dtype)
     y = torch.cat([x, s], dim=1)
     # A single map is in both layouts at once, and cat takes it for contiguous.
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return y.contiguous(memory_format=torch.channels_last) if last else y
+    return y.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else y

@@ -1,4 +1,4 @@
-"""What is fast: whole steps, convolutions by direction, ops over tensors past the L2 cache."""
+"""Speed: whole steps, convolutions by direction, ops over tensors past the L2 cache."""
 
 from __future__ import annotations
 

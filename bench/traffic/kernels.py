@@ -1,4 +1,4 @@
-"""What our kernels move, for `bench.traffic.count`: how often each of their tensors passes, times its bytes.
+"""The bytes that our kernels move, for `bench.traffic.count`: how often each of their tensors passes, times its bytes.
 
 Read off the kernels themselves at small sizes: tests/cuda_on_cpu/test_traffic.py counts what csrc/cuda loads and
 stores in the harness, tests/kernels/test_traffic.py the addresses that Triton's interpreter sees. A tensor that is
@@ -17,14 +17,15 @@ from torch import Tensor
 from bench.traffic.count import Traffic, distinct_bytes
 from pggan_fast.kernels import (
     bias_act,
+    bias_act_pixel_norm,
     conv,
     conv_tiles,
+    conv_weight_gradient,
+    fade,
     fold,
-    pixel_norm_gradient,
     resample,
     stddev,
     upfirdn2d,
-    weight_gradient,
 )
 from pggan_fast.ops import conv as ops_conv
 from pggan_fast.ops import dispatch
@@ -70,9 +71,9 @@ HOSTS = {
     "bias_act_double_backward": bias_act.double_backward,
     "upsample2x": resample.upsample,
     "downsample2x": resample.downsample,
-    "fade_in": resample.fade_in,
-    "fade_in_backward": resample.fade_in_backward,
-    "fade_reals": resample.fade_reals,
+    "fade_in": fade.fade_in,
+    "fade_in_backward": fade.fade_in_backward,
+    "fade_reals": fade.fade_reals,
     "minibatch_stddev": stddev.forward,
     "minibatch_stddev_backward": stddev.backward,
     "minibatch_stddev_double_backward": stddev.double_backward,
@@ -82,7 +83,7 @@ HOSTS = {
 }
 """{op: the function of pggan_fast.kernels that launches for it}"""
 
-MODULES = (bias_act, conv, fold, pixel_norm_gradient, resample, stddev, upfirdn2d, weight_gradient)
+MODULES = (bias_act, bias_act_pixel_norm, conv, conv_weight_gradient, fade, fold, resample, stddev, upfirdn2d)
 
 
 def native_launches(op: str, given: dict) -> int:
@@ -90,7 +91,7 @@ def native_launches(op: str, given: dict) -> int:
 
 
 def native_bytes(op: str, given: dict, outputs: object) -> float:
-    """Of one call; `given` are its arguments by name."""
+    """The traffic of one call; `given` are its arguments by name."""
     passes = dict(NATIVE[op][1])
     if op in ("bias_act_backward", "bias_act_double_backward") and not given["pixel_norm"]:
         # The sign of an affine map's gradient needs no y, and a second derivative no dy.
@@ -101,7 +102,7 @@ def native_bytes(op: str, given: dict, outputs: object) -> float:
 
 
 def triton_bytes(kernel, tensors: dict[str, object]) -> float:
-    """Of one launch; `tensors` are the kernel's arguments by name."""
+    """The traffic of one launch; `tensors` are the kernel's arguments by name."""
     passes = TRITON.get(kernel.__name__, {})
     if "d_y" in kernel.arg_names and "d_y" not in tensors:
         passes = {"dy": 0.0}  # bias_act's second derivative without pixel norm

@@ -65,7 +65,14 @@ struct Resample {
 };
 
 // groups x group samples of `rows` rows of `run` values. A tensor with maps has maps x spread more behind each row.
-// contiguous: one row of C P values, spread P; channels_last: P rows of C values, spread 1.
+// contiguous: one row of C P values, spread P; channels_last: P rows of C values, spread 1. One sample in memory:
+//
+//   contiguous:     | channel 0: P values | channel 1 | ... | channel C - 1 | map 0: P values | ... |
+//                   |<--------------------- run = C P -------------------->|<-- maps x P -------->|
+//   channels_last:  | pixel 0: C values | maps | pixel 1: C values | maps | ... | pixel P - 1: C values | maps |
+//                   |<---- run = C ---->|                                    (without maps: the C values alone)
+//
+// Which samples are one group: strided, of 8 samples in groups of 4: 0 1 0 1 0 1 0 1; consecutive: 0 0 0 0 1 1 1 1.
 struct Samples {
   int64_t groups, group, maps, rows, run, spread;
   bool strided;

@@ -1,5 +1,6 @@
 // All kernels of one instruction set. The includer defines LEVEL, a namespace, and KERNELS, the name of the table.
 #include "bias_act_kernels.h"
+#include "fade_kernels.h"
 #include "kernels.h"
 #include "layout_kernels.h"
 #include "resample_kernels.h"

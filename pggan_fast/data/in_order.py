@@ -8,12 +8,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
+from PIL import UnidentifiedImageError
+
+from pggan_fast.data.names import one_line
 from pggan_fast.data.sources import Item
 from pggan_fast.data.sources.source import is_of_the_source, is_of_the_system
 from pggan_fast.utils.memory import is_out_of_memory
 
 AHEAD = 4  # items in work or waiting to be taken, per thread
 MOST_LOST_IN_A_ROW = 20  # items that the system cannot read: beyond, it is their place that is gone
+
+
+class TooSmall(Exception):
+    """An image below the resolution."""
 
 
 def in_order(
@@ -36,6 +43,15 @@ def in_order(
         lost = []
         yield item, found
     yield from lost
+
+
+def reason_of(error: Exception) -> str:
+    """Return why an item is left out, for the user."""
+    if isinstance(error, TooSmall):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return f"cannot be read ({one_line(error)})"
 
 
 def _computed(

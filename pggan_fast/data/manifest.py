@@ -19,9 +19,10 @@ def is_prepared(folder: Path) -> bool:
     if (folder / "labels.npy").is_file():
         return True
     try:
-        return "format" in read_json(folder / MANIFEST)
-    except ValueError:
+        manifest = read_json(folder / MANIFEST)
+    except (OSError, ValueError):
         return False
+    return isinstance(manifest, dict) and "format" in manifest
 
 
 def read_json(path: Path) -> Any:

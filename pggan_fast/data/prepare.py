@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +11,12 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pggan_fast.data.dataset import DatasetWriter, pyramid
-from pggan_fast.data.in_order import in_order
+from pggan_fast.data.in_order import TooSmall, in_order, reason_of
 from pggan_fast.data.names import one_line, printable, some_of
 from pggan_fast.data.output import INSIDE, work_folder
-from pggan_fast.data.preprocessing import fit, reach, size_of
+from pggan_fast.data.preprocessing import fit, quiet_decoders, reach, size_of
 from pggan_fast.data.sources import Item, Source, SourceError, open_source
 from pggan_fast.networks.resolutions import HIGHEST, LOWEST
 from pggan_fast.utils.errors import UserError
@@ -31,6 +29,7 @@ SAMPLED = 100  # images measured for that where each has to be read whole
 REPORTED = 20  # bad files named on the screen; dataset.json names all of them
 COMPARED = 3  # items read again, of a source that cannot tell whether its images are the same
 SHARE_UNREADABLE = 0.5  # of more than REPORTED files: beyond, something else is wrong than the files
+SMALLER = "smaller than"  # how the reason begins
 ADVICE = "--workers N below the one per CPU that is the default, a lower --resolution"
 
 
@@ -93,7 +92,7 @@ def prepare(config: PrepareConfig, source: Source | None = None) -> None:
     Raises UserError if nothing is left, if the place of the images fails or if a setting is wrong.
     """
     work_folder(config.out, INSIDE)  # an error before the work
-    with advice_when_out_of_memory(ADVICE), _quiet_decoders():
+    with advice_when_out_of_memory(ADVICE), quiet_decoders():
         if source is None:
             source = open_source(
                 config.images,
@@ -143,7 +142,7 @@ def _write(config: PrepareConfig, source: Source, writer: DatasetWriter) -> None
     work = in_order(levels, _items(config, source, writer.taken), config.threads)
     for item, found in bar_over(work, "preparing", source.count, writer.taken):
         if isinstance(found, Exception):
-            writer.skip(item.name, _reason(found))
+            writer.skip(item.name, reason_of(found))
         else:
             writer.add(found, _checked_label(item, writer.classes), item.name)
 
@@ -211,22 +210,6 @@ def _check_result(config: PrepareConfig, writer: DatasetWriter) -> None:
         raise UserError(f"{shown}: {len(unreadable):,} of {writer.taken:,} files cannot be read ({first})")
 
 
-@contextmanager
-def _quiet_decoders() -> Iterator[None]:
-    """Leave out Pillow's warnings; large images are what is asked for, and bad ones are named with a reason."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
-
-
-SMALLER = "smaller than"
-
-
-class TooSmall(Exception):
-    """An image below the resolution."""
-
-
 def _fitting_resolution(config: PrepareConfig, source: Source) -> int:
     """Return the largest power of two, from 4 to 1024, that 90% of the images reach."""
 
@@ -245,7 +228,7 @@ def _fitting_resolution(config: PrepareConfig, source: Source) -> int:
     found = list(bar_over(in_order(side, items, config.threads), "reading sizes", count))
     sides = sorted((each for _, each in found if not isinstance(each, Exception)), reverse=True)
     if not sides:
-        reasons = some_of(f"{item.name}: {_reason(error)}" for item, error in found)
+        reasons = some_of(f"{item.name}: {reason_of(error)}" for item, error in found)
         raise UserError(f"{shown}: none of its {len(found)} files is an image that can be read ({reasons})")
     reached = sides[max(0, int(np.ceil(len(sides) * SHARE_LARGE_ENOUGH)) - 1)]
     resolution = min(HIGHEST, max(LOWEST, 1 << (reached.bit_length() - 1)))
@@ -259,14 +242,6 @@ def _checked_label(item: Item, classes: list[str] | None) -> int | str | None:
     if classes and not (isinstance(item.label, int) and 0 <= item.label < len(classes)):
         raise UserError(f"--images {item.name}: has label {item.label!r:.40}, must be 0 to {len(classes) - 1}")
     return item.label
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, TooSmall):
-        return str(error)
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
-    return f"cannot be read ({one_line(error)})"
 
 
 def _report(config: PrepareConfig, writer: DatasetWriter, source: Source) -> None:

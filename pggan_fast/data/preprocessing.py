@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -93,8 +96,17 @@ def size_of(image: AnyImage) -> tuple[int, int]:
 
 
 def reach(size: tuple[int, int], base: tuple[int, int]) -> int:
-    """Return the highest resolution, any whole number, that an image of `size` (width, height) is large enough for."""
+    """Return the highest resolution, any whole number, for which `size`, (width, height), is large enough."""
     return min(size[0] * LOWEST // base[1], size[1] * LOWEST // base[0])
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Leave out Pillow's warnings; large images are what is asked for, and bad ones are named with a reason."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def _centre(size: tuple[int, int], base: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -17,11 +17,22 @@ Only y and r are kept for backward, and y is what the next layer keeps anyway.
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from pggan_fast import reference
+from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, no_third_derivative
+from pggan_fast.ops.registry import (
+    OpFunction,
+    batch_forms,
+    below_autograd,
+    call_op,
+    define_forms,
+    differentiate_forms,
+    in_forward_mode,
+    no_third_derivative,
+    refuse_derivatives,
+    through_dispatcher,
+)
 from pggan_fast.reference import accumulation_dtype, effective_slope
 
 EPILOGUE_SCHEMA = "float scale=1.0, str act='lrelu', float slope=0.2, float gain=1.0, bool pixel_norm=False"
@@ -57,7 +68,7 @@ def bias_act(
     impl = choose("bias_act", x, impl)
     if impl == "reference":
         return reference.bias_act(x, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
-    if torch.compiler.is_compiling():
+    if through_dispatcher():
         return _forward[impl](x, bias, *options)[0]
     return BiasAct.apply(x, bias, options, impl)[0]
 
@@ -84,14 +95,20 @@ def check_epilogue(op: str, channels: torch.Size, bias: Tensor | None, options: 
         raise ValueError(f"{op}: bias has shape {list(bias.shape)}, must be {list(channels)}")
 
 
-class BiasAct(Function):
+class BiasAct(OpFunction):
     """(x, bias, (scale, act, slope, gain, pixel_norm, eps), impl) -> (y, r); r is empty without pixel norm."""
 
     @staticmethod
     def forward(ctx, x, bias, options, impl):
         y, r = below_autograd(_forward[impl], x, bias, *options)
         remember_epilogue(ctx, y, r, bias, options, impl)
+        if in_forward_mode():
+            ctx.save_for_forward(y, r)
         return y, r
+
+    @staticmethod
+    def jvp(ctx, t_x, t_bias, *_):
+        return _forward_tangents(*ctx.saved_tensors, t_x, t_bias, *ctx.epilogue)
 
     @staticmethod
     def backward(ctx, dy, dr):
@@ -131,7 +148,9 @@ def epilogue_backward(ctx, dy, dr, y, r, bias_wanted: bool) -> tuple[Tensor, Ten
     elif dy is None:
         dy = torch.zeros_like(y)
     arguments = (dy, dr, y, r, *ctx.epilogue, bias_wanted)
-    if torch.is_grad_enabled():
+    if through_dispatcher():
+        dx, db = _backward[ctx.impl](*arguments)
+    elif torch.is_grad_enabled():
         ctx.gets_zeros = not affine
         dx, db = BiasActBackward.apply(*arguments, ctx.impl)
     else:
@@ -141,7 +160,7 @@ def epilogue_backward(ctx, dy, dr, y, r, bias_wanted: bool) -> tuple[Tensor, Ten
     return dx, db if db.dtype == ctx.bias_dtype else db.to(ctx.bias_dtype)
 
 
-class BiasActBackward(Function):
+class BiasActBackward(OpFunction):
     """(dy, dr, y, r, *epilogue, bias_wanted, impl) -> (dx, db); r None without pixel norm, db empty unless wanted."""
 
     @staticmethod
@@ -152,14 +171,22 @@ class BiasActBackward(Function):
         ctx.set_materialize_grads(False)
         if not bias_wanted:
             ctx.mark_non_differentiable(db)
+        ctx.bias_wanted = bias_wanted
+        if in_forward_mode():
+            ctx.save_for_forward(dy, dr, y, r)
         return dx, db
+
+    @staticmethod
+    def jvp(ctx, t_dy, t_dr, t_y, t_r, *_):
+        tangents = _backward_tangents(*ctx.saved_tensors, t_dy, t_dr, t_y, t_r, *ctx.epilogue)
+        return tangents if ctx.bias_wanted else (tangents[0], None)
 
     @staticmethod
     @no_third_derivative
     def backward(ctx, g, g_bias):
         _, dr, y, _ = ctx.saved_tensors
         _, act, _, _, pixel_norm = ctx.epilogue
-        d_dy, d_y, d_r, d_dr = below_autograd(_double_backward[ctx.impl], g, g_bias, *ctx.saved_tensors, *ctx.epilogue)
+        d_dy, d_y, d_r, d_dr = call_op(_double_backward[ctx.impl], g, g_bias, *ctx.saved_tensors, *ctx.epilogue)
         if not pixel_norm:
             # As torch's own activations: they are zero, and an optimizer tells that from absent.
             d_y = zeros_like(y) if act != "linear" and ctx.needs_input_grad[2] else None
@@ -230,6 +257,47 @@ def _backward_fallback(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_w
     return dx, d_biased.sum(dim=dims) if bias_wanted else dx.new_empty(0, dtype=dtype)
 
 
+# Forward mode: the product rule in plain PyTorch, so that derivatives of what it gives are torch's own, of any order.
+
+
+def _forward_tangents(y, r, t_x, t_bias, scale, act, slope, gain, pixel_norm):
+    """Return the tangents of (y, r) from those of x and the bias, None for zero."""
+    narrow, y = y.dtype, y.to(accumulation_dtype(y.dtype))
+    h = torch.zeros_like(y) if t_x is None else scale * t_x.to(y.dtype)
+    if t_bias is not None:
+        h = h + t_bias.to(y.dtype).reshape(1, -1, *[1] * (y.ndim - 2))
+    h = _through_activation(h, y, act, slope, gain)
+    if not pixel_norm:
+        return h.to(narrow), None
+    q = (h * y).mean(dim=1, keepdim=True)
+    return (r * (h - y * q)).to(narrow), -r.square() * q
+
+
+def _backward_tangents(dy, dr, y, r, t_dy, t_dr, t_y, t_r, scale, act, slope, gain, pixel_norm):
+    """Return the tangents of (dx, db) from those of dy, dr, y and r, None for zero."""
+    narrow, dtype = y.dtype, accumulation_dtype(y.dtype)
+    dy, y, t_dy, t_y = (None if t is None else t.to(dtype) for t in (dy, y, t_dy, t_y))
+    t_dy, t_y = (torch.zeros_like(y) if t is None else t for t in (t_dy, t_y))
+    t_du = t_dy
+    if pixel_norm:
+
+        def mean(t: Tensor) -> Tensor:
+            return t.mean(dim=1, keepdim=True)
+
+        m = mean(dy * y)
+        t_m = mean(t_dy * y + dy * t_y)
+        t_du = r * (t_dy - t_y * m - y * t_m)
+        if t_r is not None:
+            t_du = t_du + t_r * (dy - y * m)
+        for factor, moved in ((t_dr, r.square() * y), (dr, None if t_r is None else 2 * r * t_r * y)):
+            if factor is not None and moved is not None:
+                t_du = t_du - factor * moved / y.shape[1]
+        if dr is not None:
+            t_du = t_du - dr * r.square() * t_y / y.shape[1]
+    t_biased = _through_activation(t_du, y, act, slope, gain)
+    return (scale * t_biased).to(narrow), t_biased.sum(dim=[0, *range(2, y.ndim)])
+
+
 def _double_backward_fallback(g, g_bias, dy, dr, y, r, scale, act, slope, gain, pixel_norm):
     dtype = accumulation_dtype(y.dtype)
     y_wide, dy_wide = y.to(dtype), dy.to(dtype)
@@ -285,6 +353,7 @@ _forward = define_forms(
     fake=_forward_fake,
     triton="bias_act.forward",
 )
+bias_act_op = _forward
 bias_act_inplace = define_forms(
     f"bias_act_(Tensor(a!) x, Tensor? bias=None, {EPILOGUE_SCHEMA}, float eps=1e-8) -> Tensor r",
     fallback=_inplace_fallback,
@@ -307,3 +376,14 @@ _double_backward = define_forms(
 )
 differentiate_forms(_forward, lambda x, bias, *rest: BiasAct.apply(x, bias, rest[:-1], rest[-1]))
 differentiate_forms(_backward, BiasActBackward.apply)
+refuse_derivatives(_double_backward)
+
+
+def _sums_bias(*arguments) -> bool:
+    """Whether bias_act_backward sums over the samples."""
+    return arguments[-1]
+
+
+batch_forms(_forward, fold_into_samples(0))
+batch_forms(_backward, fold_into_samples(0, 1, 2, 3, sums=_sums_bias))
+batch_forms(_double_backward, fold_into_samples(0, 2, 3, 4, 5))

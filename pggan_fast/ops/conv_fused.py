@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from pggan_fast.kernels import conv_tiles
+from pggan_fast.kernels.bias_act_pixel_norm import pixel_norm_gradient
 from pggan_fast.kernels.conv import Gate, convolve, signs_shape
-from pggan_fast.kernels.pixel_norm_gradient import pixel_norm_gradient
-from pggan_fast.kernels.weight_gradient import weight_gradient
+from pggan_fast.kernels.conv_weight_gradient import weight_gradient
 from pggan_fast.ops.fold import fold_weight
 from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.registry import no_third_derivative, will_need_grad

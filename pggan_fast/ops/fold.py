@@ -9,25 +9,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast.ops.fold_cache import cached
-from pggan_fast.ops.layout import is_channels_last
+from pggan_fast.ops.layout import in_layout, is_channels_last
 from pggan_fast.ops.registry import define_forms
 
 
-def fold_weight(weight: Tensor, dtype: torch.dtype, channels_last: bool = False, up: int = 1, down: int = 1) -> Tensor:
-    """Return the weight [C_out, C_in, k, k] as the convolution takes it; not differentiable.
+def fold_weight(
+    weight: Tensor, dtype: torch.dtype, channels_last: bool = False, up: int = 1, down: int = 1, factor: float = 1.0
+) -> Tensor:
+    """Return `factor` times the weight [C_out, C_in, k, k] as the convolution takes it; not differentiable.
 
     up=2: [C_in, C_out, k+1, k+1] for a transposed convolution of stride 2; down=2: [C_out, C_in, k+1, k+1].
     """
-    return cached(
-        weight, (dtype, channels_last, up, down), lambda: _folded_copy(weight, dtype, channels_last, up, down)
-    )
+    key = (dtype, channels_last, up, down, factor)
+    return cached(weight, key, lambda: _folded_copy(weight, *key))
 
 
-def _folded_copy(weight: Tensor, dtype: torch.dtype, channels_last: bool, up: int, down: int) -> Tensor:
+def _folded_copy(weight: Tensor, dtype: torch.dtype, channels_last: bool, up: int, down: int, factor: float) -> Tensor:
     if up == 1 and down == 1:
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        return weight.detach().to(dtype=dtype, memory_format=memory_format)
-    return _fold(weight.detach(), 0.25 if down == 2 else 1.0, up == 2, dtype, channels_last)
+        scaled = weight.detach() if factor == 1 else weight.detach() * factor
+        return scaled.to(dtype=dtype, memory_format=memory_format)
+    return _fold(weight.detach(), _rescaling(down) * factor, up == 2, dtype, channels_last)
+
+
+def _rescaling(down: int) -> float:
+    """The weight of each of the four shifts: a mean's or a sum's."""
+    return 0.25 if down == 2 else 1.0
 
 
 def empty_folded(weight: Tensor, dtype: torch.dtype, channels_last: bool = False, up: int = 1, down: int = 1) -> Tensor:
@@ -37,11 +44,12 @@ def empty_folded(weight: Tensor, dtype: torch.dtype, channels_last: bool = False
     return _empty_filters(a, b, k + (up == 2 or down == 2), weight, dtype, channels_last)
 
 
-def unfold_gradient(gradient: Tensor, weight: Tensor, up: int = 1, down: int = 1) -> Tensor:
+def unfold_gradient(gradient: Tensor, weight: Tensor, up: int = 1, down: int = 1, factor: float = 1.0) -> Tensor:
     """Apply the adjoint of `fold_weight`: a folded weight's gradient becomes `weight`'s, in its dtype and layout."""
     if up == 1 and down == 1:
-        return gradient.to(weight.dtype)
-    return _unfold(gradient, 0.25 if down == 2 else 1.0, up == 2, weight.dtype, is_channels_last(weight))
+        gradient = in_layout(gradient.to(weight.dtype), is_channels_last(weight))
+        return gradient if factor == 1 else gradient * factor
+    return _unfold(gradient, _rescaling(down) * factor, up == 2, weight.dtype, is_channels_last(weight))
 
 
 def _empty_filters(a, b, k, like: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:

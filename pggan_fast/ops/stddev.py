@@ -19,11 +19,22 @@ import warnings
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from pggan_fast import reference
+from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, no_third_derivative
+from pggan_fast.ops.registry import (
+    OpFunction,
+    batch_forms,
+    below_autograd,
+    call_op,
+    define_forms,
+    differentiate_forms,
+    in_forward_mode,
+    no_third_derivative,
+    refuse_derivatives,
+    through_dispatcher,
+)
 from pggan_fast.ops.resample import check_image, like_layout
 
 _OPTIONS = "SymInt group, SymInt num_channels, float eps, bool strided, int correction"
@@ -71,44 +82,61 @@ def minibatch_stddev(
     if impl == "reference":
         return reference.minibatch_stddev(x, group_size, num_channels, eps, grouping=grouping, correction=correction)
     options = (group, num_channels, eps, grouping == "strided", correction)
-    if torch.compiler.is_compiling():
+    if through_dispatcher():
         return _forward[impl](x, *options)
     return MinibatchStddev.apply(x, options, impl)
 
 
-class MinibatchStddev(Function):
+class MinibatchStddev(OpFunction):
     """(x, (group, num_channels, eps, strided, correction), impl) -> y."""
 
     @staticmethod
     def forward(ctx, x, options, impl):
         ctx.options, ctx.impl = options, impl
         ctx.save_for_backward(x)
+        if in_forward_mode():
+            ctx.save_for_forward(x)
         return below_autograd(_forward[impl], x, *options)
 
     @staticmethod
     def backward(ctx, dy):
         (x,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if through_dispatcher():
+            dx = _backward[ctx.impl](dy, x, *ctx.options)
+        elif torch.is_grad_enabled():
             dx = MinibatchStddevBackward.apply(dy, x, ctx.options, ctx.impl)
         else:
             dx = below_autograd(_backward[ctx.impl], dy, x, *ctx.options)
         return dx, None, None
 
+    @staticmethod
+    def jvp(ctx, t, *_):
+        return _forward_tangent(*ctx.saved_tensors, t, *ctx.options)
 
-class MinibatchStddevBackward(Function):
+
+class MinibatchStddevBackward(OpFunction):
     """(dy, x, options, impl) -> dx."""
 
     @staticmethod
     def forward(ctx, dy, x, options, impl):
         ctx.options, ctx.impl = options, impl
         ctx.save_for_backward(dy, x)
+        if in_forward_mode():
+            ctx.save_for_forward(dy, x)
         return below_autograd(_backward[impl], dy, x, *options)
 
     @staticmethod
     @no_third_derivative
     def backward(ctx, g):
-        d_dy, dx = below_autograd(_double_backward[ctx.impl], g, *ctx.saved_tensors, *ctx.options)
+        d_dy, dx = call_op(_double_backward[ctx.impl], g, *ctx.saved_tensors, *ctx.options)
         return d_dy, dx, None, None
+
+    @staticmethod
+    def jvp(ctx, t_dy, t_x, *_):
+        dy, x = ctx.saved_tensors
+        t = torch.zeros_like(x) if t_dy is None else call_op(_backward[ctx.impl], t_dy, x, *ctx.options)
+        # The second derivatives of a number are symmetric.
+        return t if t_x is None else t + call_op(_double_backward[ctx.impl], t_x, dy, x, *ctx.options)[1]
 
 
 # The formulas in plain PyTorch, for devices that have no kernels of their own.
@@ -193,6 +221,18 @@ def _double_backward_fallback(g, dy, x, group, num_channels, eps, strided, corre
     return d_dy, dx
 
 
+def _forward_tangent(x, t, group, num_channels, eps, strided, correction):
+    """Return the tangent of y from that of x, in plain PyTorch, so that its derivatives are torch's own."""
+    n, _, h, w = x.shape
+    if not x.numel():
+        return _forward_fake(x, group, num_channels, eps, strided, correction)
+    centred, s, divisor, elements = _statistics(x, group, num_channels, eps, strided, correction)
+    a = (_grouped(t, group, num_channels, strided) * centred).sum(dim=0, keepdim=True)
+    maps = (a / s).sum(dim=(3, 4, 5), keepdim=True) / (divisor * elements)
+    maps = _ungrouped(maps.expand(group, -1, -1, 1, h, w), strided)
+    return torch.cat([t, maps.to(t.dtype)], dim=1)
+
+
 _forward = define_forms(
     f"minibatch_stddev(Tensor x, {_OPTIONS}) -> Tensor",
     fallback=_forward_fallback,
@@ -213,3 +253,14 @@ _double_backward = define_forms(
 )
 differentiate_forms(_forward, lambda x, *rest: MinibatchStddev.apply(x, rest[:-1], rest[-1]))
 differentiate_forms(_backward, lambda dy, x, *rest: MinibatchStddevBackward.apply(dy, x, rest[:-1], rest[-1]))
+refuse_derivatives(_double_backward)
+
+
+def _is_strided(*arguments) -> bool:
+    """Whether sample n is in group n mod M, which samples of other batches between keep so."""
+    return arguments[-2]
+
+
+batch_forms(_forward, fold_into_samples(0, interleaved=_is_strided))
+batch_forms(_backward, fold_into_samples(0, 1, interleaved=_is_strided))
+batch_forms(_double_backward, fold_into_samples(0, 1, 2, interleaved=_is_strided))

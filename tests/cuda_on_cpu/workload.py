@@ -62,6 +62,11 @@ def filterings(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: 
         op(x, f, 2, 2, 1, 1, 5, 4, 5, 4)
         op(x, f, 1, 1, 2, 2, 4, 4, 4, 4, True)
         op(x, f, 3, 2, 1, 2, 9, 9, 9, 9)
+    # Rows of results that are whole vectors, if those of x are.
+    op(x, torch.randn(4, 4), 1, 1, 1, 1, 2, 1, 2, 1)
+    op(x, torch.randn(4, 4), 2, 2, 1, 1, 2, 1, 2, 1)
+    op(x, torch.randn(4, 4), 1, 1, 2, 2, 1, 1, 1, 1)
+    op(x, torch.randn(3, 5), 1, 1, 1, 1, 2, 2, 1, 1)
     # Neither the filter nor its patch fits in shared memory.
     op(x, torch.randn(70, 90), 1, 1, 1, 1, 45, 45, 35, 35)
 

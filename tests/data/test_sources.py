@@ -144,7 +144,7 @@ def test_tfrecords_that_are_damaged(tmp_path, capsys):
     file.write_bytes(b"GIF89a, or whatever else somebody has renamed")
     assert "damaged or cut off at byte 0" in fails(lambda: prepared(tmp_path, file, name="other"))
     write_tfrecords(tmp_path / "records", pictures(1), name="cars")
-    assert "several data sets" in fails(lambda: prepared(tmp_path, tmp_path / "records", name="two"))
+    assert "several datasets" in fails(lambda: prepared(tmp_path, tmp_path / "records", name="two"))
 
 
 def test_labels_of_tfrecords_that_are_no_classes(tmp_path, capsys):

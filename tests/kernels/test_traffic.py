@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
 
 from bench.traffic.kernels import COMPOSITES, HOSTS, MODULES, triton_bytes  # noqa: E402
-from pggan_fast.kernels import bias_act, conv, fold, resample, stddev, upfirdn2d  # noqa: E402
-from pggan_fast.kernels.weight_gradient import weight_gradient  # noqa: E402
+from pggan_fast.kernels import bias_act, conv, fade, fold, resample, stddev, upfirdn2d  # noqa: E402
+from pggan_fast.kernels.conv_weight_gradient import weight_gradient  # noqa: E402
 
 # Biases, rows of sums and appended maps beside the tensors, which are small here.
 ALLOWED = 0.05
@@ -126,8 +126,8 @@ def test_resampling(seen):
     low, high, alpha = random(2, 16, 16, 16), random(2, 16, 32, 32), torch.tensor(0.3)
     resample.upsample(low, 1.0, 0, 0)
     resample.downsample(high, 0.25)
-    resample.fade_in(low, high, alpha, 0.3)
-    resample.fade_in_backward(high, alpha, 0.3)
+    fade.fade_in(low, high, alpha, 0.3)
+    fade.fade_in_backward(high, alpha, 0.3)
     check(seen)
 
 

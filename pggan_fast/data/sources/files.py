@@ -179,6 +179,8 @@ class Zip(FileSource):
 
     def _open(self, name: str) -> BinaryIO:
         entry = self._entries[name]
+        if entry.flag_bits & 1:
+            raise ValueError("is encrypted, a password is required")
         if entry.file_size > MOST_BYTES:
             raise ValueError(f"unpacks to {entry.file_size:,} bytes, more than {MOST_BYTES:,}")
         return io.BytesIO(self._archive.read(entry))
