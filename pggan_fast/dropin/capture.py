@@ -80,7 +80,7 @@ class Row:
 
 @dataclass
 class Graph:
-    """What one captured graph came to."""
+    """The outcome of one captured graph."""
 
     function: str
     rows: list[Row] = field(default_factory=list)
@@ -218,7 +218,7 @@ def _inlined(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 class Watched:
-    """What captured code depends on without a guard of Dynamo's: methods of classes, environment variables."""
+    """Things that captured code depends on without a guard of Dynamo's: methods of classes, environment variables."""
 
     def __init__(self) -> None:
         self.methods: dict[tuple[type, str], Any] = {}
@@ -244,7 +244,7 @@ def is_torchs(cls: Any) -> bool:
 
 
 class Capture:
-    """What Dynamo calls to capture a function: its own way to do it, under our settings and limits."""
+    """The callback by which Dynamo captures a function: its own way to do it, under our settings and limits."""
 
     def __init__(self, inner: Any, state: Accelerated):
         self._torchdynamo_orig_backend = inner  # where Dynamo looks for the backend

@@ -1,4 +1,4 @@
-"""What a forward depends on, in every place where Python keeps it: after a change the accelerated model follows.
+"""Everything that a forward depends on, wherever Python keeps it: after a change the accelerated model follows.
 
 Each kind is called, changed and called again, beside the unaccelerated deep copy.
 """
