@@ -94,7 +94,7 @@ def accelerate(
 
 
 def explain(model: nn.Module) -> Explanation:
-    """Tell what was replaced in an accelerated model's calls so far, and what was left and why: rows that print as a table.
+    """Tell what was replaced in a model's calls so far, and what was left and why: rows that print as a table.
 
     Each row is of a module whose code ran; `graphs` and `reasons` hold what is of no one module.
     """

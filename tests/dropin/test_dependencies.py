@@ -1,4 +1,4 @@
-"""Everything that a forward depends on, wherever Python keeps it: after a change the accelerated model follows.
+"""Everything that a forward depends on, wherever Python keeps it: an accelerated model follows a change.
 
 Each kind is called, changed and called again, beside the unaccelerated deep copy.
 """
