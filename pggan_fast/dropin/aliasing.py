@@ -1,4 +1,4 @@
-"""What may write over a tensor after it was computed: autograd forbids that for what it keeps for backward.
+"""Find what writes over a tensor after it was computed: autograd forbids that for what it keeps for backward.
 
 A fused call keeps its result where the original's last function may have kept only its input. Aliases are read off the
 example values: views and in-place results lie in the storage of what they were made of.

@@ -83,7 +83,10 @@ def accelerate(
         vars(model)[_LEFT] = reason
         return model
     expected = None if example_inputs is None else _outputs(model, example_inputs)
-    Accelerated(Options(bias_act, conv, resample, minibatch_stddev), model)
+    options = Options(bias_act, conv, resample, minibatch_stddev)
+    for module in model.modules():  # a part may be called by itself, or after a graph break
+        if module is model or not _unsuitable(module) and _has_parts(module):
+            Accelerated(options, module)
     if expected is not None and (difference := _difference(expected, _outputs(model, example_inputs))):
         restore(model)
         vars(model)[_LEFT] = difference
@@ -91,7 +94,7 @@ def accelerate(
 
 
 def explain(model: nn.Module) -> Explanation:
-    """What was replaced in an accelerated model's calls so far, and what was left and why: rows that print as a table.
+    """Tell what was replaced in a model's calls so far, and what was left and why: rows that print as a table.
 
     Each row is of a module whose code ran; `graphs` and `reasons` hold what is of no one module.
     """
@@ -109,8 +112,10 @@ def explain(model: nn.Module) -> Explanation:
         reasons += state.reasons
         rows |= dict.fromkeys(Row(f"{prefix}{r.module}".strip("."), *_rest(r)) for g in state.graphs for r in g.rows)
         rows |= dict.fromkeys(Row(path, kind, "left", reason) for reason in state.reasons)
-        if not state.graphs and not state.reasons:
-            rows[Row(path, kind, "left", "no tensor code was captured" if state.calls else NOTHING_YET)] = None
+        if state.calls and not state.graphs and not state.reasons:
+            rows[Row(path, kind, "left", "no tensor code was captured")] = None
+    if not rows and state_of(model) is not None:
+        rows[Row("", type(model).__name__, "left", NOTHING_YET)] = None
     explanation = Explanation(sorted(rows, key=lambda row: row.status != "replaced"))
     explanation.graphs, explanation.reasons = tuple(graphs), tuple(reasons)
     return explanation
@@ -144,6 +149,11 @@ def _unsuitable(model: nn.Module) -> str:
     if type(model).__call__ is not nn.Module.__call__:
         return "its class has a __call__ of its own"
     return ""
+
+
+def _has_parts(module: nn.Module) -> bool:
+    forward = type(module).forward
+    return isinstance(module, nn.Sequential) or not forward.__module__.startswith("torch.")
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:

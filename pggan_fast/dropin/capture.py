@@ -59,6 +59,7 @@ _SETTINGS = dict(
     automatic_dynamic_shapes=True,
     # NumPy keeps its own random numbers and rounding.
     trace_numpy=False,
+    capture_profiler_record_function=True,
     # No compiled backward whose buckets matter, nothing written to disk.
     optimize_ddp=False,
     automatic_dynamic_local_pgo=False,
@@ -79,7 +80,7 @@ class Row:
 
 @dataclass
 class Graph:
-    """What one captured graph came to."""
+    """The outcome of one captured graph."""
 
     function: str
     rows: list[Row] = field(default_factory=list)
@@ -123,6 +124,16 @@ class Accelerated:
         module = sys._getframe(1).f_locals.get("self", self.module)
         if module is not self.module or _is_transformed():
             return module._call_impl(*args, **kwargs)
+        if getattr(_thread, "inside", False):
+            # Around it runs an accelerated module: its Dynamo captures this one too, if there was a graph break.
+            return _inlined(module, *args, **kwargs)
+        _thread.inside = True
+        try:
+            return self._outermost(module, args, kwargs)
+        finally:
+            _thread.inside = False
+
+    def _outermost(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         if self._watched.changed():
             self._run, self._watched, self._useless = None, Watched(), set()
         kind = (module.training, *[a.shape if isinstance(a, Tensor) else a.__class__ for a in args])
@@ -133,7 +144,6 @@ class Accelerated:
             return self.run(module, *args, **kwargs)
         except TorchDynamoException as error:
             self.leave(error)
-            self._useless.add(kind)
             return module._call_impl(*args, **kwargs)
         finally:
             self.calls += 1
@@ -155,9 +165,7 @@ class Accelerated:
             self.leave("TorchDynamo is disabled")
             return nn.Module._call_impl
         self.capture = context.callback = Capture(context.callback, self)
-        # Dynamo skips frames of torch's own modules unless another one inlines them.
-        torchs = type(self.module).forward.__module__.startswith("torch.")
-        return context(_inlined if torchs else nn.Module._call_impl)
+        return context(_inlined)
 
     def leave(self, reason: Any) -> None:
         """Remembers why something runs as the original."""
@@ -200,12 +208,17 @@ class Accelerated:
         return rows
 
 
+_thread = threading.local()
+"""`inside`: whether an accelerated module runs, whose parts need not begin anew."""
+
+
 def _inlined(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The module's call in a frame of ours: those of torch's own modules are skipped unless another inlines them."""
     return self._call_impl(*args, **kwargs)
 
 
 class Watched:
-    """What captured code depends on without a guard of Dynamo's: methods of classes, environment variables."""
+    """Things that captured code depends on without a guard of Dynamo's: methods of classes, environment variables."""
 
     def __init__(self) -> None:
         self.methods: dict[tuple[type, str], Any] = {}
@@ -225,13 +238,13 @@ class Watched:
             self.methods |= {(cls, n): m for n, m in vars(cls).items() if n in names}
 
 
-def is_torchs(cls: type) -> bool:
-    """Whether a class is of torch or of Python itself."""
+def is_torchs(cls: Any) -> bool:
+    """Whether a class or function is of torch or of Python itself."""
     return cls.__module__.partition(".")[0] in ("torch", "builtins", "collections", "functools")
 
 
 class Capture:
-    """What Dynamo calls to capture a function: its own way to do it, under our settings and limits."""
+    """The callback by which Dynamo captures a function: its own way to do it, under our settings and limits."""
 
     def __init__(self, inner: Any, state: Accelerated):
         self._torchdynamo_orig_backend = inner  # where Dynamo looks for the backend
@@ -240,8 +253,8 @@ class Capture:
         self.captures: Counter = Counter()
         self.varying: defaultdict = defaultdict(pgo.CodeState)
         self.failures: Counter = Counter()
-        strict = getattr(inner._torchdynamo_orig_backend, "_inner_convert", None)
         # Dynamo's own callback without the last layer, which swallows the reason of what fails.
+        self.strict = strict = getattr(inner._torchdynamo_orig_backend, "_inner_convert", None)
         self.inner = inner if strict is None else convert_frame.catch_errors_wrapper(strict, inner.hooks)
 
     def __call__(self, frame: Any, cache_entry: Any, frame_state: Any) -> ConvertFrameReturn:
@@ -266,6 +279,9 @@ class Capture:
             ):
                 try:
                     warnings.simplefilter("ignore")  # Dynamo's own: the model's come when it runs
+                    if code is nn.Sequential.forward.__code__ and self.strict is not None:
+                        # Which Dynamo skips, as all of torch's own, where it is not inlined.
+                        return self.strict(frame, cache_entry, self.inner.hooks, frame_state)
                     return self.inner(frame, cache_entry, frame_state)
                 except Exception as error:
                     for_good = isinstance(error, (Unsupported, UserError))

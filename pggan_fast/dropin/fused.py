@@ -1,4 +1,4 @@
-"""What rewritten forwards call. Each computes what the operations it stands for compute, the faster way of two."""
+"""The functions that rewritten graphs call: each computes what it stands for, the faster way of two."""
 
 from typing import Any, NamedTuple
 

@@ -1,5 +1,6 @@
 """Patterns in a captured graph, and the fused calls that take their place."""
 
+import itertools
 import operator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -81,7 +82,10 @@ class Rewriter:
 
     def _is_shared(self, node: fx.Node, members: set[fx.Node]) -> bool:
         """Whether somebody else sees that the node writes over its first argument."""
-        outside = aliases_of(node.args[0]) - members
+        before = set(
+            itertools.takewhile(lambda n: n is not node, self.graph.nodes)
+        )  # views made later are of its result
+        outside = aliases_of(node.args[0]) & before - members
         return any(a.op in ("placeholder", "get_attr") or set(a.users) - members for a in outside)
 
     def _replace(self, match: Match) -> None:

@@ -30,7 +30,7 @@ _LARGEST = 1 << 24
 """Values of an image whose deviation is evaluated; before the last layers there are fewer."""
 
 _AGREES = 1e-9
-"""Of the statistic's size: rounding in fp64 is 1e-14, another grouping or divisor differs in the first digits."""
+"""A share of the statistic's size: fp64 rounds by 1e-14, another grouping or divisor differs in the first digits."""
 
 
 def find_stddev(graph: fx.Graph, x: Any, maps: Any, shape: tuple | None) -> tuple[list[fx.Node], dict[str, Any]] | None:

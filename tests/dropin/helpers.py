@@ -1,4 +1,4 @@
-"""What the tests of drop-in acceleration share."""
+"""Helpers of the tests of drop-in acceleration."""
 
 import copy
 
@@ -12,7 +12,7 @@ from tests.dropin.progressive import EqualConv, UpBlock
 from tests.tolerances import assert_accurate, rms
 
 ORDERS = {"output": "output", "gradient": "first", "penalty": "second"}
-"""Of derivatives, by how the names of `results` begin."""
+"""Orders of derivatives, by how the names of `results` begin."""
 
 X = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
 # fp64 through at most 20 layers; what is compared is scaled to its own size.

@@ -1,4 +1,4 @@
-"""What accelerate promises about a model: the same objects, the way back, what is replaced."""
+"""The promises of accelerate about a model: the same objects, the way back, what is replaced."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is done with an accelerated model: hooks, copies, pickles, dtypes, autocast, threads."""
+"""Life of an accelerated model: hooks, copies, pickles, dtypes, autocast, threads."""
 
 import copy
 import functools
@@ -233,7 +233,7 @@ def test_names_are_exported():
 
 
 def test_a_shallow_copy_runs_its_own_parameters():
-    """As DataParallel's replicas are made: the attributes of the original, other children."""
+    """Made as DataParallel's replicas: the attributes of the original, other children."""
     fast = accelerate(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
     x = torch.randn(2, 3, 8, 8)
     fast(x)
@@ -258,7 +258,7 @@ def test_what_a_shallow_copy_met_first_does_not_reach_the_original():
 
 
 def test_a_parameter_that_becomes_an_attribute_is_found():
-    """As FSDP and weight normalization leave it."""
+    """Left as FSDP and weight normalization leave it."""
     conv = nn.Conv2d(3, 4, 3)
     fast = accelerate(nn.Sequential(conv, nn.ReLU()), inplace=True)
     x = torch.randn(2, 3, 8, 8)

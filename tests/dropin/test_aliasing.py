@@ -126,7 +126,7 @@ CLAMPS = {
 
 
 class Clamped(nn.Module):
-    """As in StyleGAN2: bias, leaky relu, gain, clamp; then what may follow."""
+    """The chain of StyleGAN2: bias, leaky relu, gain, clamp; then what may follow."""
 
     def __init__(self, clamp: str, norm: bool):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a forward depends on, in every place where Python keeps it: after a change the accelerated model follows.
+"""Everything that a forward depends on, wherever Python keeps it: an accelerated model follows a change.
 
 Each kind is called, changed and called again, beside the unaccelerated deep copy.
 """
@@ -294,3 +294,10 @@ def test_an_input_that_the_model_writes_over():
     a, b = X.clone(), X.clone()
     torch.testing.assert_close(fast(a), model(b), **CLOSE)
     assert torch.equal(a, b)
+
+
+def test_an_activation_in_place_before_a_view():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8 * 14 * 14, 1))
+    fast = accelerate(model)
+    torch.testing.assert_close(fast(X), model(X), **CLOSE)
+    assert [row.what for row in explain(fast).replaced] == ["conv + relu"]

@@ -32,7 +32,7 @@ def test_results(name, training):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_single_precision(name):
-    """As near to fp64 as the original: outputs, gradients, a penalty's gradients.
+    """It is as near to fp64 as the original: outputs, gradients, a penalty's gradients.
 
     At the third attempt at the latest: a leaky ReLU whose input is within rounding of 0 may take the other slope, and a
     batch norm enlarges errors.

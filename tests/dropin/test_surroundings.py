@@ -1,4 +1,4 @@
-"""What is done with an accelerated model by torch's own tools, beside the unaccelerated deep copy."""
+"""Accelerated models under torch's own tools, beside the unaccelerated deep copy."""
 
 import copy
 import io

@@ -49,7 +49,7 @@ BRIEFLY = [name for name in THIRD_PARTY if name != "progan_conditional_discrimin
 
 @pytest.mark.parametrize("name", BRIEFLY)
 def test_single_precision(network):
-    """As near to fp64 as the original: outputs, gradients, a penalty's gradients.
+    """It is as near to fp64 as the original: outputs, gradients, a penalty's gradients.
 
     At the second attempt at the latest: a leaky ReLU whose input is within rounding of 0 may take the other slope.
     """
