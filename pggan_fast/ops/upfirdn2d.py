@@ -166,6 +166,10 @@ class Upfirdn2d(Function):
         return Upfirdn2d.apply(dy, ctx.f, *options, ctx.impl), *[None] * 12
 
     @staticmethod
+    def jvp(ctx, t_x, *_):
+        return Upfirdn2d.apply(t_x, ctx.f, *ctx.options, ctx.impl)
+
+    @staticmethod
     def vmap(info, in_dims, *arguments):
         return _fold_batch(Upfirdn2d.apply, in_dims, *arguments)
 

@@ -37,6 +37,10 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple]] = {
     "linear": (lambda x, w, b, **i: ops.equalized_linear(x, w, b, act="lrelu", **i), ((4, 5), (3, 5), (3,))),
     "upsample2x": (lambda x, **i: ops.upsample2x(x, **i), (IMAGE,)),
     "downsample2x": (lambda x, **i: ops.downsample2x(x, **i), ((2, 3, 5, 4),)),
+    "upfirdn2d": (
+        lambda x, **i: ops.upfirdn2d(x, torch.ones(4, 3) / 12, up=2, padding=(2, 1, 2, 1), **i),
+        ((2, 3, 3, 4),),
+    ),
     "fade_in": (lambda low, high, **i: ops.fade_in(low, high, 0.3, **i), ((2, 3, 2, 2), (2, 3, 4, 4))),
     "fade_reals": (lambda x, **i: ops.fade_reals(x, 0.3, **i), (IMAGE,)),
     "stddev": (lambda x, **i: ops.minibatch_stddev(x, eps=0.1, **i), ((4, 4, 2, 2),)),
