@@ -269,7 +269,7 @@ class PreparedData:
             self.classes: list[str] = manifest["classes"]
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise UserError(f"--data {path}: {MANIFEST} is damaged ({error!r}); {hint}") from error
-        self.labels = self._map("labels.npy", (self.count,), np.int64)
+        self.labels = np.array(self._map("labels.npy", (self.count,), np.int64))  # a copy outlives the file
         self._images: dict[int, np.ndarray] = {}
 
     def images(self, resolution: int) -> np.ndarray:

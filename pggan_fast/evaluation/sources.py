@@ -18,6 +18,7 @@ from PIL import Image
 
 from pggan_fast.data.dataset import MANIFEST
 from pggan_fast.data.preprocessing import fit, read
+from pggan_fast.data.rows import ImageRows
 from pggan_fast.networks import Generator
 from pggan_fast.networks.resolutions import LOWEST, image_size
 from pggan_fast.networks.sampling import generate, latents
@@ -89,11 +90,11 @@ class PreparedImages:
         self.data = data
         self.count, self.channels = data.count, data.channels
         self.size = image_size(resolution, data.base)
-        self._images = data.images(resolution)
+        self._rows = ImageRows(data.images(resolution))
         self._order = shuffled(data.count, seed)
 
     def take(self, start: int, stop: int) -> np.ndarray:
-        return self._images[self._order[start:stop]]
+        return self._rows.take(self._order[start:stop])
 
     def labels(self) -> np.ndarray | None:
         """Class indices int64 [count] in the order of the images; None for data without classes."""

@@ -13,7 +13,7 @@ import torch
 from pggan_fast.interop.weights import load_generator
 from pggan_fast.networks import Generator
 from pggan_fast.networks.sampling import generate
-from pggan_fast.training.checkpoint import checkpoints, load_checkpoint
+from pggan_fast.training.checkpoint import checkpoints, load_run_checkpoint
 from pggan_fast.training.run_folder import config_file
 from pggan_fast.utils.device import find_device
 from pggan_fast.utils.errors import UserError
@@ -115,9 +115,13 @@ def generator_of_run(run: Path) -> tuple[Generator, dict[str, Any]]:
     saved = checkpoints(run / "checkpoints")
     if not saved:
         raise UserError(f"--run {run}: has neither final weights nor a checkpoint yet")
-    state = load_checkpoint(saved[-1])
-    G = Generator(**state["generator"]["options"])
-    G.load_state_dict(state["step"]["G_ema"])
+    state = load_run_checkpoint(saved[-1])
+    try:
+        G = Generator(**state["generator"]["options"])
+        G.load_state_dict(state["step"]["G_ema"])
+    except (RuntimeError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"checkpoint {saved[-1]}: its weights fit no generator ({reason})") from error
     return G, state["generator"]
 
 

@@ -18,7 +18,8 @@ def save_weights(path: Path, network: Generator | Discriminator, facts: dict[str
     """`path` (.safetensors) and a .json of the same name with `facts`, "options" among them."""
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
     with atomic_write(path) as aside:
-        safetensors.torch.save_file(tensors, aside)
+        # Its own writer's errors are no OSError and do not say which file it was.
+        aside.write_bytes(safetensors.torch.save(tensors))
     write_json(path.with_suffix(".json"), facts)
 
 
