@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 2 for a user's mistake, 130 when Ctrl-C or a signal stopped it."""
     whole_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files that the terminal's encoding does not have
+            stream.reconfigure(errors="backslashreplace")
     if not whole_process:
         return _run(arguments)
     if arguments[:1] and arguments[0] in _startup.LONG_COMMANDS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pggan_fast.training import UserError
 from pggan_fast.utils.atomic_write import atomic_write
 from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import option
+from pggan_fast.utils.torch_files import load_weights_only
 
 Networks = dict[str, Generator | Discriminator]
 
@@ -154,12 +154,7 @@ class _ZooConfig:
 
 
 def _load(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals([(_ZooConfig, "models.utils.config.BaseConfig")]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split()).partition("Please file")[0][:160]
-        raise ValueError(f"torch.load reads no weights from it: {reason}") from error
+    return load_weights_only(path, [(_ZooConfig, "models.utils.config.BaseConfig")])
 
 
 def _state_dicts(loaded: Any) -> list[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:

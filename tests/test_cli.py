@@ -6,7 +6,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -196,12 +195,11 @@ def test_ctrl_c_on_a_terminal_saves_and_leaves_with_130(work, tmp_path):
     process = subprocess.Popen([*command, "--total-kimg", "1000"], stdout=subprocess.PIPE, stderr=terminal, text=True)
     os.close(terminal)
     bar = b""
-    end = time.monotonic() + 60
-    while b" left" not in bar and time.monotonic() < end:
+    while b" left" not in bar and process.poll() is None:  # however long a busy machine takes to begin
         if select.select([master], [], [], 1)[0]:
             bar += os.read(master, 1000)
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate()
     os.close(master)
     assert process.returncode == 130
     assert "stopped and saved; resume with: pggan-fast train --resume" in printed

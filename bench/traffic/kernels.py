@@ -15,7 +15,18 @@ import torch
 from torch import Tensor
 
 from bench.traffic.count import Traffic, distinct_bytes
-from pggan_fast.kernels import bias_act, conv, conv_tiles, fold, pixel_norm_gradient, resample, stddev, weight_gradient
+from pggan_fast.kernels import (
+    bias_act,
+    bias_act_pixel_norm,
+    conv,
+    conv_tiles,
+    conv_weight_gradient,
+    fade,
+    fold,
+    resample,
+    stddev,
+    upfirdn2d,
+)
 from pggan_fast.ops import conv as ops_conv
 from pggan_fast.ops import dispatch
 from pggan_fast.ops import linear as ops_linear
@@ -44,6 +55,7 @@ NATIVE = {
     "minibatch_stddev": (2, {}),
     "minibatch_stddev_backward": (2, {}),
     "minibatch_stddev_double_backward": (3, {"dy": MAPS_ALONE}),
+    "upfirdn2d": (1, {}),
     "fold_weight": (1, {}),
     "unfold_weight": (1, {}),
 }
@@ -59,18 +71,19 @@ HOSTS = {
     "bias_act_double_backward": bias_act.double_backward,
     "upsample2x": resample.upsample,
     "downsample2x": resample.downsample,
-    "fade_in": resample.fade_in,
-    "fade_in_backward": resample.fade_in_backward,
-    "fade_reals": resample.fade_reals,
+    "fade_in": fade.fade_in,
+    "fade_in_backward": fade.fade_in_backward,
+    "fade_reals": fade.fade_reals,
     "minibatch_stddev": stddev.forward,
     "minibatch_stddev_backward": stddev.backward,
     "minibatch_stddev_double_backward": stddev.double_backward,
+    "upfirdn2d": upfirdn2d.upfirdn2d,
     "fold_weight": fold.fold,
     "unfold_weight": fold.unfold,
 }
 """{op: the function of pggan_fast.kernels that launches for it}"""
 
-MODULES = (bias_act, conv, fold, pixel_norm_gradient, resample, stddev, weight_gradient)
+MODULES = (bias_act, bias_act_pixel_norm, conv, conv_weight_gradient, fade, fold, resample, stddev, upfirdn2d)
 
 
 def native_launches(op: str, given: dict) -> int:
@@ -163,7 +176,7 @@ def counted(impl: str) -> Iterator[Traffic]:
 
     with ExitStack() as stack:
         # Meta tensors have no kernels of their own, so no implementation offers itself for them.
-        stack.enter_context(mock.patch.object(dispatch, "passed_over", lambda impl, device: None))
+        stack.enter_context(mock.patch.object(dispatch, "unavailable_reason", lambda impl, device: None))
         for module in MODULES:
             stack.enter_context(mock.patch.object(module, "launch", launch))
         if impl == "auto":

@@ -17,7 +17,11 @@ class ImageRows:
     """
 
     def __init__(self, array: np.memmap) -> None:
-        self.path = Path(array.filename)
+        """Open the file of `array`. Raises UserError unless it holds rows, one after the other."""
+        filename = getattr(array, "filename", None)
+        if filename is None or not array.flags.c_contiguous:
+            raise UserError(f"{filename or '--data'}: must hold images, each after the other (C order)")
+        self.path = Path(filename)
         self._array = array
         self._row_bytes = array[:1].nbytes
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - closed with the object

@@ -7,6 +7,7 @@ network's, which the published figures are made with, is a file that one downloa
 from __future__ import annotations
 
 import importlib
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pggan_fast.metrics.rows import RowStore
+from pggan_fast.utils.torch_files import load_weights_only
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 STATISTICS = ("fid", "kid", "inception-score", "precision-recall")
@@ -62,16 +64,36 @@ class Inception:
                 f"Inception weights {path}: no such file; download {library.URL_INCEPTION_V3} and name it with"
                 " --inception-weights, or use kid-lite0"
             )
-        with torch.random.fork_rng():
-            self.network: nn.Module = library.FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
-            )
+        # torch-fidelity unpickles the file whatever is in it, so it gets a copy of the weights alone.
+        with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
+            copied = Path(folder) / INCEPTION_FILE
+            torch.save(_read_weights(path), copied)
+            try:
+                self.network: nn.Module = library.FeatureExtractorInceptionV3(
+                    "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(copied)
+                )
+            except (RuntimeError, KeyError) as error:
+                reason = " ".join(str(error).split())[:160]
+                raise ValueError(
+                    f"Inception weights {path}: are not those of the Inception network ({reason})"
+                ) from error
         self.network.to(device)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """{"features": float32 [N, 2048], "logits": float32 [N, 1008]} of uint8 [N, 3, H, W]."""
         features, logits = self.network(images)
         return {"features": features, "logits": logits}
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors by name in what torch.save wrote, running nothing. Raise ValueError for anything else."""
+    try:
+        weights = load_weights_only(path)
+    except ValueError as error:
+        raise ValueError(f"Inception weights {path}: {error}") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"Inception weights {path}: holds something else than tensors by name")
+    return dict(weights)
 
 
 class FeatureMetrics:

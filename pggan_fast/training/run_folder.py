@@ -10,6 +10,7 @@ from typing import Any
 
 from pggan_fast import __version__
 from pggan_fast.data.dataset import PreparedData, check_free
+from pggan_fast.data.prepared import changed
 from pggan_fast.networks.resolutions import resolutions_up_to
 from pggan_fast.training.checkpoint import checkpoints
 from pggan_fast.training.config import TrainConfig
@@ -94,11 +95,12 @@ class RunFolder:
         if config.resolution is None:
             raise UserError(f"--resume {out}: config.json is damaged (resolution is null, must be a number)")
         data = PreparedData(config.data)
-        if data.facts() != kept["data"]:
-            raise UserError(
-                f"--data {config.data}: is not what the run was started with"
-                f" ({_difference(data.facts(), kept['data'])})"
-            )
+        try:
+            difference = changed(kept.get("data"), data.metadata())
+        except ValueError as error:
+            raise UserError(f"--resume {out}: config.json is damaged ({error})") from error
+        if difference:
+            raise UserError(f"--data {config.data}: is not what the run was started with ({difference})")
         run = cls(config, data, kept.get("run") or secrets.token_hex(8))
         run._check()
         if writes:
@@ -172,7 +174,7 @@ class RunFolder:
         contents = {
             "pggan_fast": __version__,
             "run": self.id,
-            "data": self.data.facts(),
+            "data": self.data.metadata(),
             "settings": to_json(self.config),
         }
         write_json(config_file(self.path), contents)
@@ -225,10 +227,3 @@ def _remove_unfinished(out: Path) -> None:
 def _write(path: Path, contents: bytes) -> None:
     with atomic_write(path) as aside:
         aside.write_bytes(contents)
-
-
-def _difference(found: dict[str, object], kept: dict[str, object]) -> str:
-    name = next((name for name in found if found[name] != kept.get(name)), None)
-    if name is None:
-        return f"{sorted(kept.keys() - found.keys())[0]} is unknown to this version"
-    return f"{name} is {found[name]}, was {str(kept.get(name))[:200]}"

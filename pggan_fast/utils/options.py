@@ -188,7 +188,7 @@ class Parser(argparse.ArgumentParser):
             if kind is bool:
                 settings["action"] = argparse.BooleanOptionalAction
             else:
-                settings["type"] = _reporting(field.metadata["parse"] or kind)
+                settings["type"] = _reporting(field.metadata["parse"] or (_path if kind is Path else kind))
                 settings["choices"] = field.metadata["choices"]
                 if not field.metadata["choices"]:
                     settings["metavar"] = field.metadata["metavar"] or METAVARS.get(kind) or "RES:N,..."
@@ -268,14 +268,22 @@ def _reporting(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
     def parse_or_explain(text: str) -> Any:
         try:
-            if parse is Path and not text:
-                raise ValueError
             return parse(text)
         except ValueError:
-            allowed = {int: "a whole number", float: "a number", Path: "a path, is empty"}.get(parse)
+            allowed = {int: "a whole number", float: "a number"}.get(parse)
             raise argparse.ArgumentTypeError(f"{text}: must be {allowed or parse.__name__}") from None
 
     return parse_or_explain
+
+
+def _path(text: str) -> Path:
+    """Return a path; an empty text, of a variable that is not set, would be the current folder."""
+    if not text:
+        raise ValueError
+    return Path(text)
+
+
+_path.__name__ = "a path, it is empty"
 
 
 def _without_none(hint: Any) -> Any:

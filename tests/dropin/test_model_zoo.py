@@ -26,7 +26,7 @@ def test_results(name, training):
         assert_same(results(fast, inputs), results(model, inputs), EXACT)
     assert_same(fast.state_dict(), model.state_dict(), EXACT)
     what = " ".join(row.what for row in explain(fast).replaced)
-    assert bool(what) == ZOO[name].replaced
+    assert bool(what) == ZOO[name].replaced or training and not what  # batch norms are folded in eval mode alone
     assert "nearest upsampling" in what or not ZOO[name].fast
 
 

@@ -50,7 +50,7 @@ STAGES = [(4, 1.0)] * 6 + [(8, torch.tensor(0.1 * i)) for i in range(1, 7)] + [(
 )
 def test_a_recorded_step_gives_the_bits_of_a_plain_one(options, monkeypatch):
     # A tape sees operators, not what their kernels keep: weights are cast and folded in its sight, at every use.
-    monkeypatch.setattr(step_module, "kept_weights", lambda: nullcontext(lambda parameters: None))
+    monkeypatch.setattr(step_module, "cache_folded_weights", lambda: nullcontext(lambda parameters: None))
     plain, recorded = build(**options), build(**options)
     recorder = TapeRecorder(lambda: changed_by(recorded))
     captured = CUDAGraphStep(recorded, recorder)

@@ -104,8 +104,8 @@ class Report:
         return f"<p>{escape(text)}</p>"
 
     def _settings(self) -> list[tuple[str, str]]:
-        data = self.run.data.facts()
-        about = [("data", f"{data['count']:,} images, {data['channels']} channels, {len(data['classes'])} classes")]
+        data = self.run.data
+        about = [("data", f"{data.count:,} images, {data.channels} channels, {len(data.classes)} classes")]
         return about + [(name, _plain(value)) for name, value in to_json(self.run.config).items() if value is not None]
 
     def _grids(self) -> list[str]:
