@@ -1,6 +1,12 @@
 """Fused kernels that make progressive GANs fast: torch ops, layers, whole networks and a trainer."""
 
+# ruff: noqa: E402
 from importlib.metadata import PackageNotFoundError, version
+
+from pggan_fast import _startup
+
+if _startup.is_command_line():  # before torch is imported
+    _startup.prepare()
 
 from pggan_fast import _moved, compat
 from pggan_fast.dropin import accelerate, explain, restore

@@ -1,4 +1,4 @@
-"""The command line as people use it: verbs end to end, errors of one line, exit codes."""
+"""The command line as people use it: commands end to end, errors of one line, exit codes."""
 
 import os
 import pty
@@ -51,13 +51,13 @@ def fails(capsys, *arguments):
     return printed.err
 
 
-def test_help_names_every_verb(capsys):
+def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for verb in ("prepare", "train", "generate", "interpolate", "video", "demo", "doctor"):
-        assert f"  {verb} " in text
+    for command in ("prepare", "train", "generate", "interpolate", "video", "demo", "doctor"):
+        assert f"  {command} " in text
         with pytest.raises(SystemExit) as left:
-            main([verb, "--help"])
+            main([command, "--help"])
         assert left.value.code == 0
     assert main([]) == 0
 
@@ -120,11 +120,11 @@ def test_generate_from_an_unfinished_run(work):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("fly", "unknown verb fly; must be one of: prepare, train"),
+        ("fly", "unknown command fly; must be one of: prepare, train"),
         ("train --data {work}/data --out {new} --total-kmg 3", "did you mean --total-kimg?"),
         ("train --out {new}", "--data is missing"),
         ("train --data {work}/data", "--out is missing"),
-        ("train --data {work}/data --out {work}/run", "go on with it by `pggan-fast train --resume"),
+        ("train --data {work}/data --out {work}/run", "resume it by `pggan-fast train --resume"),
         ("train --data {work} --out {new}", "no prepared folder"),
         ("train --data {work}/data --out {new} --resolution 16", "the data in"),
         ("train --data {work}/data --out {new} --device abacus", "--device abacus"),
@@ -202,7 +202,7 @@ def test_ctrl_c_on_a_terminal_saves_and_leaves_with_130(work, tmp_path):
     printed, _ = process.communicate()
     os.close(master)
     assert process.returncode == 130
-    assert "stopped and saved; go on with: pggan-fast train --resume" in printed
+    assert "stopped and saved; resume with: pggan-fast train --resume" in printed
     assert "Traceback" not in printed
     assert len(list((run / "checkpoints").iterdir())) == 1
     text = bar.decode()

@@ -13,7 +13,7 @@ MAX_LINES = 450
 
 # A part may import the parts on the lines above its own, and itself.
 ORDER = (
-    {"_moved", "_native", "reference", "kernels", "utils"},
+    {"_moved", "_native", "_startup", "reference", "kernels", "utils"},
     {"metrics"},
     {"ops"},
     {"layers"},

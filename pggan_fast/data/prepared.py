@@ -10,6 +10,7 @@ import numpy as np
 from pggan_fast.data.manifest import FORMAT, MANIFEST, checked, is_prepared, read_json
 from pggan_fast.data.names import one_line, printable
 from pggan_fast.data.npy import map_npy
+from pggan_fast.data.rows import ImageRows
 from pggan_fast.networks.resolutions import SQUARE, image_size, resolutions_up_to
 from pggan_fast.utils.errors import UserError
 
@@ -50,7 +51,7 @@ class PreparedData:
         self.count: int = manifest["count"]
         self.classes: list[str] = manifest["classes"]
         self.digest: str | None = manifest["digest"]
-        self.labels = self._map("labels.npy", (self.count,), np.int64)
+        self.labels = np.array(self._map("labels.npy", (self.count,), np.int64))  # a copy outlives the file
         self._images: dict[int, np.ndarray] = {}
 
     def images(self, resolution: int) -> np.ndarray:
@@ -82,7 +83,7 @@ class PreparedData:
                 images = self.images(resolution)
                 number = min(self.count, max(LEAST_SAMPLED, SAMPLED_BYTES // images[0].nbytes))
                 places = np.linspace(0, self.count - 1, number).round().astype(np.int64)
-                found[str(resolution)] = _hash(images[places])
+                found[str(resolution)] = _hash(ImageRows(images).take(places))
         return found
 
     def _map(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:

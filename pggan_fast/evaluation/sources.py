@@ -19,6 +19,7 @@ from pggan_fast.data.in_order import in_order, reason_of
 from pggan_fast.data.manifest import is_prepared
 from pggan_fast.data.names import one_line, printable, some_of
 from pggan_fast.data.preprocessing import fit, size_of
+from pggan_fast.data.rows import ImageRows
 from pggan_fast.data.sources import Item, SourceError, open_files
 from pggan_fast.networks import Generator
 from pggan_fast.networks.resolutions import LOWEST, image_size
@@ -95,11 +96,11 @@ class PreparedImages:
         self.data = data
         self.count, self.channels = data.count, data.channels
         self.size = image_size(resolution, data.base)
-        self._images = data.images(resolution)
+        self._rows = ImageRows(data.images(resolution))
         self._order = shuffled(data.count, seed)
 
     def take(self, start: int, stop: int) -> np.ndarray:
-        return self._images[self._order[start:stop]]
+        return self._rows.take(self._order[start:stop])
 
     def labels(self) -> np.ndarray | None:
         """Return class indices int64 [count] in the order of the images; None for data without classes."""
