@@ -253,7 +253,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     // dx = T (h - d a / (s^2 D)) / s, with the distances d of x and h of g from their means. Of two samples, h is a
     // multiple of d and the difference nothing but what eps leaves of h: less than rounding would.
     const bool is_pair = s.group == 2;
-    A slope[V], keep[V], turn[V];
+    // The means' rests, which both distances take off, are one constant for all samples: registers are short here.
+    A of_h[V], of_d[V], rest[V];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const A x_sum = of_x.rest[v];
@@ -261,9 +262,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       of_g.rest[v] *= share;
       a[v] -= x_sum * of_g.rest[v];
       const A inverse = reciprocal_root(variance_of(squares[v], x_sum, of_x.rest[v], divisor, eps));
-      slope[v] = gradient * inverse;
-      keep[v] = is_pair ? eps * inverse * inverse : A(1);
-      turn[v] = is_pair ? A(0) : a[v] * inverse * inverse * (A(1) / divisor);
+      const A slope = gradient * inverse;
+      of_h[v] = is_pair ? slope * (eps * inverse * inverse) : slope;
+      of_d[v] = is_pair ? A(0) : slope * (a[v] * inverse * inverse * (A(1) / divisor));
+      rest[v] = of_h[v] * of_g.rest[v] - of_d[v] * of_x.rest[v];
       total += a[v] * inverse;
     }
     values.pack_again();
@@ -273,7 +275,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       A out[V];
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        out[v] = slope[v] * (keep[v] * of_g.distance(A(g_i.v[v]), v) - turn[v] * of_x.distance(A(x_i.v[v]), v));
+        out[v] = of_h[v] * (A(g_i.v[v]) - of_g.mean[v]) - of_d[v] * (A(x_i.v[v]) - of_x.mean[v]) - rest[v];
       store_rounded(dx + at.narrow + i * at.narrow_stride, out);
     });
   });
