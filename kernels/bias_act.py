@@ -22,7 +22,7 @@ MOST_ROWS = 1024
 
 @triton.jit
 def _place(index, chunk, C, P, per_sample, LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Of a tile: its channels, its pixels counted through all samples and whether they exist, offsets and a mask."""
+    """Return a tile's channels, its pixels counted through all samples and whether they exist, offsets and a mask."""
     c = (chunk * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
     sample = (index // per_sample).to(tl.int64)
     p = (index % per_sample).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -247,7 +247,7 @@ class Tiling(NamedTuple):
 
 
 def tiling(t: Tensor, last: bool, norm: bool, tensors: int) -> Tiling:
-    """Of t for a kernel that holds a tile of this many tensors at once: 32 values a thread, 16 of many tensors.
+    """Return the tiling of t for a kernel that holds tiles of `tensors` tensors: 32 values a thread, 16 for many.
 
     Depends on N only through the number of tiles, so that a compiled graph serves every batch size.
     """
@@ -322,7 +322,7 @@ def forward(x: Tensor, bias: Tensor | None, *options) -> tuple[Tensor, Tensor]:
 
 
 def forward_in_place(x: Tensor, bias: Tensor | None, *options) -> Tensor:
-    """As `forward`, with y written over x; returns r."""
+    """Do as `forward` does, with y written over x; return r."""
     _check(x, bias=bias)
     last = is_channels_last(x)
     y = arrange(x, last)

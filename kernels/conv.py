@@ -207,7 +207,7 @@ def convolution_kernel(
 
 
 class Gate(NamedTuple):
-    """What takes a gradient dy back through bias_act: dz = above or below by the sign of y, times dy.
+    """The mask that takes a gradient dy back through bias_act: dz = above or below by the sign of y, times dy.
 
     After pixel norm with the factor r, times (r dy - s y) instead; see `pixel_norm_gradient`.
 
@@ -313,6 +313,6 @@ def convolve(
 
 
 def signs_shape(y: Tensor) -> tuple[int, ...]:
-    """Of the packed signs of y [N, C, H, W]: contiguous [N, H, W, ceil(C / 32)]."""
+    """Return the shape of the packed signs of y [N, C, H, W]: contiguous [N, H, W, ceil(C / 32)]."""
     n, c, h, w = y.shape
     return n, h, w, triton.cdiv(c, 32)

@@ -51,7 +51,7 @@ class Problem(NamedTuple):
 
     @property
     def phases(self) -> int:
-        """Of the output's rows, and as many of its columns: each has taps of its own."""
+        """The number of phases of the output's rows, and as many of its columns: each has taps of its own."""
         return self.stride if self.transposed else 1
 
     @property
@@ -88,7 +88,7 @@ class Problem(NamedTuple):
 
 
 def dot_precision() -> str:
-    """Of fp32 products: what cuDNN's convolutions are allowed."""
+    """Return the precision of fp32 products: what cuDNN's convolutions are allowed."""
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
@@ -138,7 +138,7 @@ def tile_shape(pixels: int, h: int, w: int) -> tuple[int, int, int]:
 
 
 def programs(problem: Problem, tile: Tile) -> int:
-    """Of one launch."""
+    """Return the number of programs of one launch."""
     pixel_tiles = triton.cdiv(problem.n, tile.n) * triton.cdiv(problem.phase_h, tile.h)
     pixel_tiles *= triton.cdiv(problem.phase_w, tile.w)
     return pixel_tiles * problem.phases**2 * triton.cdiv(problem.c_out, tile.block_out)
@@ -176,13 +176,13 @@ def key(problem: Problem) -> str:
 
 
 def table_path(device: int) -> Path:
-    """Of what `tune` measured on this GPU: beside Triton's cache."""
+    """Return the path of what `tune` measured on this GPU: beside Triton's cache."""
     name = "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name(device))
     return Path(triton.knobs.cache.dir).with_name(f"pggan-fast-{name}.json")
 
 
 def measurement(problem: Problem) -> dict | None:
-    """What `tune` found for a problem like this on the current GPU: {"tile": [...], "fused": whether it is faster}."""
+    """Return what `tune` found on the current GPU for such a problem: {"tile": [...], "fused": whether it is faster}."""
     return _table(torch.cuda.current_device()).get(key(problem)) if torch.cuda.is_initialized() else None
 
 

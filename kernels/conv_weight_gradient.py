@@ -149,7 +149,7 @@ def weight_gradient_kernel(
 
 @triton.jit
 def _sum(parts, offsets, mask, splits, stride, BLOCK: tl.constexpr):
-    """Of `splits` blocks of numbers, `stride` apart."""
+    """Return the sum of `splits` blocks of numbers, `stride` apart."""
     total = tl.zeros(offsets.shape, parts.dtype.element_ty)
     for first in range(0, splits, BLOCK):
         split = (first + tl.arange(0, BLOCK))[:, None, None]

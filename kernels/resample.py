@@ -17,7 +17,7 @@ from pggan_fast.kernels.tensors import arrange, check_floating, is_channels_last
 
 @triton.jit
 def low_tile(R, K, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Of a program's tile: rows, values, offsets at the low resolution, and a mask."""
+    """Return a program's tile: rows, values, offsets at the low resolution, and a mask."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     return row, k, row[:, None] * K + k[None, :], (row < R)[:, None] & (k < K)[None, :]

@@ -18,7 +18,7 @@ SHORT = 8
 
 @triton.jit
 def _first_tap(o, up, down, pad, shift):
-    """Of outputs o: the first input that a tap multiplies, and the index of that tap.
+    """Return, for outputs o, the first input that a tap multiplies, and the index of that tap.
 
     shift: a multiple of `up` that makes every position positive, as the division rounds towards zero.
     """

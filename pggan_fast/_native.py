@@ -31,7 +31,7 @@ def load(name: str, folder: Path) -> str:
 
 
 def load_cuda(folder: Path) -> str:
-    """As `load`, for the CUDA kernels, which need the CUDA libraries of torch."""
+    """Load the CUDA kernels as `load` does; they need the CUDA libraries of torch."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     return load("_C_cuda", folder)

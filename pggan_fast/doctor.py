@@ -1,4 +1,4 @@
-"""What an installation can do: `pggan-fast doctor`."""
+"""Capabilities of an installation: `pggan-fast doctor`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FIRST_WORDS = {"Of", "As", "What"}
 # How many still do, by folder. A folder that is done leaves this table; a number only goes down.
-LEFT = {"pggan_fast": 43, "kernels": 13, "tests": 53}
+LEFT: dict[str, int] = {}
 
 
 def docstrings(path: Path) -> list[str]:

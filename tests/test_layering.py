@@ -65,7 +65,7 @@ def part(name: str) -> str:
 
 
 def violations(root: Path) -> list[str]:
-    """What a source tree imports against the order, one line each."""
+    """Return what a source tree imports against the order, one line each."""
     found = []
     known = modules(root)
     for name, path in known.items():

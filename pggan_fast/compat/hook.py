@@ -83,7 +83,7 @@ def _undo(packages: Sequence[str]) -> None:
 
 
 def contents_of(modules: dict[str, Contents], name: str) -> Contents | None:
-    """What the module of this dotted name holds, None if it is not one of them."""
+    """Return what the module of this dotted name holds, None if it is not one of them."""
     return next((made for known, made in modules.items() if name == known or name.endswith(f".{known}")), None)
 
 

@@ -14,7 +14,7 @@ from pggan_fast.reference import each_axis, each_side
 
 
 def _pair(value: Pair) -> Pair:
-    """As our ops take it: lists may hold numbers of numpy."""
+    """Return the argument as our ops take it: lists may hold numbers of numpy."""
     return int(value) if not isinstance(value, Sequence) else tuple(int(v) for v in value)
 
 

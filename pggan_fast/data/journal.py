@@ -1,4 +1,4 @@
-"""What an unfinished `prepare` noted of every item, read back with distrust: a line may be cut off or edited."""
+"""Notes of an unfinished `prepare` on every item, read back with distrust: a line may be cut off or edited."""
 
 from __future__ import annotations
 

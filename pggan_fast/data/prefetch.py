@@ -23,7 +23,7 @@ class Prefetcher:
         self._next: Future[tuple[Tensor, Tensor]] | None = None
 
     def next(self, batch_size: int, resolution: int) -> tuple[Tensor, Tensor]:
-        """As `Batches.next`."""
+        """Return the next batch, as `Batches.next` does."""
         batch = self._taken() if self._asked == (batch_size, resolution) else None
         if batch is None:
             self._drop()

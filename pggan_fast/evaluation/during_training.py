@@ -68,7 +68,7 @@ def check_metrics(config: TrainConfig) -> None:
 
 
 def metric_callback_for(run: RunFolder) -> MetricCallback | None:
-    """What judges the run's generator; None if its settings name no metrics."""
+    """Return the metric callback of the run's generator; None if its settings name no metrics."""
     return MetricCallback(run) if run.config.metrics else None
 
 

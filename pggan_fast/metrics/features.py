@@ -134,7 +134,7 @@ class FeatureMetrics:
         self._fakes, self._logits = RowStore(), RowStore()
 
     def settings(self) -> dict[str, object]:
-        """What the values depend on beside images and seed."""
+        """Return what the values depend on beside images and seed."""
         size, subsets = self._subsets()
         return {
             "network": self.network.name,

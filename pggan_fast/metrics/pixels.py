@@ -100,7 +100,7 @@ class PixelMetrics:
         self._fakes = RowStore()
 
     def settings(self) -> dict[str, object]:
-        """What the values depend on beside images and seed; once there are values, also what was chosen."""
+        """Return what the values depend on beside images and seed; once there are values, also what was chosen."""
         return {"most_images": MOST, "largest_side": SIDE, **self._found}
 
     def values(self) -> dict[str, float]:

@@ -64,7 +64,7 @@ class SlicedWasserstein:
         self._sets["fakes"] = _ImageSet(self.seed)
 
     def settings(self) -> dict[str, object]:
-        """What the values depend on beside images and seed."""
+        """Return what the values depend on beside images and seed."""
         return {"patches": PER_IMAGE, "patch_size": PATCH, "directions": DIRECTIONS, "scale": SCALE}
 
     def values(self) -> dict[str, float]:

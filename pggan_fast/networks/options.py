@@ -1,4 +1,4 @@
-"""What generator and discriminator share: channel counts, sizes, label encoding."""
+"""Options that generator and discriminator share: channel counts, sizes, label encoding."""
 
 import torch
 import torch.nn.functional as F

@@ -72,12 +72,12 @@ def forward(
 
 
 def empty_signs(y: Tensor) -> Tensor:
-    """As `forward` returns them."""
+    """Return an empty tensor for the signs that `forward` writes."""
     return y.new_empty(signs_shape(y), dtype=torch.int32)
 
 
 def values_of(kept: Tensor | None, like: Tensor) -> Tensor | None:
-    """Of signs, 1 or -1 in the shape, dtype and layout of `like`, for what needs a tensor; of anything else, itself."""
+    """Unpack signs to 1 or -1 in the shape, dtype and layout of `like`; return anything else as it is."""
     if not _is_signs(kept):
         return kept
     signs = kept
@@ -94,7 +94,7 @@ def convolution(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 def gradients(
     dz: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Of the bare convolution, in x and the weight."""
+    """Return the gradients of the bare convolution in x and the weight."""
     dx = _input_gradient(dz, weight, x, geometry) if wanted[0] else None
     dw = _weight_gradient(dz, x, weight, geometry)[0] if wanted[1] else None
     return dx, dw
@@ -175,7 +175,7 @@ def _way(k: int, geometry: Geometry) -> dict:
 
 
 def _size(x_shape: torch.Size, k: int, way: dict) -> tuple[int, int]:
-    """Of the output; k is the folded kernel's."""
+    """Return height and width of the output; k is the folded kernel's."""
     stride, padding = way["stride"], way["padding"]
     if way["transposed"]:
         h, w = ((length - 1) * stride - 2 * padding + k for length in x_shape[2:])
@@ -226,5 +226,5 @@ def _weight_gradient_through(dy, y, x, weight, geometry, epilogue, bias_wanted) 
 
 
 def _laid_out_like(dy: Tensor, y: Tensor) -> Tensor:
-    """As a gate reads it beside y; signs have a layout of their own."""
+    """Return dy laid out as a gate reads it beside y; signs have a layout of their own."""
     return dy if _is_signs(y) or dy.stride() == y.stride() else torch.empty_like(y).copy_(dy)

@@ -136,7 +136,7 @@ def differentiate(op: torch._ops.OpOverload, apply: Callable) -> None:
 
 
 def differentiate_forms(forms: dict[str, torch._ops.OpOverload], apply: Callable) -> None:
-    """As `differentiate`, for each form of an op: `apply` takes its name after the op's arguments."""
+    """Do as `differentiate` does for each form of an op: `apply` takes its name after the op's arguments."""
     for impl, op in forms.items():
         differentiate(op, lambda *args, impl=impl: apply(*args, impl))
 

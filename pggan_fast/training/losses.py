@@ -93,10 +93,10 @@ class Objective(ABC):
 
     @abstractmethod
     def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Of scores [N] each."""
+        """Return D's loss from scores [N] each."""
 
     def g_loss(self, fake: Tensor) -> Tensor:
-        """Of scores [N]. Wasserstein's by default, which several objectives share."""
+        """Return G's loss from scores [N]. Wasserstein's by default, which several objectives share."""
         return -fake.mean()
 
     def constrain(self, D: nn.Module) -> None:  # noqa: B027 - most objectives constrain nothing

@@ -22,7 +22,7 @@ LEARNING_RATES = {4: 1e-3, 1024: 1.5e-3}
 
 @dataclass(frozen=True)
 class Stage:
-    """What to train at one moment."""
+    """Settings of training at one moment."""
 
     resolution: int
     alpha: float  # weight of the newest layers: 0 -> 1 during a transition, 1.0 outside

@@ -174,7 +174,7 @@ class TrainStep:
         return take(drawn, rank, count, stddev_group(n * count, self.D.mbstd_group_size))
 
     def _augment_noise(self, n: int, images: int = 1) -> Tensor | None:
-        """What augmenting `images` images for each of n samples takes."""
+        """Return the random numbers that augmenting `images` images for each of n samples takes."""
         return None if self.augment is None else self._draw(torch.rand, n, images * self.augment.draws)
 
     def _adapt(self, stats: Stats, n: int) -> None:
@@ -252,7 +252,7 @@ class TrainStep:
             average.copy_(buffer)  # the singular vectors of spectral norm
 
     def set_learning_rate(self, learning_rate: float, d_learning_rate: float | None = None) -> None:
-        """Of both optimizers, or of G's and D's."""
+        """Set the rate of both optimizers, or of G's and D's."""
         d_learning_rate = learning_rate if d_learning_rate is None else d_learning_rate
         for optimizer, rate in ((self.optimizer_G, learning_rate), (self.optimizer_D, d_learning_rate)):
             for group in optimizer.param_groups:

@@ -57,7 +57,7 @@ class Processes:
         return agreed.tolist()
 
     def first(self, action: Callable[[], Value]) -> Value | None:
-        """What `action` returns in the first process, where alone it runs; None in the others.
+        """Return what `action` returns in the first process, where alone it runs; None in the others.
 
         The others wait for it. Raises its UserError in all of them.
         """

@@ -24,7 +24,7 @@ ALLOWED = {int: "a whole number", float: "a finite number", bool: "true or false
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What numbers an option takes: from `min` to `max`, greater than `above`, less than `below`."""
+    """Bounds of an option's number: from `min` to `max`, greater than `above`, less than `below`."""
 
     min: float | None = None
     max: float | None = None

@@ -122,7 +122,7 @@ def define_ops() -> torch.library.Library:
 
 
 def sanitizer_environment(variant: str) -> dict[str, str]:
-    """What a process must have in its environment to load this variant."""
+    """Return what a process must have in its environment to load this variant."""
     runtime = {"address": "libasan.so", "thread": "libtsan.so"}[variant]
     path = subprocess.run(["g++", f"-print-file-name={runtime}"], capture_output=True, text=True, check=True).stdout
     return {

@@ -78,7 +78,7 @@ def compile_for(source: Path, virtual: str) -> Path:
 
 @functools.cache
 def binaries() -> dict[tuple[str, str], Future[Path]]:
-    """What `compile_for` returns or raises, by source and architecture of PTX, as many at a time as there are CPUs."""
+    """Return what `compile_for` returns or raises, by source and architecture of PTX; a job for every CPU."""
     jobs = [(source, virtual) for source in sorted(SOURCES, key=_size) for virtual in architectures()]
     pool = ThreadPoolExecutor(os.cpu_count())
     futures = {(source.stem, virtual): pool.submit(compile_for, source, virtual) for source, virtual in jobs}
@@ -91,7 +91,7 @@ def _size(source: Path) -> int:
 
 
 def read(binary: Path, *options: str) -> str:
-    """What cuobjdump says: that of the CUDA toolkit, or of Triton, which comes with torch for CUDA."""
+    """Return what cuobjdump says: that of the CUDA toolkit, or of Triton, which comes with torch for CUDA."""
     of_triton = Path(find_spec("triton").origin).parent / "backends/nvidia/bin"
     folders = os.pathsep.join([os.environ["PATH"], str(of_triton)])
     done = subprocess.run(

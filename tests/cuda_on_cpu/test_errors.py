@@ -31,7 +31,7 @@ CASES = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("sample", "baseline"), CASES, ids=[str(sample) for sample, _ in CASES])
 def test_errors_are_at_most_twice_eagers(sample, baseline, dtype, layout):
-    """Of results and gradients of both orders."""
+    """Compare results and gradients of both orders."""
     directions, _, exact = expected(sample, dtype)
     function, tensors = CUDA_ON_CPU.function(sample.op), sample.tensors(dtype)
     theirs = derivatives(baseline, tensors, "contiguous", dict(directions))

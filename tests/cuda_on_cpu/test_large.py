@@ -72,7 +72,7 @@ def named() -> dict:
 
 
 def test_resampling(memory_format):
-    """Of the last channel: where it is a plane of its own, no other is in the last block."""
+    """Check the last channel: where it is a plane of its own, no other is in the last block."""
     ops = torch.ops.pggan_fast_cuda_on_cpu
     high = large(IMAGE, memory_format)
     rows = high[-1:, -1:, -2:, -END:]

@@ -32,7 +32,7 @@ def test_everything_stays_in_registers(source, gpu):
 @pytest.mark.parametrize("gpu", GPUS)
 @EVERY
 def test_enough_blocks_run_at_once(source, gpu):
-    """As many on a multiprocessor as kBlocks asks for, by registers and shared memory."""
+    """Registers and shared memory leave room for as many on a multiprocessor as kBlocks asks for."""
     kernels = nvcc.kernels(source, gpu)
     blocks = dict(zip(kernels, nvcc.blocks(gpu, kernels), strict=True))
     assert {str(k): n for k, n in blocks.items() if n < nvcc.wanted_blocks(k)} == {}

@@ -1,4 +1,4 @@
-"""What bench.traffic.kernels says that the CUDA kernels launch and move, against what the harness counts."""
+"""Launches and bytes of the CUDA kernels by bench.traffic.kernels, against what the harness counts."""
 
 import pytest
 import torch

@@ -35,7 +35,7 @@ def prepared(tmp_path, images, source=None, name="out", **settings):
 
 
 def top_level(data):
-    """As [N, H, W, C]."""
+    """Return images as [N, H, W, C]."""
     return data.images(data.resolution).transpose(0, 2, 3, 1)
 
 

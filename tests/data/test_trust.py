@@ -1,4 +1,4 @@
-"""What lies on the way of images: sources that fail, change or lie, and outputs that cannot be replaced."""
+"""Trouble on the way of images: sources that fail, change or lie, and outputs that cannot be replaced."""
 
 import errno
 import io

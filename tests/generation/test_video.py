@@ -78,7 +78,7 @@ def test_the_format_follows_the_name_and_what_is_installed(tmp_path, monkeypatch
 
 @pytest.fixture
 def run(tmp_path):
-    """What the verbs need of a run: settings, grids, final weights."""
+    """Make what the commands need of a run: settings, grids, final weights."""
     folder = tmp_path / "run"
     (folder / "samples").mkdir(parents=True)
     (folder / "config.json").write_text("{}")

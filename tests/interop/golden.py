@@ -25,7 +25,7 @@ def load(name: str) -> dict[str, np.ndarray]:
 
 
 def under(golden: dict, prefix: str) -> dict[str, np.ndarray]:
-    """What lies under `prefix/`, by its name there."""
+    """Return what lies under `prefix/`, by its name there."""
     start = f"{prefix}/"
     return {k.removeprefix(start): v for k, v in golden.items() if k.startswith(start)}
 

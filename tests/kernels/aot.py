@@ -23,7 +23,7 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
 class Compiled(NamedTuple):
-    """What the cubin of one launch says of itself."""
+    """Facts that the cubin of one launch states about itself."""
 
     kernel: str
     capability: int
@@ -39,7 +39,7 @@ class Compiled(NamedTuple):
 
 
 class _Driver:
-    """As much of Triton's driver as compiling asks for; one device per compute capability."""
+    """The part of Triton's driver that compiling asks for; one device per compute capability."""
 
     def __init__(self, capability: int):
         self.capability = capability

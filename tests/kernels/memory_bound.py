@@ -130,7 +130,7 @@ CASES = [
 
 
 def share_of_128_bits(compiled: Compiled) -> float:
-    """Of the bytes that the code's loads and stores of global memory move, what part goes by 128 bits a thread."""
+    """Return the part of the bytes moved by loads and stores of global memory that goes by 128 bits a thread."""
     widths = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
     moved = {True: 0, False: 0}
     for modifiers in re.findall(r"\b(?:LDG|STG|LDGSTS)((?:\.\w+)+)", compiled.sass):
@@ -144,7 +144,7 @@ SM_90 = (65536, 2048, 228 << 10)
 
 
 def occupancy(compiled: Compiled) -> float:
-    """Of the threads that a multiprocessor of capability 9.0 can hold, what part it holds of this kernel."""
+    """Return the part of the threads that a multiprocessor of capability 9.0 can hold that it holds of this kernel."""
     registers, threads, shared = SM_90
     block = compiled.warps * 32
     per_thread = -(-compiled.registers // 8) * 8

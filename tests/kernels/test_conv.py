@@ -218,7 +218,7 @@ GATED = [(case, gated) for case in CASES for gated in (None, *KINDS[: 1 if case.
 
 @pytest.mark.parametrize(("case", "gated"), GATED, ids=str)
 def test_weight_gradient(case, gated):
-    """Of the weight, and of the bias where the output's gradient is what the kernel steps through."""
+    """Check the gradients of the weight, and of the bias where the kernel steps through the output's gradient."""
     layouts = LAYOUTS if case in CASES[::6] else LAYOUTS[:1]
     for layout, dtype in [*((layout, torch.float32) for layout in layouts), *((LAYOUTS[0], d) for d in OTHERS)]:
         x, weight, _ = case.tensors(dtype, layout)

@@ -132,7 +132,7 @@ def test_a_damaged_table_says_what_to_do(tmp_path, monkeypatch):
 @pytest.mark.parametrize("rescaling", [{}, {"up": 2}, {"down": 2}], ids=str)
 @pytest.mark.parametrize("pixel_norm", [False, True])
 def test_gradients_where_auto_takes_the_launch(monkeypatch, rescaling, pixel_norm):
-    """What a GPU does of itself: the fused launches where they pay, else torch's convolutions and native kernels."""
+    """Return a GPU's own choice: the fused launches where they pay, else torch's convolutions and native kernels."""
     random = torch.Generator().manual_seed(1)
     # Without a bias where nothing is rescaled.
     shapes = [(2, 3, 6, 6), (4, 3, 3, 3), (4,)][: 3 if rescaling else 2]

@@ -82,7 +82,7 @@ def weight_gradient(channels: int, dtype: torch.dtype, capability: int) -> Compi
 
 
 def folded_weight_gradient(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
-    """Of a convolution with down=2."""
+    """Compile the gradient of a convolution with down=2."""
     dy, x = last(4, channels, 32, 32, dtype=dtype), last(4, channels, 64, 64, dtype=dtype)
     weight, gate = last(channels, channels, 3, 3, dtype=torch.float32), Gate(signs_of(dy), 1.0, 0.2)
     with compiling(of_weights, capability) as found:

@@ -22,7 +22,7 @@ def dtypes(case: Case, capability: int) -> tuple[torch.dtype, ...]:
 
 
 def least_share(case: Case, kernel: str, layout: str) -> float:
-    """Of the bytes that are moved, the part that must go by 128 bits a thread."""
+    """Return the part of the bytes moved that must go by 128 bits a thread."""
     if kernel in SMALL:
         return 0
     if case.label.startswith("upfirdn2d"):

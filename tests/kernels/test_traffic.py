@@ -1,4 +1,4 @@
-"""What bench.traffic.kernels says that Triton's kernels move, against the addresses that the interpreter sees."""
+"""Bytes that Triton's kernels move by bench.traffic.kernels, against the addresses that the interpreter sees."""
 
 from collections import defaultdict
 from contextlib import ExitStack

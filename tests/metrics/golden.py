@@ -1,4 +1,4 @@
-"""What the official metrics gave, and the images they gave it for."""
+"""Values of the official metrics, and the images they were computed for."""
 
 import hashlib
 from functools import cache

@@ -107,7 +107,7 @@ def test_plain_numpy_gives_the_same(channels):
 
 
 def test_sets_without_contrast_give_numbers():
-    """What a collapsed generator may give."""
+    """Degenerate images, which a collapsed generator may give."""
     reals, flat = images(32, "A")[:10], np.full((10, 3, 32, 32), 100, np.uint8)
     assert np.isfinite(distances(flat, reals)).all()
     assert distances(flat + 1, flat) == [0, 0, 0]

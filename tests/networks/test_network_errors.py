@@ -1,4 +1,4 @@
-"""What the networks refuse: one line that names the argument, its value and what is allowed."""
+"""Refusals of the networks: one line that names the argument, its value and what is allowed."""
 
 import pytest
 import torch

@@ -28,7 +28,7 @@ def _small(network: type, **options):
 
 
 def _inputs(net, batch: int = 4, resolution: int = 16, dtype=torch.float32) -> tuple:
-    """What forward takes before its keyword arguments: latents and labels, or images."""
+    """Return the positional arguments of forward: latents and labels, or images."""
     random = torch.Generator().manual_seed(1)
     if isinstance(net, Discriminator):
         shape = (batch, net.image_channels, resolution, resolution)

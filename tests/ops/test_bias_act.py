@@ -1,4 +1,4 @@
-"""What the matrix of test_values.py does not cover of bias_act: bits, special values, in place, what is kept."""
+"""Tests of bias_act that the matrix of test_values.py leaves out: bits, special values, in place, what is kept."""
 
 import pytest
 import torch

@@ -19,7 +19,7 @@ def _parameter(dtype=torch.float32, channels: int = 4) -> torch.nn.Parameter:
 
 @pytest.fixture
 def copies(monkeypatch) -> list:
-    """What copies of weights are made, one entry each."""
+    """Record the copies of weights that are made, one entry each."""
     made, fold = [], under_test._folded_copy
     monkeypatch.setattr(under_test, "_folded_copy", lambda *args: made.append(args[1:]) or fold(*args))
     return made
@@ -122,7 +122,7 @@ def test_promises_nest():
 
 
 def test_a_view_is_not_the_parameter():
-    """Of the same shape, but other values: a transposed weight, half of a bigger one."""
+    """A weight of the same shape has other values: a transposed weight, half of a bigger one."""
     weight = _parameter()
     expected = ops.equalized_conv2d(X.float(), weight.transpose(0, 1).contiguous(), up=2)
     with cache_folded_weights():

@@ -1,4 +1,4 @@
-"""What only a GPU has: streams, several devices, graphs. `make gpu-check` runs these, its rehearsal on the CPU."""
+"""Features of a GPU alone: streams, several devices, graphs. `make gpu-check` runs these, its rehearsal on the CPU."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -76,7 +76,7 @@ def captured(function: Callable[[], object]) -> tuple[object, Callable[[], objec
 
 @pytest.mark.parametrize("call", OURS, ids=str)
 def test_ops_run_on_the_current_stream(form, call):
-    """What they read is written there, late: on another stream they would read the zeros before."""
+    """Ops read what is written on their stream, late: on another stream they would read the zeros before."""
     op, values, inputs = form(call), arguments(call), zeros(call)
     expected = op(*arguments(call))
     with busy_stream():

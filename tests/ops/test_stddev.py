@@ -138,7 +138,7 @@ def _exact_gradients(x: Tensor, dy: Tensor, g: Tensor, eps: float) -> dict[str, 
 
 @pytest.mark.parametrize("case", [c for c in COLLAPSING if c[3] == {} and c[0] != (8, 64, 4, 4)], ids=str)
 def test_gradients_of_collapsing_batches_in_fp64(implementation, case):
-    """As above, where nothing wider computes what is right."""
+    """The same as above, where nothing wider computes what is right."""
     (n, *_), mean, deviation, _ = case
     x, dy, g = _collapsing((n, 6, 3, 2), mean, deviation * 1e-6, torch.float64)
     plain = _gradients_of_maps(reference.minibatch_stddev, x, dy, g)

@@ -23,7 +23,7 @@ def impl(request):
 
 
 def bias_act(x, b=None, *, dim=1, act="linear", alpha=None, gain=None, clamp=None):
-    """As published: gains and slopes default to the activation's."""
+    """Arguments as published: gains and slopes default to the activation's."""
     default = ACTIVATIONS[act]
     slope, gain = default.slope if alpha is None else alpha, default.gain if gain is None else gain
     return ops.bias_act(x, b, dim=dim, act=act, slope=slope, gain=gain, clamp=clamp)

@@ -1,4 +1,4 @@
-"""What several processes do in test_distributed.py. Started by torchrun: FOLDER, then names of functions below.
+"""Work of the processes of test_distributed.py. Started by torchrun: FOLDER, then names of functions below.
 
 Each writes what it found to FOLDER/name.rank.json.
 """

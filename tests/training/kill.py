@@ -34,7 +34,7 @@ SLOW_FLUSH = 0.01  # seconds: much of the time goes into saving, so many kills h
 
 
 def digest(value):
-    """Of a checkpoint's state, its clock left out."""
+    """Return a digest of a checkpoint's state, its clock left out."""
     found = hashlib.sha256()
 
     def add(value, name=""):

@@ -1,4 +1,4 @@
-"""What goes wrong in a run of a month: one line that says what and what to do, and nothing is lost."""
+"""Faults of a run of a month: one line that says what and what to do, and nothing is lost."""
 
 import json
 import shutil
@@ -115,7 +115,7 @@ def test_3_the_data_folder_goes_while_training(tmp_path):
 
 
 def test_3_the_data_are_gone_between_the_batches_of_a_step(data, tmp_path, monkeypatch):
-    """Of two D steps only the first has its batch: a resumed run takes it again."""
+    """Only the first of two D steps has its batch: a resumed run takes it again."""
     out, next_batch, calls = tmp_path / "run", trainer_module.Prefetcher.next, []
 
     def failing(self, *size):

@@ -67,7 +67,7 @@ def test_wgan_gp(batch, target):
 
 
 def test_penalty_at_full_resolution_is_that_of_enlarged_images(batch):
-    """As the official code takes it: D sees 2x2 means of the images whose gradient is meant."""
+    """The penalty is taken as the official code takes it: D sees 2x2 means of the images whose gradient is meant."""
     real, fake, mixing = batch
 
     class OfEnlarged(Linear):
@@ -172,7 +172,7 @@ DIVERGENCES = {
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_the_best_discriminator_finds_the_divergence(name):
-    """Of two distributions over four images, drawn 20 times in proportion."""
+    """Return samples of two distributions over four images, drawn 20 times in proportion."""
     best, divergence = DIVERGENCES[name]
     real, fake = (best.repeat_interleave((20 * p).round().long()) for p in (P, Q))
     objective = OBJECTIVES[name]()

@@ -24,7 +24,7 @@ def images(n, resolution=8):
 
 
 def gradients_of(step, real, alpha=1.0):
-    """What reaches the optimizers in one step, by network, and the scalars."""
+    """Return what reaches the optimizers in one step, by network, and the scalars."""
     seen = {}
     for name in ("optimizer_D", "optimizer_G"):
         optimizer = getattr(step, name)
@@ -38,7 +38,7 @@ def gradients_of(step, real, alpha=1.0):
 
 
 def worst_error(found, expected):
-    """Of all gradients, relative to the largest value of each."""
+    """Return the largest error of all gradients, relative to the largest value of each."""
     pairs = [pair for name in expected for pair in zip(found[name], expected[name], strict=True)]
     return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-12)).item() for a, b in pairs)
 

@@ -1,4 +1,4 @@
-"""What the trainer does to its own process: malloc's thresholds and OpenMP's spinning."""
+"""Effects of the trainer on its own process: malloc's thresholds and OpenMP's spinning."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""As much of protocol buffers as a `tf.train.Example` needs."""
+"""The part of protocol buffers that a `tf.train.Example` needs."""
 
 from __future__ import annotations
 

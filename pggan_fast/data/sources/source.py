@@ -1,4 +1,4 @@
-"""What `prepare` needs of anything that holds images."""
+"""The interface of anything that holds images, for `prepare`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a run tells about itself: statistics, progress, loggers, the report, sample grids."""
+"""Reports of a run about itself: statistics, progress, loggers, the report, sample grids."""

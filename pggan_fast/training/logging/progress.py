@@ -1,4 +1,4 @@
-"""What a person sees while work is going on: a bar on a terminal, plain lines anywhere else."""
+"""Progress for a person to see: a bar on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
