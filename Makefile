@@ -31,6 +31,11 @@ test-kernels: lint
 test-kill: lint
 	$(BIN)/python -m tests.training.kill 40
 
+# 2,000 mutants of each kind of file that comes from strangers: weights, datasets, runs.
+test-hostile: export PGGAN_FAST_TEST_HOSTILE = 1
+test-hostile: lint
+	$(BIN)/python -m pytest tests -q -rs -k hostile
+
 # Judging thousands of photographs (skipped without them): memory, equal results for equal seeds.
 test-metrics: lint
 	PGGAN_FAST_TEST_METRICS=1 $(BIN)/python -m pytest tests/evaluation/test_photographs.py -q -rs

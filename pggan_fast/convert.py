@@ -178,12 +178,14 @@ class _ZooConfig:
 
 
 def _load(path: Path) -> Any:
+    with open(path, "rb"):  # an error of the system is said as such
+        pass
     try:
         with torch.serialization.safe_globals([(_ZooConfig, "models.utils.config.BaseConfig")]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except MemoryError:
         raise
-    except Exception as error:  # torch's reader raises nearly anything for a file that is damaged
+    except Exception as error:  # torch's reader raises nearly anything for a file that is damaged, OSError too
         reason = " ".join(str(error).split()).partition("Please file")[0][:160] or type(error).__name__
         raise ValueError(f"torch.load reads no weights from it: {reason}") from error
 

@@ -206,9 +206,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors in a file of torch.save by name; nothing in it is run. Raises ValueError for anything else."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch's reader raises nearly anything for a file that is damaged
+    except Exception as error:  # torch's reader raises nearly anything for a file that is damaged, OSError too
         raise ValueError(f"Inception weights {path}: cannot be read as weights ({type(error).__name__})") from error
     plain = isinstance(loaded, Mapping) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
