@@ -8,43 +8,58 @@ NATIVE := $(wildcard csrc/*/*)
 demo: $(INSTALLED)
 	$(BIN)/python -m pggan_fast demo
 
+# Tests run side by side on two CPUs, each with one thread of its own, the tests of a file in one process.
+SIDE_BY_SIDE := -q -rs -n 2 --dist loadfile
+
 # Triton's kernels run in its interpreter, which is chosen before Python starts.
+test: export OMP_NUM_THREADS = 1
 test: lint
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -q
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops -q -k triton
-	$(BIN)/python -m pytest tests -q -rs
+	@echo "== test, part 1 of 3: Triton's kernels alone, in its interpreter (1 minute)"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels $(SIDE_BY_SIDE)
+	@echo "== test, part 2 of 3: the ops with Triton's kernels, in its interpreter (2 minutes)"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops -k triton -q -n 2
+	@echo "== test, part 3 of 3: everything else, from the CPU's kernels to the command line (8 minutes)"
+	$(BIN)/python -m pytest tests $(SIDE_BY_SIDE)
 
 # The sources of the CUDA kernels, run on the CPU, under sanitizers, and compiled for every GPU; Triton's compiled for every
 # GPU, and interpreted at every layout and dtype, of which `make test` takes a part.
-# The first line builds what the second runs, on both CPUs while its own tests use one; the others' tests run on two.
+# The first part builds what the second runs, on both CPUs while its own tests use one; the others' tests run on two.
 test-kernels: export PGGAN_FAST_TEST_KERNELS = 1
 test-kernels: export OMP_NUM_THREADS = 1
 test-kernels: lint
+	@echo "== test-kernels, part 1 of 5: CUDA's kernels built for the CPU, their harness, sanitizers and nvcc"
 	$(BIN)/python -m pytest tests/cuda_on_cpu -q -rs
+	@echo "== test-kernels, part 2 of 5: the ops with CUDA's kernels on the CPU"
 	$(BIN)/python -m pytest tests/ops -q -rs -n 2 -k cuda_on_cpu
+	@echo "== test-kernels, part 3 of 5: Triton's kernels compiled for every GPU, and one wheel under another torch"
 	$(BIN)/python -m pytest tests/kernels \
 	    tests/test_build.py::test_one_wheel_serves_another_torch -q -rs -n 2
+	@echo "== test-kernels, part 4 of 5: Triton's kernels alone, in its interpreter, at every layout and dtype"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -q -n 2
+	@echo "== test-kernels, part 5 of 5: the ops with Triton's kernels, in its interpreter, at every layout and dtype"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops -q -n 2 -k triton
 
 # A small run, killed 40 times at random moments and resumed: every bit must be as without.
 test-kill: lint
 	$(BIN)/python -m tests.training.kill 40
 
-# 2,000 mutants of each kind of file that comes from strangers: weights, datasets, runs.
-test-hostile: export PGGAN_FAST_TEST_HOSTILE = 1
+# Damaged and hostile files of every kind of data: each is read or refused in one line.
 test-hostile: lint
-	$(BIN)/python -m pytest tests -q -rs -k hostile
+	PGGAN_FAST_HOSTILE=200 PGGAN_FAST_TEST_HOSTILE=1 $(BIN)/python -m pytest \
+	    tests/data/test_hostile_files.py tests/interop tests/training -q -k hostile
+# Thousands of random op calls, where `make test` tries some dozens.
+test-fuzz: lint
+	PGGAN_FAST_FUZZ=20000 $(BIN)/python -m pytest tests/ops/test_fuzz.py -q -rs
 
 # Judging thousands of photographs (skipped without them): memory, equal results for equal seeds.
 test-metrics: lint
 	PGGAN_FAST_TEST_METRICS=1 $(BIN)/python -m pytest tests/evaluation/test_photographs.py -q -rs
 
 # Networks of two more packages accelerated, with what those import but do not need the rest of.
-test-peers: lint
+test-third-party: lint
 	$(BIN)/python -m pip install --no-deps lightweight-gan stylegan2-pytorch vector-quantize-pytorch==0.1.0 kornia \
 	    kornia-rs einops fire termcolor retry decorator py adabelief-pytorch colorama tabulate
-	$(BIN)/python -m pytest tests/dropin/test_peers.py -q -rs
+	$(BIN)/python -m pytest tests/dropin/test_third_party.py -q -rs
 
 bench: $(DEVELOPING)
 	$(BIN)/python -m pytest bench/
@@ -111,4 +126,4 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
-.PHONY: demo test test-kernels test-kill test-metrics test-peers bench lint format clean wheel gpu-check test-older-torch
+.PHONY: demo test test-hostile test-kernels test-kill test-metrics test-third-party bench lint format clean wheel gpu-check test-older-torch test-fuzz

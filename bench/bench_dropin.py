@@ -10,7 +10,8 @@ from torch.utils._pytree import tree_map_only
 
 import pggan_fast
 from bench.harness.timing import Case
-from tests.dropin import peers, zoo
+from tests.dropin import model_zoo as zoo
+from tests.dropin import third_party
 
 SECONDS = 0.7
 SAMPLE = 0.01
@@ -34,7 +35,7 @@ PASSES = ("eval forward", "train forward+backward")
 def networks() -> dict[str, Callable[[], tuple[nn.Module, tuple]]]:
     """Wide enough that arithmetic and memory count, as in use; by name."""
     found = {name: lambda name=name: (zoo.network(name, wide=True), zoo.inputs_of(zoo.WIDE[name])) for name in zoo.WIDE}
-    return found | {name: peer.make for name, peer in peers.WIDE.items() if peer.missing() is None}
+    return found | {name: peer.make for name, peer in third_party.WIDE.items() if peer.missing() is None}
 
 
 @pytest.mark.parametrize("passes", PASSES)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.harness.timing import Case
-from pggan_fast import kept_weights
+from pggan_fast import cache_folded_weights
 from pggan_fast.networks import Discriminator, Generator
 from pggan_fast.training import TrainStep
 
@@ -111,5 +111,5 @@ def test_generation_against_pro_gan_pth(peer, timed, record) -> None:
 
     labels = {"suite": "peer generation", "shape": f"{BATCH}x{CHANNELS}", "dtype": "by variant"}
     labels |= {"layout": "by variant", "pass": "forward"}
-    with kept_weights():  # as `generate` and `evaluate` draw
+    with cache_folded_weights():  # as `generate` and `evaluate` draw
         record(timed(Case(labels, variants, check), seconds=6.0))

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pggan_fast.evaluation import judge_for
+from pggan_fast.evaluation import metric_callback_for
 from pggan_fast.networks import Generator
 from pggan_fast.training import RunFolder, Stage, TrainConfig, train
 
@@ -45,7 +45,7 @@ class Clock:
     """A judge that notes the distance together with the processor time of training, and ends the run in time."""
 
     def __init__(self, run: RunFolder, file: Path, seconds: float) -> None:
-        self._judge = judge_for(run)
+        self._judge = metric_callback_for(run)
         self._file = file
         self._seconds = seconds
         self._aside = time.process_time()  # not spent on training
@@ -89,7 +89,7 @@ def train_one(name: str, data: Path, out: Path, seconds: float, kimg: float) -> 
     )
     run = RunFolder.create(config)
     try:
-        train(run, judge=Clock(run, out / f"{name}.jsonl", seconds))
+        train(run, metric_callback=Clock(run, out / f"{name}.jsonl", seconds))
     except OutOfTime:
         print(f"{name}: {seconds:g} s are over")
 

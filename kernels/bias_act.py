@@ -31,6 +31,18 @@ def _place(index, chunk, C, P, per_sample, LAST: tl.constexpr, BLOCK_C: tl.const
 
 
 @triton.jit
+def is_positive(sign, below):
+    """Whether the slope of the activation is that above zero; for relu (`below` is 0) a NaN's is."""
+    return tl.where(below == 0, (sign > 0) | (sign != sign), sign > 0)
+
+
+@triton.jit
+def activate(v, positive, above, below):
+    """v times the slope of the activation. With a slope of 0 it is 0, where a product would make NaN of infinity."""
+    return tl.where(positive, v * above, tl.where(below == 0, 0.0, v * below))
+
+
+@triton.jit
 def forward_kernel(
     x,
     bias,
@@ -62,7 +74,7 @@ def forward_kernel(
             u = scale * tl.load(x + at, mask=mask, other=0).to(ACC)
             if bias is not None:
                 u += tl.load(bias + c, mask=c < C, other=0).to(ACC)[:, None]
-            u *= tl.where(u > 0, above, below)
+            u = activate(u, is_positive(u, below), above, below)
         if NORM and k < CHUNKS:
             total += tl.sum(u * u, axis=0)
         if NORM and k == CHUNKS:
@@ -124,7 +136,7 @@ def backward_kernel(
                     if dr is not None:
                         du -= y_ * from_r[None, :]
                 if y is not None:
-                    du *= tl.where(y_ > 0, above, below)
+                    du = activate(du, is_positive(y_, below), above, below)
                 else:
                     du *= below
                 tl.store(dx + at, (scale * du).to(dx.dtype.element_ty), mask=mask)
@@ -189,7 +201,7 @@ def double_backward_kernel(
                 h += tl.load(g_bias + c, mask=c < C, other=0).to(ACC)[:, None]
             if y is not None:
                 y_ = tl.load(y + at, mask=mask, other=0).to(ACC)
-                h *= tl.where(y_ > 0, above, below)
+                h = activate(h, is_positive(y_, below), above, below)
             else:
                 h *= below
             if NORM:

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pggan_fast.kernels.bias_act import activate, is_positive
 from pggan_fast.kernels.conv_tiles import Problem, Tile, choose_tile, dot_precision, programs
 from pggan_fast.kernels.tensors import accumulation_dtype, is_channels_last, launch
 
@@ -168,12 +169,12 @@ def convolution_kernel(
                 positive = signs_at(gate, in_pixel, read, first_in, C_IN, BLOCK_IN)
             else:
                 at_gate = tl.load(gate + offsets, mask=mask, other=0.0)
-                positive = at_gate > 0
+                positive = is_positive(at_gate, gate_below)
             if gate_r is not None:
                 factor = tl.load(gate_r + in_pixel, mask=read, other=0.0)
                 along = tl.load(gate_s + in_pixel, mask=read, other=0.0)
                 d = factor[:, None] * d - along[:, None] * at_gate.to(ACC)
-            values = (d * tl.where(positive, gate_above, gate_below)).to(values.dtype)
+            values = activate(d, positive, gate_above, gate_below).to(values.dtype)
 
         w_mask = (c_in < C_IN)[:, None] & (c_out < C_OUT)[None, :]
         if TRANSPOSED and K % PHASES != 0:
@@ -190,14 +191,14 @@ def convolution_kernel(
     mask = inside[:, None] & (c_out < C_OUT)[None, :]
     out_pixel = (sample * OUT_H + out_row) * OUT_W + out_column
     if out_gate is None:
-        positive = z > 0
+        positive = is_positive(z, below)
     elif out_gate.dtype.element_ty == tl.int32:
         positive = signs_at(out_gate, out_pixel, inside, first_out, C_OUT, BLOCK_OUT)
     else:
-        positive = tl.load(out_gate + offsets, mask=mask, other=0.0) > 0
+        positive = is_positive(tl.load(out_gate + offsets, mask=mask, other=0.0), below)
     if signs is not None:
         store_signs(signs, out_pixel, inside, positive, first_out, C_OUT)
-    u = z * tl.where(positive, above, below)
+    u = activate(z, positive, above, below)
     if PIXEL_NORM:
         factor = tl.rsqrt(tl.sum(u * u, axis=1) / C_OUT + eps)
         tl.store(r + out_pixel, factor, mask=inside)

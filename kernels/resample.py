@@ -1,4 +1,4 @@
-"""upsample2x, downsample2x and the two fades: kernels between a low resolution and twice that.
+"""upsample2x and downsample2x: kernels between a low resolution and twice that; the fades share their tiles.
 
 A program takes BLOCK_R rows of BLOCK_K values of the low resolution and the four high values that cover each: every
 value is read and written once. Along a row of memory, values are pixels (contiguous) or a pixel's channels
@@ -16,7 +16,7 @@ from pggan_fast.kernels.tensors import arrange, check_floating, is_channels_last
 
 
 @triton.jit
-def _low(R, K, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr):
+def low_tile(R, K, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr):
     """Of a program's tile: rows, values, offsets at the low resolution, and a mask."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -24,7 +24,7 @@ def _low(R, K, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def _high(row, K, h, w, extra_h, extra_w, LAST: tl.constexpr):
+def high_rows(row, K, h, w, extra_h, extra_w, LAST: tl.constexpr):
     """For each row: the offset of its first value at the high resolution, and from one high row to the next.
 
     extra_h, extra_w: 1 where the high resolution is odd.
@@ -39,7 +39,7 @@ def _high(row, K, h, w, extra_h, extra_w, LAST: tl.constexpr):
 
 
 @triton.jit
-def _load_quads(high, start, step, k, K, rows, ACC: tl.constexpr, LAST: tl.constexpr, BLOCK_K: tl.constexpr):
+def load_quads(high, start, step, k, K, rows, ACC: tl.constexpr, LAST: tl.constexpr, BLOCK_K: tl.constexpr):
     """The four values over each low one, as they are numbered in a plane: (0, 0), (0, 1), (1, 0), (1, 1)."""
     if LAST:
         at, mask = start[:, None] + k[None, :], rows[:, None] & (k < K)[None, :]
@@ -59,8 +59,8 @@ def _load_quads(high, start, step, k, K, rows, ACC: tl.constexpr, LAST: tl.const
 
 
 @triton.jit
-def _store_quads(high, start, step, k, K, rows, a, b, c, d, LAST: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Writes what `_load_quads` reads."""
+def store_quads(high, start, step, k, K, rows, a, b, c, d, LAST: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Writes what `load_quads` reads."""
     T: tl.constexpr = high.dtype.element_ty
     if LAST:
         at, mask = start[:, None] + k[None, :], rows[:, None] & (k < K)[None, :]
@@ -73,15 +73,6 @@ def _store_quads(high, start, step, k, K, rows, a, b, c, d, LAST: tl.constexpr, 
         at, mask = start[:, None] + wide[None, :], rows[:, None] & (wide < 2 * K)[None, :]
         tl.store(high + at, tl.interleave(a.to(T), b.to(T)), mask=mask)
         tl.store(high + at + step, tl.interleave(c.to(T), d.to(T)), mask=mask)
-
-
-@triton.jit
-def _weight(alpha, number, ACC: tl.constexpr):
-    """The weight of the new path: one value of memory, or a number where alpha is None."""
-    if alpha is not None:
-        return tl.load(alpha).to(ACC)
-    else:
-        return tl.full([], number, ACC)
 
 
 @triton.jit
@@ -101,10 +92,10 @@ def upsample_kernel(
 ):
     """high = factor * low's nearest neighbour, but for an extra row and column."""
     ACC: tl.constexpr = tl.float64 if high.dtype.element_ty == tl.float64 else tl.float32
-    row, k, at, mask = _low(R, K, BLOCK_R, BLOCK_K)
-    start, step = _high(row, K, h, w, extra_h, extra_w, LAST)
+    row, k, at, mask = low_tile(R, K, BLOCK_R, BLOCK_K)
+    start, step = high_rows(row, K, h, w, extra_h, extra_w, LAST)
     v = tl.load(low + at, mask=mask, other=0).to(ACC) * tl.full([], factor, ACC)
-    _store_quads(high, start, step, k, K, row < R, v, v, v, v, LAST, BLOCK_K)
+    store_quads(high, start, step, k, K, row < R, v, v, v, v, LAST, BLOCK_K)
 
 
 @triton.jit
@@ -124,100 +115,11 @@ def downsample_kernel(
 ):
     """low = factor * sums over 2x2 blocks of high."""
     ACC: tl.constexpr = tl.float64 if low.dtype.element_ty == tl.float64 else tl.float32
-    row, k, at, mask = _low(R, K, BLOCK_R, BLOCK_K)
-    start, step = _high(row, K, h, w, extra_h, extra_w, LAST)
-    a, b, c, d = _load_quads(high, start, step, k, K, row < R, ACC, LAST, BLOCK_K)
+    row, k, at, mask = low_tile(R, K, BLOCK_R, BLOCK_K)
+    start, step = high_rows(row, K, h, w, extra_h, extra_w, LAST)
+    a, b, c, d = load_quads(high, start, step, k, K, row < R, ACC, LAST, BLOCK_K)
     total = (a + b + c + d) * tl.full([], factor, ACC)
     tl.store(low + at, total.to(low.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def fade_in_kernel(
-    low,
-    high,
-    out,
-    alpha,
-    number: tl.float64,
-    R,
-    K,
-    h,
-    w,
-    extra_h,
-    extra_w,
-    LAST: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """out = lerp(low's nearest neighbour, high, alpha)."""
-    ACC: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
-    row, k, at, mask = _low(R, K, BLOCK_R, BLOCK_K)
-    start, step = _high(row, K, h, w, extra_h, extra_w, LAST)
-    weight = _weight(alpha, number, ACC)
-    v = tl.load(low + at, mask=mask, other=0).to(ACC)
-    a, b, c, d = _load_quads(high, start, step, k, K, row < R, ACC, LAST, BLOCK_K)
-    a, b = v + (a - v) * weight, v + (b - v) * weight
-    c, d = v + (c - v) * weight, v + (d - v) * weight
-    _store_quads(out, start, step, k, K, row < R, a, b, c, d, LAST, BLOCK_K)
-
-
-@triton.jit
-def fade_in_backward_kernel(
-    dy,
-    d_low,
-    d_high,
-    alpha,
-    number: tl.float64,
-    R,
-    K,
-    h,
-    w,
-    extra_h,
-    extra_w,
-    LAST: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """d_low = (1 - alpha) * sums over 2x2 blocks of dy, d_high = alpha * dy."""
-    ACC: tl.constexpr = tl.float64 if dy.dtype.element_ty == tl.float64 else tl.float32
-    row, k, at, mask = _low(R, K, BLOCK_R, BLOCK_K)
-    start, step = _high(row, K, h, w, extra_h, extra_w, LAST)
-    weight = _weight(alpha, number, ACC)
-    a, b, c, d = _load_quads(dy, start, step, k, K, row < R, ACC, LAST, BLOCK_K)
-    total = (a + b + c + d) * (1 - weight)
-    tl.store(d_low + at, total.to(d_low.dtype.element_ty), mask=mask)
-    a, b, c, d = a * weight, b * weight, c * weight, d * weight
-    _store_quads(d_high, start, step, k, K, row < R, a, b, c, d, LAST, BLOCK_K)
-
-
-@triton.jit
-def fade_reals_kernel(
-    images,
-    out,
-    alpha,
-    number: tl.float64,
-    R,
-    K,
-    h,
-    w,
-    extra_h,
-    extra_w,
-    LAST: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """out = lerp(2x2 means of images, images, alpha); bytes become -1..1."""
-    ACC: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
-    row, k, at, mask = _low(R, K, BLOCK_R, BLOCK_K)
-    start, step = _high(row, K, h, w, extra_h, extra_w, LAST)
-    weight = _weight(alpha, number, ACC)
-    a, b, c, d = _load_quads(images, start, step, k, K, row < R, ACC, LAST, BLOCK_K)
-    if images.dtype.element_ty == tl.uint8:
-        a, b = a * (2.0 / 255) - 1, b * (2.0 / 255) - 1
-        c, d = c * (2.0 / 255) - 1, d * (2.0 / 255) - 1
-    v = (a + b + c + d) * 0.25
-    a, b = v + (a - v) * weight, v + (b - v) * weight
-    c, d = v + (c - v) * weight, v + (d - v) * weight
-    _store_quads(out, start, step, k, K, row < R, a, b, c, d, LAST, BLOCK_K)
 
 
 class Grid(NamedTuple):
@@ -239,22 +141,17 @@ def grid_of(high: Tensor, last: bool) -> Grid:
     )
 
 
-def _like(x: Tensor, shape: list, dtype: torch.dtype | None = None) -> Tensor:
+def empty_like_layout(x: Tensor, shape: list, dtype: torch.dtype | None = None) -> Tensor:
     """An empty tensor of another shape, contiguous or channels_last as x is."""
     memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
     return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
-
-
-def _check(op: str, condition: bool, *tensors: Tensor) -> None:
-    if not condition:
-        raise ValueError(f"{op}: tensors of shapes {', '.join(str(list(t.shape)) for t in tensors)} do not match")
 
 
 def upsample(x: Tensor, scale: float, extra_h: int, extra_w: int) -> Tensor:
     """scale * upsample2x(x), then extra rows and columns (0 or 1) of zeros."""
     check_floating("upsample2x", x)
     n, c, h, w = x.shape
-    y = _like(x, [n, c, 2 * h + extra_h, 2 * w + extra_w])
+    y = empty_like_layout(x, [n, c, 2 * h + extra_h, 2 * w + extra_w])
     if extra_h:
         y[:, :, 2 * h :].zero_()
     if extra_w:
@@ -270,50 +167,9 @@ def downsample(x: Tensor, scale: float) -> Tensor:
     """scale * sums over 2x2 blocks; an odd last row or column is dropped."""
     check_floating("downsample2x", x)
     n, c, h, w = x.shape
-    y = _like(x, [n, c, h // 2, w // 2])
+    y = empty_like_layout(x, [n, c, h // 2, w // 2])
     if y.numel():
         last = is_channels_last(x)
         grid = grid_of(x, last)
         launch(downsample_kernel, grid.programs, arrange(x, last), y, scale, *grid.sizes, **grid.constants)
-    return y
-
-
-def fade_in(low: Tensor, high: Tensor, alpha: Tensor | None, number: float) -> Tensor:
-    """lerp(upsample2x(low), high, alpha or number)."""
-    check_floating("fade_in", low, high)
-    n, c, h, w = low.shape
-    _check("fade_in", high.shape == (n, c, 2 * h, 2 * w) and high.dtype == low.dtype, low, high)
-    y = _like(high, high.shape)
-    if y.numel():
-        last = is_channels_last(high)
-        grid = grid_of(high, last)
-        tensors = (arrange(low, last), arrange(high, last), y)
-        launch(fade_in_kernel, grid.programs, *tensors, alpha, number, *grid.sizes, **grid.constants)
-    return y
-
-
-def fade_in_backward(dy: Tensor, alpha: Tensor | None, number: float) -> tuple[Tensor, Tensor]:
-    """((1 - alpha) * 2x2 sums of dy, alpha * dy)."""
-    check_floating("fade_in_backward", dy)
-    n, c, h, w = dy.shape
-    _check("fade_in_backward", h % 2 == 0 and w % 2 == 0, dy)
-    d_low, d_high = _like(dy, [n, c, h // 2, w // 2]), _like(dy, dy.shape)
-    if dy.numel():
-        last = is_channels_last(dy)
-        grid = grid_of(dy, last)
-        tensors = (arrange(dy, last), d_low, d_high)
-        launch(fade_in_backward_kernel, grid.programs, *tensors, alpha, number, *grid.sizes, **grid.constants)
-    return d_low, d_high
-
-
-def fade_reals(images: Tensor, alpha: Tensor | None, number: float, dtype: torch.dtype) -> Tensor:
-    """lerp(upsample2x(downsample2x(images)), images, alpha or number) in dtype; uint8 becomes -1..1."""
-    n, c, h, w = images.shape
-    _check("fade_reals", h % 2 == 0 and w % 2 == 0, images)
-    y = _like(images, images.shape, dtype)
-    check_floating("fade_reals", y, *([images] if images.dtype != torch.uint8 else []))
-    if y.numel():
-        last = is_channels_last(images)
-        grid = grid_of(images, last)
-        launch(fade_reals_kernel, grid.programs, arrange(images, last), y, alpha, number, *grid.sizes, **grid.constants)
     return y

@@ -44,10 +44,21 @@ def _positions(
 
 
 @triton.jit
+def _centred(x, mask, group):
+    """x [GROUP, BLOCK] minus its mean over the group; values are 0 outside the mask, and stay so.
+
+    The mean is rounded, so the distances from it do not sum to zero: their own mean is taken off as well. Gradients
+    keep the digits that the values share.
+    """
+    for _ in tl.static_range(2):
+        x = tl.where(mask, x - (tl.sum(x, axis=0) / group)[None, :], 0.0)
+    return x
+
+
+@triton.jit
 def _moments(x, mask, group, divisor, eps):
     """x minus its mean over the group, and the deviation [BLOCK], of values that are 0 outside the mask."""
-    mean = tl.sum(x, axis=0) / group
-    centred = tl.where(mask, x - mean[None, :], 0.0)
+    centred = _centred(x, mask, group)
     return centred, tl.sqrt(tl.sum(centred * centred, axis=0) / divisor + eps)
 
 
@@ -166,9 +177,7 @@ def backward_kernel(
     v = tl.load(x + at, mask=mask, other=0).to(ACC)
     centred, s = _moments(v, mask, group, tl.full([], divisor, ACC), tl.full([], eps, ACC))
     out = tl.load(dy + wide_at, mask=mask, other=0).to(ACC)
-    if GROUP > 1:
-        # The deviation of one sample is constant.
-        out += gradient * centred / s[None, :]
+    out += centred * (gradient / s)[None, :]
     tl.store(dx + at, out.to(dx.dtype.element_ty), mask=mask)
 
 
@@ -197,19 +206,18 @@ def double_backward_kernel(
     ACC: tl.constexpr = gradients.dtype.element_ty
     at, wide_at, mask, inside = _positions(groups, group, maps, rows, run, spread, blocks, STRIDED, GROUP, BLOCK)
     gradient = tl.load(gradients + tl.program_id(0) // blocks)
-    divisor = tl.full([], divisor, ACC)
+    divisor, eps = tl.full([], divisor, ACC), tl.full([], eps, ACC)
     v = tl.load(x + at, mask=mask, other=0).to(ACC)
-    centred, s = _moments(v, mask, group, divisor, tl.full([], eps, ACC))
+    centred, s = _moments(v, mask, group, divisor, eps)
     g_ = tl.load(g + at, mask=mask, other=0)
     tl.store(d_dy + wide_at, g_, mask=mask)
-    g_ = g_.to(ACC)
-    mean = tl.sum(g_, axis=0) / group
-    a_over_s = tl.sum(g_ * centred, axis=0) / s
-    out = gradient * (g_ - mean[None, :] - centred * (a_over_s / s / divisor)[None, :]) / s[None, :]
-    if GROUP == 1:
-        # The deviation of one sample is constant.
-        out = tl.zeros([GROUP, BLOCK], ACC)
-        a_over_s = tl.zeros([BLOCK], ACC)
+    h = _centred(g_.to(ACC), mask, group)
+    a_over_s = tl.sum(h * centred, axis=0) / s
+    if GROUP == 2:
+        # Of two samples, h is a multiple of x - mean and what eps leaves of it is less than rounding would.
+        out = h * (gradient / s * (eps / s / s))[None, :]
+    else:
+        out = (h - centred * (a_over_s / s / divisor)[None, :]) * (gradient / s)[None, :]
     tl.store(dx + at, out.to(dx.dtype.element_ty), mask=mask)
     tl.store(sums + tl.program_id(0), tl.sum(tl.where(inside, a_over_s, 0.0), axis=0))
 

@@ -20,6 +20,7 @@ from pggan_fast.training import UserError
 from pggan_fast.utils.atomic_write import atomic_write
 from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import option
+from pggan_fast.utils.torch_files import load_weights_only
 
 Networks = dict[str, Generator | Discriminator]
 
@@ -178,16 +179,7 @@ class _ZooConfig:
 
 
 def _load(path: Path) -> Any:
-    with open(path, "rb"):  # an error of the system is said as such
-        pass
-    try:
-        with torch.serialization.safe_globals([(_ZooConfig, "models.utils.config.BaseConfig")]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # torch's reader raises nearly anything for a file that is damaged, OSError too
-        reason = " ".join(str(error).split()).partition("Please file")[0][:160] or type(error).__name__
-        raise ValueError(f"torch.load reads no weights from it: {reason}") from error
+    return load_weights_only(path, [(_ZooConfig, "models.utils.config.BaseConfig")])
 
 
 def _state_dicts(loaded: Any, depth: int = 0) -> list[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:

@@ -5,6 +5,7 @@ Each function here has a fused namesake in `pggan_fast.ops` with the same argume
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,16 @@ from torch import Tensor
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """fp64 for fp64, fp32 for everything narrower."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x [N, C, H, W] is channels_last; one that is contiguous too counts as contiguous.
+
+    Under the transforms of torch.func, where vmap knows no memory formats, nothing counts as channels_last.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def effective_slope(act: str, slope: float) -> float:
@@ -36,7 +47,10 @@ def bias_act(
     u = x.to(accumulation_dtype(x.dtype)) * scale
     if bias is not None:
         u = u + bias.to(u.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
-    u = torch.where(u > 0, u, u * effective_slope(act, slope)) * gain
+    negative_slope = effective_slope(act, slope)
+    # A product with 0 would make NaN of infinity.
+    u = torch.relu(u) if negative_slope == 0 else torch.where(u > 0, u, u * negative_slope)
+    u = u * gain
     return (_normalize(u, eps) if pixel_norm else u).to(x.dtype)
 
 
@@ -52,6 +66,17 @@ def _normalize(u: Tensor, eps: float) -> Tensor:
 def default_weight_scale(weight: Tensor) -> float:
     """The He constant sqrt(2 / fan_in) of the equalized learning rate (paper, section 4.1)."""
     return math.sqrt(2 / weight[0].numel())
+
+
+def weight_factor(dtype: torch.dtype, weight_scale: float) -> float:
+    """Return the power of two by which weights are multiplied before an fp16 convolution or product.
+
+    The bare sum over the fan-in would overflow fp16 where the scaled one does not. Not below 2**-10, so that the
+    weights themselves do not underflow. Other dtypes have range enough.
+    """
+    if dtype != torch.float16 or not 0 < abs(weight_scale) < 1:
+        return 1.0
+    return 2.0 ** max(round(math.log2(abs(weight_scale))), -10)
 
 
 def equalized_conv2d(
@@ -76,9 +101,11 @@ def equalized_conv2d(
     weight_scale = default_weight_scale(weight) if weight_scale is None else weight_scale
     padding = weight.shape[-1] // 2 if padding is None else padding
     x = upsample2x(x) if up == 2 else x
-    z = F.conv2d(x, weight.to(x.dtype), padding=padding)
+    factor = weight_factor(x.dtype, weight_scale)
+    scale = weight_scale / factor
+    z = F.conv2d(x, _times(weight, factor).to(x.dtype), padding=padding)
     z = downsample2x(z) if down == 2 else z
-    return bias_act(z, bias, scale=weight_scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+    return bias_act(z, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
 
 
 def equalized_linear(
@@ -95,12 +122,20 @@ def equalized_linear(
 ) -> Tensor:
     """`bias_act(x @ weight.T)` with `weight_scale` as its scale. x [N, C_in], weight [C_out, C_in]."""
     weight_scale = default_weight_scale(weight) if weight_scale is None else weight_scale
-    z = F.linear(x, weight.to(x.dtype))
-    return bias_act(z, bias, scale=weight_scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+    factor = weight_factor(x.dtype, weight_scale)
+    scale = weight_scale / factor
+    z = F.linear(x, _times(weight, factor).to(x.dtype))
+    return bias_act(z, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+
+
+def _times(weight: Tensor, factor: float) -> Tensor:
+    return weight if factor == 1 else weight * factor
 
 
 def upsample2x(x: Tensor) -> Tensor:
     """Nearest neighbour, [N, C, H, W] -> [N, C, 2H, 2W]."""
+    if x.is_meta:  # where interpolate refuses an empty batch
+        return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
@@ -112,11 +147,63 @@ def downsample2x(x: Tensor) -> Tensor:
     return (total / 4).to(x.dtype)
 
 
+def lerp(old: Tensor, new: Tensor, alpha: float | Tensor) -> Tensor:
+    """Return `torch.lerp(old, new, alpha)`, alpha in their dtype: one of them to the bit at 0 and at 1."""
+    return torch.lerp(old, new, alpha.to(old.dtype) if isinstance(alpha, Tensor) else alpha)
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor | None = None,
+    *,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+) -> Tensor:
+    """Upsample by zeros behind each pixel, pad or crop, convolve every channel with f, keep each `down`-th pixel.
+
+    x [N, C, H, W], f [fh, fw] or [taps] (along x and along y) or None (Karras et al. 2020, appendix B).
+    up, down: a number or (x, y). padding in upsampled pixels: a number, (x, y) or (x0, x1, y0, y1); negative crops.
+    `flip_filter` correlates instead of convolving; `gain` multiplies the result once.
+    """
+    dtype = accumulation_dtype(x.dtype)
+    (upx, upy), (downx, downy), (x0, x1, y0, y1) = each_axis(up), each_axis(down), each_side(padding)
+    taps = torch.ones(1, 1, dtype=dtype, device=x.device) if f is None else f.to(dtype)
+    taps = torch.outer(taps, taps) if taps.ndim == 1 else taps
+    taps = (taps if flip_filter else taps.flip((0, 1))) * gain
+    n, c, h, w = x.shape
+    y = F.pad(x.to(dtype).reshape(n, c, h, 1, w, 1), (0, upx - 1, 0, 0, 0, upy - 1)).reshape(n, c, h * upy, w * upx)
+    y = F.pad(y, (x0, x1, y0, y1)).reshape(n * c, 1, h * upy + y0 + y1, w * upx + x0 + x1)
+    y = F.conv2d(y, taps[None, None], stride=(downy, downx))
+    return y.reshape(n, c, *y.shape[2:]).to(x.dtype).contiguous(memory_format=layout_of(x))
+
+
+def each_axis(value: int | Sequence[int]) -> tuple[int, int]:
+    """(x, y) of a number or a pair."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def each_side(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """(x0, x1, y0, y1) of a number, of (x, y), or of all four."""
+    padding = each_axis(padding)
+    return tuple(p for p in padding for _ in range(2)) if len(padding) == 2 else padding
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """channels_last if x [N, C, H, W] is that and not contiguous as well; contiguous inside vmap, which cannot say."""
+    if torch._C._functorch.is_batchedtensor(x):
+        return torch.contiguous_format
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def fade_in(low: Tensor, high: Tensor, alpha: float | Tensor) -> Tensor:
     """`lerp(upsample2x(low), high, alpha)`: alpha is the weight of the new path (paper, figure 2)."""
     dtype = accumulation_dtype(high.dtype)
     old, new = upsample2x(low).to(dtype), high.to(dtype)
-    return (old + (new - old) * alpha).to(high.dtype)
+    return lerp(old, new, alpha).to(high.dtype)
 
 
 def fade_reals(images: Tensor, alpha: float | Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -126,7 +213,7 @@ def fade_reals(images: Tensor, alpha: float | Tensor, *, dtype: torch.dtype | No
     x = images.to(accumulation_dtype(dtype))
     x = x * (2 / 255) - 1 if images.dtype == torch.uint8 else x
     coarse = upsample2x(downsample2x(x))
-    return (coarse + (x - coarse) * alpha).to(dtype)
+    return lerp(coarse, x, alpha).to(dtype)
 
 
 def stddev_group(batch: int, group_size: int) -> int:
@@ -164,5 +251,4 @@ def minibatch_stddev(
     s = s.expand(*y.shape[:3], 1, h, w).reshape(n, f, h, w).to(x.dtype)
     y = torch.cat([x, s], dim=1)
     # A single map is in both layouts at once, and cat takes it for contiguous.
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return y.contiguous(memory_format=torch.channels_last) if last else y
+    return y.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else y

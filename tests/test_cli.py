@@ -1,4 +1,4 @@
-"""The command line as people use it: verbs end to end, errors of one line, exit codes."""
+"""The command line as people use it: commands end to end, errors of one line, exit codes."""
 
 import os
 import pty
@@ -6,7 +6,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -52,13 +51,13 @@ def fails(capsys, *arguments):
     return printed.err
 
 
-def test_help_names_every_verb(capsys):
+def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for verb in ("prepare", "train", "generate", "interpolate", "video", "demo", "doctor"):
-        assert f"  {verb} " in text
+    for command in ("prepare", "train", "generate", "interpolate", "video", "demo", "doctor"):
+        assert f"  {command} " in text
         with pytest.raises(SystemExit) as left:
-            main([verb, "--help"])
+            main([command, "--help"])
         assert left.value.code == 0
     assert main([]) == 0
 
@@ -121,11 +120,11 @@ def test_generate_from_an_unfinished_run(work):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("fly", "unknown verb fly; must be one of: prepare, train"),
+        ("fly", "unknown command fly; must be one of: prepare, train"),
         ("train --data {work}/data --out {new} --total-kmg 3", "did you mean --total-kimg?"),
         ("train --out {new}", "--data is missing"),
         ("train --data {work}/data", "--out is missing"),
-        ("train --data {work}/data --out {work}/run", "go on with it by `pggan-fast train --resume"),
+        ("train --data {work}/data --out {work}/run", "resume it by `pggan-fast train --resume"),
         ("train --data {work} --out {new}", "no prepared folder"),
         ("train --data {work}/data --out {new} --resolution 16", "the data in"),
         ("train --data {work}/data --out {new} --device abacus", "--device abacus"),
@@ -166,7 +165,7 @@ def test_weights_that_do_not_fit(work, tmp_path, capsys):
     weights.write_bytes(b"nothing like it")
     assert "does not fit generator.json" in fails(capsys, *arguments)
     described.write_text("{")
-    assert "does not fit generator.json" in fails(capsys, *arguments)
+    assert "generator.json: is damaged" in fails(capsys, *arguments)
 
 
 def test_a_fault_of_the_system_is_one_line_too(work, tmp_path, capsys):
@@ -196,15 +195,14 @@ def test_ctrl_c_on_a_terminal_saves_and_leaves_with_130(work, tmp_path):
     process = subprocess.Popen([*command, "--total-kimg", "1000"], stdout=subprocess.PIPE, stderr=terminal, text=True)
     os.close(terminal)
     bar = b""
-    end = time.monotonic() + 60
-    while b" left" not in bar and time.monotonic() < end:
+    while b" left" not in bar and process.poll() is None:  # however long a busy machine takes to begin
         if select.select([master], [], [], 1)[0]:
             bar += os.read(master, 1000)
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate()
     os.close(master)
     assert process.returncode == 130
-    assert "stopped and saved; go on with: pggan-fast train --resume" in printed
+    assert "stopped and saved; resume with: pggan-fast train --resume" in printed
     assert "Traceback" not in printed
     assert len(list((run / "checkpoints").iterdir())) == 1
     text = bar.decode()

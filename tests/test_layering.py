@@ -13,10 +13,11 @@ MAX_LINES = 450
 
 # A part may import the parts on the lines above its own, and itself.
 ORDER = (
-    {"_moved", "_native", "reference", "kernels", "metrics", "utils"},
+    {"_moved", "_native", "_startup", "reference", "kernels", "utils"},
+    {"metrics"},
     {"ops"},
     {"layers"},
-    {"networks", "dropin"},
+    {"networks", "dropin", "compat"},
     {"interop", "data"},
     {"__init__"},
     {"training"},

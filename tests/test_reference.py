@@ -68,6 +68,34 @@ def minibatch_stddev(x, group_size=4, num_channels=1, eps=1e-8, grouping="stride
     return torch.cat([x, torch.stack(maps)[:, :, None, None].expand(-1, -1, *x.shape[2:])], 1)
 
 
+def _axis(size: int, taps: torch.Tensor, up: int, down: int, before: int, after: int) -> torch.Tensor:
+    """The matrix [out, in] of one axis for correlation with taps, entry by entry."""
+    out = (size * up + before + after - len(taps)) // down + 1
+    matrix = torch.zeros(out, size, dtype=taps.dtype)
+    for o in range(out):
+        for k, tap in enumerate(taps):
+            at = o * down + k - before
+            if at % up == 0 and 0 <= at // up < size:
+                matrix[o, at // up] += tap
+    return matrix
+
+
+def upfirdn2d(x, f=None, *, up=1, down=1, padding=0, flip_filter=False, gain=1.0):
+    """One dense matrix per axis for each rank of the filter."""
+    (upx, upy), (downx, downy), (x0, x1, y0, y1) = (
+        *(reference.each_axis(v) for v in (up, down)),
+        reference.each_side(padding),
+    )
+    f = torch.ones(1, 1, dtype=x.dtype) if f is None else f.double()
+    f = torch.outer(f, f) if f.ndim == 1 else f
+    u, s, v = torch.linalg.svd(f if flip_filter else f.flip((0, 1)))
+    y = 0
+    for column, value, row in zip(u.T, s, v, strict=False):
+        rows, columns = _axis(x.shape[2], column, upy, downy, y0, y1), _axis(x.shape[3], row, upx, downx, x0, x1)
+        y = y + gain * value * torch.einsum("oh,nchw,pw->ncop", rows, x, columns)
+    return y
+
+
 def pixel_norm(x, eps=1e-8):
     return x / (x.pow(2).mean(1, keepdim=True) + eps).sqrt()
 

@@ -15,7 +15,7 @@ from bench.gpu_check.workload import SMALL, images, networks
 from pggan_fast import use_impl
 from pggan_fast.training import DatasetWriter, RunFolder, TrainConfig, TrainStep
 from pggan_fast.training import train as run_training
-from pggan_fast.training.runtime.cuda_graph import CapturedStep, CudaRecorder
+from pggan_fast.training.runtime.cuda_graph import CUDAGraphStep, CudaRecorder
 
 
 def relative(found: Tensor, expected: Tensor) -> str:
@@ -81,7 +81,7 @@ def _last_losses(kind: str, how: str, augment: str) -> dict[str, list[float]]:
 
 def _eight_steps(kind: str, how: str, **options: str) -> tuple[Tensor, Tensor]:
     step = TrainStep(*networks(16, fmap_max=64), precision=set_precision(kind), compile=how == "compile", **options)
-    call = CapturedStep(step, CudaRecorder()) if how == "graphs" and DEVICE == "cuda" else step
+    call = CUDAGraphStep(step, CudaRecorder()) if how == "graphs" and DEVICE == "cuda" else step
     torch.manual_seed(5)
     real, losses = images(16, 16).to(DEVICE), []
     for i in range(8):

@@ -1,4 +1,4 @@
-"""What is fast: whole steps, convolutions by direction, ops over tensors past the L2 cache."""
+"""Speed: whole steps, convolutions by direction, ops over tensors past the L2 cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.harness.cases import op_case
 from bench.harness.table import MAIN, OTHERS, Op
 from pggan_fast import use_impl
 from pggan_fast.training import TrainStep
-from pggan_fast.training.runtime.cuda_graph import CapturedStep, CudaRecorder
+from pggan_fast.training.runtime.cuda_graph import CUDAGraphStep, CudaRecorder
 
 SIZES = ((8, 4),) if REHEARSAL else ((64, 32), (256, 8), (1024, 4))  # px, batch
 BEYOND_L2 = (2, 8, 16, 16) if REHEARSAL else (2, 64, 512, 512)  # 134 MB in fp32
@@ -51,7 +51,7 @@ def _step(part: Part, resolution: int, batch: int, kind: str, variant: str) -> d
         step = TrainStep(G, D, precision=set_precision(kind))
     torch.backends.cudnn.benchmark = True
     in_graph = "graph" in variant and DEVICE == "cuda"
-    call = CapturedStep(step, CudaRecorder()) if in_graph else step
+    call = CUDAGraphStep(step, CudaRecorder()) if in_graph else step
     with use_impl("triton" if "Triton" in variant and DEVICE == "cuda" else "auto"):
         if DEVICE == "cuda":
             torch.cuda.reset_peak_memory_stats()

@@ -8,7 +8,7 @@ from torch import Tensor
 from bench.harness.table import DOUBLE, Op, Shape
 from bench.harness.timing import Case, Variant, assert_close
 from pggan_fast import use_impl
-from pggan_fast.ops.dispatch import passed_over
+from pggan_fast.ops.dispatch import unavailable_reason
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -34,7 +34,7 @@ def op_case(
     sets = rotated(first, gradient)
 
     providers = {"eager": op.eager, "ours": op.ours}
-    if device == "cuda" and passed_over("triton", device) is None:
+    if device == "cuda" and unavailable_reason("triton", device) is None:
         providers["ours_triton"] = in_triton(op.ours)
     if compiled:
         torch.compiler.reset()

@@ -225,7 +225,7 @@ def merge(results: list[dict]) -> dict:
 
 
 def expected() -> str:
-    """What the model of the fused convolution says."""
+    """Return what the model of the fused convolution predicts."""
     from bench.traffic import model_conv  # needs triton
 
     half, single = (model_conv.rows(dtype)[-1].ratio for dtype in (torch.float16, torch.float32))

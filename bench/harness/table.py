@@ -83,7 +83,7 @@ def conv_inputs(up: int, off_the_kink: bool = False) -> Callable[[Shape, torch.d
 
 
 def linear_inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> list[Tensor]:
-    """Of the discriminator's first dense layer, whose input is a map of this shape."""
+    """The case of the discriminator's first dense layer, whose input is a map of this shape."""
     n, c, h, w = shape
     weight = normal((c, c * h * w), dtype, generator)
     return [normal((n, c * h * w), dtype, generator), weight, normal((c,), dtype, generator)]

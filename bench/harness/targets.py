@@ -1,4 +1,4 @@
-"""What is asked of the figures, and whether they reach it."""
+"""The speed-ups that are asked for, and whether they reach it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -105,7 +105,7 @@ class Traffic(TorchDispatchMode):
 
 
 def _laid_out(made: Tensor, *inputs: Tensor) -> Tensor:
-    """What a convolution made, in the layout that cuDNN gives it; on meta tensors it is contiguous."""
+    """Return what a convolution made, in the layout that cuDNN gives it; on meta tensors it is contiguous."""
     last = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in inputs)
     return torch.empty_like(made, memory_format=torch.channels_last) if last and made.ndim == 4 else made
 
@@ -127,7 +127,7 @@ def _moved(func: torch._ops.OpOverload, name: str, args: tuple, kwargs: dict, re
 
 
 def distinct_bytes(*tensors: object) -> int:
-    """Of tensors' elements; those of an expanded dimension are one."""
+    """The bytes of tensors' elements; those of an expanded dimension are one."""
     total = 0
     for t in tensors:
         if isinstance(t, Tensor):

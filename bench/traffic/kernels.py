@@ -1,4 +1,4 @@
-"""What our kernels move, for `bench.traffic.count`: how often each of their tensors passes, times its bytes.
+"""The bytes that our kernels move, for `bench.traffic.count`: how often each of their tensors passes, times its bytes.
 
 Read off the kernels themselves at small sizes: tests/cuda_on_cpu/test_traffic.py counts what csrc/cuda loads and
 stores in the harness, tests/kernels/test_traffic.py the addresses that Triton's interpreter sees. A tensor that is
@@ -15,7 +15,18 @@ import torch
 from torch import Tensor
 
 from bench.traffic.count import Traffic, distinct_bytes
-from pggan_fast.kernels import bias_act, conv, conv_tiles, fold, pixel_norm_gradient, resample, stddev, weight_gradient
+from pggan_fast.kernels import (
+    bias_act,
+    bias_act_pixel_norm,
+    conv,
+    conv_tiles,
+    conv_weight_gradient,
+    fade,
+    fold,
+    resample,
+    stddev,
+    upfirdn2d,
+)
 from pggan_fast.ops import conv as ops_conv
 from pggan_fast.ops import dispatch
 from pggan_fast.ops import linear as ops_linear
@@ -44,6 +55,7 @@ NATIVE = {
     "minibatch_stddev": (2, {}),
     "minibatch_stddev_backward": (2, {}),
     "minibatch_stddev_double_backward": (3, {"dy": MAPS_ALONE}),
+    "upfirdn2d": (1, {}),
     "fold_weight": (1, {}),
     "unfold_weight": (1, {}),
 }
@@ -59,18 +71,19 @@ HOSTS = {
     "bias_act_double_backward": bias_act.double_backward,
     "upsample2x": resample.upsample,
     "downsample2x": resample.downsample,
-    "fade_in": resample.fade_in,
-    "fade_in_backward": resample.fade_in_backward,
-    "fade_reals": resample.fade_reals,
+    "fade_in": fade.fade_in,
+    "fade_in_backward": fade.fade_in_backward,
+    "fade_reals": fade.fade_reals,
     "minibatch_stddev": stddev.forward,
     "minibatch_stddev_backward": stddev.backward,
     "minibatch_stddev_double_backward": stddev.double_backward,
+    "upfirdn2d": upfirdn2d.upfirdn2d,
     "fold_weight": fold.fold,
     "unfold_weight": fold.unfold,
 }
 """{op: the function of pggan_fast.kernels that launches for it}"""
 
-MODULES = (bias_act, conv, fold, pixel_norm_gradient, resample, stddev, weight_gradient)
+MODULES = (bias_act, bias_act_pixel_norm, conv, conv_weight_gradient, fade, fold, resample, stddev, upfirdn2d)
 
 
 def native_launches(op: str, given: dict) -> int:
@@ -78,7 +91,7 @@ def native_launches(op: str, given: dict) -> int:
 
 
 def native_bytes(op: str, given: dict, outputs: object) -> float:
-    """Of one call; `given` are its arguments by name."""
+    """The traffic of one call; `given` are its arguments by name."""
     passes = dict(NATIVE[op][1])
     if op in ("bias_act_backward", "bias_act_double_backward") and not given["pixel_norm"]:
         # The sign of an affine map's gradient needs no y, and a second derivative no dy.
@@ -89,7 +102,7 @@ def native_bytes(op: str, given: dict, outputs: object) -> float:
 
 
 def triton_bytes(kernel, tensors: dict[str, object]) -> float:
-    """Of one launch; `tensors` are the kernel's arguments by name."""
+    """The traffic of one launch; `tensors` are the kernel's arguments by name."""
     passes = TRITON.get(kernel.__name__, {})
     if "d_y" in kernel.arg_names and "d_y" not in tensors:
         passes = {"dy": 0.0}  # bias_act's second derivative without pixel norm
@@ -163,7 +176,7 @@ def counted(impl: str) -> Iterator[Traffic]:
 
     with ExitStack() as stack:
         # Meta tensors have no kernels of their own, so no implementation offers itself for them.
-        stack.enter_context(mock.patch.object(dispatch, "passed_over", lambda impl, device: None))
+        stack.enter_context(mock.patch.object(dispatch, "unavailable_reason", lambda impl, device: None))
         for module in MODULES:
             stack.enter_context(mock.patch.object(module, "launch", launch))
         if impl == "auto":

@@ -79,7 +79,7 @@ def _bytes(*tensors: Tensor) -> int:
 
 
 def layers(dtype: torch.dtype) -> Iterator[Layer]:
-    """Of both networks at 256 px and more, as far as they end in `MOST_CHANNELS` channels or fewer."""
+    """The layers of both networks at 256 px and more, as far as they end in `MOST_CHANNELS` channels or fewer."""
     for resolution in RESOLUTIONS:
         new, old = eager.channels(resolution, 8192, 512), eager.channels(resolution // 2, 8192, 512)
         low, high = (BATCH, old, resolution // 2, resolution // 2), (BATCH, new, resolution, resolution)

@@ -42,7 +42,7 @@ def _meta_as_gpu(bf16: bool) -> Iterator[None]:
 
 @cache
 def step_traffic(provider: str, resolution: int, batch: int, bf16: bool = False, **options: int) -> Traffic:
-    """Of one of PROVIDERS (in bf16, of ours), a step after the first; options are those of the networks."""
+    """The traffic of one of PROVIDERS (in bf16, of ours), a step after the first; options are those of the networks."""
     real = torch.empty(batch, 3, resolution, resolution, device="meta")
     count = Traffic if provider == "eager" else partial(counted, provider)
     with _meta_as_gpu(bf16):

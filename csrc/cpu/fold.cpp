@@ -1,5 +1,5 @@
 // Weights folded with a 2x rescaling, cast and laid out in one pass, and the adjoint: see pggan_fast/ops/fold.py.
-#include "../shared/bank.h"
+#include "../shared/fold.h"
 #include "tensors.h"
 
 namespace pggan_fast {

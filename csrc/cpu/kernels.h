@@ -65,7 +65,14 @@ struct Resample {
 };
 
 // groups x group samples of `rows` rows of `run` values. A tensor with maps has maps x spread more behind each row.
-// contiguous: one row of C P values, spread P; channels_last: P rows of C values, spread 1.
+// contiguous: one row of C P values, spread P; channels_last: P rows of C values, spread 1. One sample in memory:
+//
+//   contiguous:     | channel 0: P values | channel 1 | ... | channel C - 1 | map 0: P values | ... |
+//                   |<--------------------- run = C P -------------------->|<-- maps x P -------->|
+//   channels_last:  | pixel 0: C values | maps | pixel 1: C values | maps | ... | pixel P - 1: C values | maps |
+//                   |<---- run = C ---->|                                    (without maps: the C values alone)
+//
+// Which samples are one group: strided, of 8 samples in groups of 4: 0 1 0 1 0 1 0 1; consecutive: 0 0 0 0 1 1 1 1.
 struct Samples {
   int64_t groups, group, maps, rows, run, spread;
   bool strided;
@@ -96,7 +103,26 @@ struct Relayout {
 // Pixels of one sample in a unit of relayout's work: whole cache lines on both sides.
 constexpr int64_t kRelayoutPixels = 64;
 
-// Each kernel does the units [begin, end) of its work. A unit of bias_act is a block of `bias_act_block` pixels or of
+// planes x h x w pixels of c values (contiguous: N C planes of one value, channels_last: N planes of C) to oh x ow.
+// The filter is a sum over `terms` of columns[term][fh] times rows[term][fw], in the order of a correlation.
+struct Upfirdn2d {
+  Dtype dtype;
+  int64_t planes, h, w, c, oh, ow;
+  int64_t upx, upy, downx, downy, x0, y0, fh, fw, terms;
+  const double* columns;
+  const double* rows;
+  const void* x;
+  void* y;
+};
+
+// Planes too small for rows of whole vectors are filtered this many at a time: a vector of the widest level's.
+constexpr int64_t kPlanesAtOnce = 16;
+static inline bool upfirdn2d_has_small_planes(const Upfirdn2d& a) {
+  return a.c == 1 && a.w <= 16 && a.ow <= 16 && a.h <= 64 && a.oh <= 64;
+}
+
+// Each kernel does the units [begin, end) of its work. A unit of upfirdn2d is one output row, or kPlanesAtOnce small
+// planes, of bias_act is a block of `bias_act_block` pixels or of
 // `bias_act_planes`, of resampling some rows, of stddev a block of positions, and of its maps one map of one sample.
 struct Kernels {
   void (*bias_act_forward)(const BiasActForward&, int64_t begin, int64_t end);
@@ -113,6 +139,7 @@ struct Kernels {
   void (*stddev_read_maps)(const Stddev&, int64_t begin, int64_t end);
   void (*stddev_write_maps)(const Stddev&, int64_t begin, int64_t end);
   void (*relayout)(const Relayout&, int64_t begin, int64_t end);
+  void (*upfirdn2d)(const Upfirdn2d&, int64_t begin, int64_t end);
 };
 
 // A unit of bias_act's work is a block of pixels of one sample (contiguous) or of all samples (channels_last).

@@ -1,9 +1,11 @@
 // All kernels of one instruction set. The includer defines LEVEL, a namespace, and KERNELS, the name of the table.
 #include "bias_act_kernels.h"
+#include "fade_kernels.h"
 #include "kernels.h"
 #include "layout_kernels.h"
 #include "resample_kernels.h"
 #include "stddev_kernels.h"
+#include "upfirdn2d_kernels.h"
 
 namespace pggan_fast {
 
@@ -22,6 +24,7 @@ const Kernels KERNELS = {
     LEVEL::stddev_read_maps,
     LEVEL::stddev_write_maps,
     LEVEL::relayout,
+    LEVEL::upfirdn2d,
 };
 
 }  // namespace pggan_fast

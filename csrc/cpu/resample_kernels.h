@@ -1,5 +1,5 @@
-// upsample2x, downsample2x, fade_in, fade_reals and gradients: each goes once over two high rows and the low row under
-// them, in registers.
+// upsample2x and downsample2x: each goes once over two high rows and the low row under them, in registers. The fades
+// of fade_kernels.h share the loops.
 #pragma once
 
 #include <type_traits>
@@ -32,6 +32,15 @@ inline Vec<float> load_numbers<float>(const uint8_t* p) {
 }
 #endif
 
+template <class T>
+inline const T* as(const void* p) {
+  return static_cast<const T*>(p);
+}
+template <class T>
+inline T* as(void* p) {
+  return static_cast<T*>(p);
+}
+
 // 0..255 of a uint8 image become -1..1.
 template <class A>
 inline Vec<A> load_image(const uint8_t* p) {
@@ -41,15 +50,6 @@ inline Vec<A> load_image(const uint8_t* p) {
 template <class A, class T>
 inline Vec<A> load_image(const T* p) {
   return load(p);
-}
-
-template <class T>
-inline const T* as(const void* p) {
-  return static_cast<const T*>(p);
-}
-template <class T>
-inline T* as(void* p) {
-  return static_cast<T*>(p);
 }
 
 // ---- shuffles
@@ -158,11 +158,6 @@ inline Pair<A> scaled(Vec<A> factor, const Pair<A>& v) {
   return {{factor * v.part[0], factor * v.part[1]}};
 }
 
-template <class A>
-inline Pair<A> blend(const Pair<A>& old, const Pair<A>& fresh, Vec<A> alpha) {
-  return {{old.part[0] + (fresh.part[0] - old.part[0]) * alpha, old.part[1] + (fresh.part[1] - old.part[1]) * alpha}};
-}
-
 template <class T>
 struct Upsample {
   using Type = T;
@@ -195,71 +190,6 @@ struct Downsample {
   void at(const Place& p) const {
     const Pair<A> top = load_pair<A, pairs>(x, p.top), bottom = load_pair<A, pairs>(x, p.bottom);
     store(y + p.low, scale * gather<A, pairs>(top + bottom));
-  }
-};
-
-template <class T>
-struct FadeIn {
-  using Type = T;
-  using A = Acc<T>;
-  using High = T;
-  const T *low, *high;
-  T* y;
-  Vec<A> alpha;
-  explicit FadeIn(const Resample& a)
-      : low(as<T>(a.low)), high(as<T>(a.high)), y(as<T>(a.high_out)), alpha(broadcast<A>(A(a.factor))) {}
-
-  template <Pairs pairs>
-  void at(const Place& p) const {
-    const Pair<A> old = spread<A, pairs>(load(low + p.low));
-    const Pair<A> top = load_pair<A, pairs>(high, p.top), bottom = load_pair<A, pairs>(high, p.bottom);
-    store_pair<pairs>(y, p.top, blend<A>(old, top, alpha));
-    store_pair<pairs>(y, p.bottom, blend<A>(old, bottom, alpha));
-  }
-};
-
-template <class T>
-struct FadeInBackward {
-  using Type = T;
-  using A = Acc<T>;
-  using High = T;
-  const T* dy;
-  T *d_low, *d_high;
-  Vec<A> alpha, rest;
-  explicit FadeInBackward(const Resample& a)
-      : dy(as<T>(a.high)),
-        d_low(as<T>(a.low_out)),
-        d_high(as<T>(a.high_out)),
-        alpha(broadcast<A>(A(a.factor))),
-        rest(broadcast<A>(A(1) - A(a.factor))) {}
-
-  template <Pairs pairs>
-  void at(const Place& p) const {
-    const Pair<A> top = load_pair<A, pairs>(dy, p.top), bottom = load_pair<A, pairs>(dy, p.bottom);
-    store_pair<pairs>(d_high, p.top, scaled<A>(alpha, top));
-    store_pair<pairs>(d_high, p.bottom, scaled<A>(alpha, bottom));
-    store(d_low + p.low, rest * gather<A, pairs>(top + bottom));
-  }
-};
-
-// Image: T, or uint8_t.
-template <class T, class Image>
-struct FadeReals {
-  using Type = T;
-  using A = Acc<T>;
-  using High = Image;
-  const Image* x;
-  T* y;
-  Vec<A> alpha;
-  explicit FadeReals(const Resample& a)
-      : x(as<Image>(a.high)), y(as<T>(a.high_out)), alpha(broadcast<A>(A(a.factor))) {}
-
-  template <Pairs pairs>
-  void at(const Place& p) const {
-    const Pair<A> top = load_pair<A, pairs>(x, p.top), bottom = load_pair<A, pairs>(x, p.bottom);
-    const Pair<A> old = spread<A, pairs>(broadcast<A>(A(0.25)) * gather<A, pairs>(top + bottom));
-    store_pair<pairs>(y, p.top, blend<A>(old, top, alpha));
-    store_pair<pairs>(y, p.bottom, blend<A>(old, bottom, alpha));
   }
 };
 
@@ -411,22 +341,6 @@ inline void upsample(const Resample& a, int64_t begin, int64_t end) {
 
 inline void downsample(const Resample& a, int64_t begin, int64_t end) {
   with_type(a.dtype, [&](auto type) { run_units<Downsample<decltype(type)>, decltype(type)>(a, begin, end); });
-}
-
-inline void fade_in(const Resample& a, int64_t begin, int64_t end) {
-  with_type(a.dtype, [&](auto type) { run_units<FadeIn<decltype(type)>, decltype(type)>(a, begin, end); });
-}
-
-inline void fade_in_backward(const Resample& a, int64_t begin, int64_t end) {
-  with_type(a.dtype, [&](auto type) { run_units<FadeInBackward<decltype(type)>, decltype(type)>(a, begin, end); });
-}
-
-inline void fade_reals(const Resample& a, int64_t begin, int64_t end) {
-  with_type(a.dtype, [&](auto type) {
-    using T = decltype(type);
-    if (a.bytes) run_units<FadeReals<T, uint8_t>, T>(a, begin, end);
-    else run_units<FadeReals<T, T>, T>(a, begin, end);
-  });
 }
 
 }  // namespace pggan_fast::LEVEL

@@ -78,7 +78,6 @@ double elements_of(const Samples& s) { return double(s.rows) * double(s.run / s.
 std::vector<double> map_gradients(Stddev work) {
   const Samples& s = work.samples;
   std::vector<double> totals(s.groups * s.maps, 0.0), sums(totals.size() * s.group);
-  if (s.group == 1) return totals;  // their deviation is constant
   work.sums = sums.data();
   run_on_maps(kernels().stddev_read_maps, work);
   for (int64_t sample = 0; sample < s.groups * s.group; ++sample)
@@ -96,13 +95,7 @@ Tensor minibatch_stddev(Tensor x, int64_t group, int64_t maps, double eps, bool 
   const Tensor x_ = with_layout(x, layout);
   work.x = data(x_);
   work.y = y.mutable_data_ptr();
-  std::vector<double> values;
-  if (group == 1) {
-    values.assign(work.samples.groups * maps, std::sqrt(eps));
-    run(kernels().stddev_forward, work);
-  } else {
-    values = run_and_sum(kernels().stddev_forward, work, 1 / elements_of(work.samples));
-  }
+  const std::vector<double> values = run_and_sum(kernels().stddev_forward, work, 1 / elements_of(work.samples));
   work.factors = values.data();
   run_on_maps(kernels().stddev_write_maps, work);
   return y;

@@ -83,23 +83,47 @@ inline void widen(const Samples& s, const Positions& at, const void* narrow, voi
   });
 }
 
-// One group's values at W positions: mean and sum of squared distances from it.
+// The mean of one group's values at W positions. It is rounded, so the distances from it do not sum to zero: their own
+// mean, `rest`, is taken off as well. Gradients keep the digits that the values share.
+template <class A>
+struct Mean {
+  Vec<A> mean, rest;
+  Vec<A> distance(Vec<A> v) const { return (v - mean) - rest; }
+};
+
+template <class T>
+inline Vec<Acc<T>> rounded_mean(const T* x, int64_t step, int64_t group, Vec<Acc<T>> size, int64_t n) {
+  Vec<Acc<T>> total{};
+  for (int64_t g = 0; g < group; ++g) total += load(x + g * step, n);
+  return total / size;
+}
+
+// The sum of squared distances, from that of distances that sum to `sum` and have the mean `rest`. Of values that are all
+// the same rounding leaves a little of zero, and no less than zero. What overflows stays infinite, and NaN stays NaN.
+template <class A>
+inline Vec<A> centred_squares(Vec<A> squares, Vec<A> sum, Vec<A> rest) {
+  const Vec<A> centred = squares - sum * rest;
+  return centred < Vec<A>{} ? Vec<A>{} : centred != centred ? squares : centred;
+}
+
 template <class A>
 struct Moments {
-  Vec<A> mean, squares;
+  Mean<A> x;
+  Vec<A> squares;  // the sum of squared distances
 };
 
 template <class T>
 inline Moments<Acc<T>> moments(const T* x, int64_t step, int64_t group, Vec<Acc<T>> size, int64_t n) {
   using A = Acc<T>;
-  Vec<A> mean{}, squares{};
-  for (int64_t g = 0; g < group; ++g) mean += load(x + g * step, n);
-  mean /= size;
+  const Vec<A> mean = rounded_mean(x, step, group, size, n);
+  Vec<A> sum{}, squares{};
   for (int64_t g = 0; g < group; ++g) {
     const Vec<A> d = load(x + g * step, n) - mean;
+    sum += d;
     squares += d * d;
   }
-  return {mean, squares};
+  const Vec<A> rest = sum / size;
+  return {{mean, rest}, centred_squares<A>(squares, sum, rest)};
 }
 
 template <class T>
@@ -108,7 +132,6 @@ void stddev_forward_unit(const Stddev& a, int64_t unit) {
   const Samples& s = a.samples;
   const Positions at = positions_of(s, unit);
   widen<T>(s, at, a.x, a.y);
-  if (s.group == 1) return;
   const int64_t sample = first_sample(s, at.group), apart = step(s) * s.rows * s.run;
   const Vec<A> size = broadcast<A>(A(s.group)), eps = broadcast<A>(A(a.eps));
   const Vec<A> scale = broadcast<A>(A(1) / A(a.divisor));
@@ -137,12 +160,6 @@ void stddev_backward_unit(const Stddev& a, int64_t unit) {
   using A = Acc<T>;
   const Samples& s = a.samples;
   const Positions at = positions_of(s, unit);
-  if (s.group == 1) {
-    for_rows(s, at, [&](int64_t to, int64_t from, int64_t count) {
-      std::memcpy(static_cast<T*>(a.dx) + to, static_cast<const T*>(a.dy) + from, count * sizeof(T));
-    });
-    return;
-  }
   const int64_t sample = first_sample(s, at.group), apart = step(s) * s.rows * s.run;
   const int64_t wide_apart = step(s) * s.rows * wide_row(s);
   const Vec<A> size = broadcast<A>(A(s.group)), eps = broadcast<A>(A(a.eps));
@@ -156,7 +173,7 @@ void stddev_backward_unit(const Stddev& a, int64_t unit) {
       const Moments<A> m = moments(x + i, apart, s.group, size, n);
       const Vec<A> factor = gradient / square_root<A>(m.squares * scale + eps);
       for (int64_t g = 0; g < s.group; ++g) {
-        const Vec<A> d = load(x + g * apart + i, n) - m.mean;
+        const Vec<A> d = m.x.distance(load(x + g * apart + i, n));
         store(dx + g * apart + i, load(dy + g * wide_apart + i, n) + factor * d, n);
       }
     });
@@ -181,20 +198,31 @@ void stddev_double_backward_unit(const Stddev& a, int64_t unit) {
     const Vec<A> t = broadcast<A>(A(a.factors[at.group * s.maps + map]));
     Vec<A> total{};
     for_vectors<A>(count, [&](int64_t i, int64_t n) {
-      const Moments<A> m = moments(x + i, apart, s.group, size, n);
-      const Vec<A> inverse = one / square_root<A>(m.squares * scale + eps);
-      Vec<A> product{}, mean{};
+      Mean<A> of_x{rounded_mean(x + i, apart, s.group, size, n), {}};
+      Mean<A> of_g{rounded_mean(gradient + i, apart, s.group, size, n), {}};
+      Vec<A> x_sum{}, g_sum{}, squares{}, product{};
       for (int64_t g = 0; g < s.group; ++g) {
-        const Vec<A> v = load(gradient + g * apart + i, n);
-        product += v * (load(x + g * apart + i, n) - m.mean);
-        mean += v;
+        const Vec<A> d = load(x + g * apart + i, n) - of_x.mean, h = load(gradient + g * apart + i, n) - of_g.mean;
+        x_sum += d;
+        g_sum += h;
+        squares += d * d;
+        product += d * h;
       }
-      mean /= size;
+      of_x.rest = x_sum / size;
+      of_g.rest = g_sum / size;
+      squares = centred_squares<A>(squares, x_sum, of_x.rest);
+      product -= x_sum * of_g.rest;
+      const Vec<A> inverse = one / square_root<A>(squares * scale + eps);
       total += first_of<A>(product * inverse, n);
-      const Vec<A> pull = product * inverse * inverse * scale, factor = t * inverse;
+      // Of two samples, g is a multiple of d and g - pull d nothing but what eps leaves of g: less than rounding would.
+      const bool is_pair = s.group == 2;
+      const Vec<A> keep = is_pair ? eps * inverse * inverse : one;
+      const Vec<A> pull = is_pair ? Vec<A>{} : product * inverse * inverse * scale;
+      const Vec<A> factor = t * inverse;
       for (int64_t g = 0; g < s.group; ++g) {
-        const Vec<A> d = load(x + g * apart + i, n) - m.mean;
-        store(dx + g * apart + i, factor * (load(gradient + g * apart + i, n) - mean - d * pull), n);
+        const Vec<A> d = of_x.distance(load(x + g * apart + i, n));
+        const Vec<A> h = of_g.distance(load(gradient + g * apart + i, n));
+        store(dx + g * apart + i, factor * (keep * h - pull * d), n);
       }
     });
     sums[map] += double(sum(total));
@@ -209,18 +237,17 @@ void stddev_read_map(const Stddev& a, int64_t unit) {
   using A = Acc<T>;
   const Samples& s = a.samples;
   const int64_t map = unit % s.maps;
-  double total = 0;
+  // In double: what is left of terms that cancel is a factor of every gradient.
+  double totals[kWidth<A>] = {};
   for (int64_t row = 0; row < s.rows; ++row) {
     const T* dy = static_cast<const T*>(a.dy) + wide_place(s, unit / s.maps, row, s.run + map * s.spread);
-    for (int64_t first = 0; first < s.spread; first += kStddevBlock) {
-      const int64_t left = s.spread - first;
-      Vec<A> part{};
-      for_vectors<A>(left < kStddevBlock ? left : kStddevBlock,
-                     [&](int64_t i, int64_t n) { part += load(dy + first + i, n); });
-      total += double(sum(part));
-    }
+    for_vectors<A>(s.spread, [&](int64_t i, int64_t n) {
+      A values[kWidth<A>];
+      store(values, load(dy + i, n));
+      for (int k = 0; k < kWidth<A>; ++k) totals[k] += double(values[k]);
+    });
   }
-  a.sums[unit] = total;
+  a.sums[unit] = sum_of(totals, kWidth<A>);
 }
 
 template <class T>

@@ -1,6 +1,7 @@
 // The ops of pggan_fast/ops/bias_act.py.
 #include "../shared/bias_act.h"
 
+#include <cmath>
 #include <initializer_list>
 #include <tuple>
 
@@ -20,7 +21,8 @@ int64_t tiles_at_a_time(const Tiling& t, const Shape& s, bool per_channel) {
 
 template <class A>
 Coefficients<A> coefficients(const Epilogue& e) {
-  return {A(e.scale), A(e.gain), A(e.gain * e.slope), A(e.eps)};
+  const bool is_relu = e.slope == 0;
+  return {A(e.scale), A(e.gain), A(is_relu ? e.gain : e.gain * e.slope), is_relu ? A(0) : A(NAN), A(e.eps)};
 }
 
 // As the kernels take it: the dense [N, C] of one pixel is channels_last.

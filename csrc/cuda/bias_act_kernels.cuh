@@ -7,10 +7,14 @@
 
 namespace pggan_fast {
 
-// Of the activation: scale * x + bias, times `above` where that is positive and `below` elsewhere.
+// The activation multiplies by `above` where a sign is positive and by `below` elsewhere. A product with a slope of 0
+// would make NaN of infinity, so relu sets values to 0 where the sign is not above `dead`; elsewhere, and where the sign
+// is NaN, it multiplies by gain alone. Other activations have no such values: no number is at most NaN.
 template <class A>
 struct Coefficients {
-  A scale, above, below, eps;
+  A scale, above, below, dead, eps;
+  // gain * act'(sign) * v, and gain * act(v) where v is its own sign.
+  __device__ A activate(A v, A sign) const { return (sign <= dead ? A(0) : v) * (sign > 0 ? above : below); }
 };
 
 template <class T, int V, bool last, bool norm>
@@ -25,7 +29,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     Packed<T, V> held[K];
     const auto activated = [&](T x_i, A b) {
       const A z = e.scale * A(x_i) + b;
-      return z * (z > 0 ? e.above : e.below);
+      return e.activate(z, z);
     };
     A factor[W] = {};
     for (int64_t chunk = me.first_chunk; chunk < me.end_chunk; ++chunk) {
@@ -128,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
           const A y_i = y ? A(y_k.v[i]) : A(0);
           A du = A(dy_k.v[i]);
           if (norm) du = factor[w] * du - along_y[w] * y_i;
-          du *= y_i > 0 ? e.above : e.below;
+          du = e.activate(du, y_i);
           values[i] = e.scale * du;
           db[k][last ? i : 0] += du;
         }
@@ -200,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, (kDoubleBackwardBlocks<T, V, last, n
 #pragma unroll
         for (int i = 0; i < V; ++i) {
           const A g = (a.g ? e.scale * A(g_k.v[i]) : A(0)) + g_bias(slot, i);
-          f(i, g * (a.y && A(y_k.v[i]) > 0 ? e.above : e.below), A(dy_k.v[i]), A(y_k.v[i]), place);
+          f(i, e.activate(g, a.y ? A(y_k.v[i]) : A(0)), A(dy_k.v[i]), A(y_k.v[i]), place);
         }
       });
     };

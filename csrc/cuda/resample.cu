@@ -1,42 +1,9 @@
-// The ops of pggan_fast/ops/resample.py and fade.py.
-#include <initializer_list>
-#include <tuple>
-
+// The ops of pggan_fast/ops/resample.py.
+#include "resample.cuh"
 #include "resample_kernels.cuh"
 
 namespace pggan_fast {
 namespace {
-
-void check_image(const char* op, const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 4, op, ": x must be [N, C, H, W]");
-}
-
-template <class A>
-Alpha<A> alpha_of(const char* op, const std::optional<Tensor>& alpha, double number, const Tensor& x) {
-  if (!alpha) return {nullptr, A(number)};
-  STD_TORCH_CHECK(alpha->numel() == 1 && alpha->scalar_type() == ScalarType::Float, op,
-                  ": alpha must be a 0-d fp32 tensor");
-  check_device(op, "alpha", *alpha, x);
-  return {pointer<float>(*alpha), A(0)};
-}
-
-// f(T, V, last), each a value whose type says it, and the blocks to launch, for tensors that begin at these places.
-template <class F>
-void with_kernel(Dtype dtype, const Grid& g, Layout layout, std::initializer_list<const void*> places, F f) {
-  if (g.planes * g.h * g.w * g.c == 0) return;
-  const bool aligned = std::all_of(places.begin(), places.end(), is_aligned);
-  with_type(dtype, [&](auto type) {
-    using T = decltype(type);
-    constexpr int V = 16 / sizeof(T);
-    with_bool(layout == Layout::channels_last, [&](auto last) {
-      // A row of the high resolution must begin where a vector may, too.
-      const bool fits = aligned && (last ? g.c % V == 0 : g.w % V == 0 && g.extra_w == 0);
-      with_vector<T>(fits, [&](auto vector) {
-        f(type, vector, last, divide_up(cells_of<vector, last>(g), kThreads));
-      });
-    });
-  });
-}
 
 Tensor upsample2x(Tensor x, double scale, int64_t extra_h, int64_t extra_w) {
   const OnDeviceOf guard(x);
@@ -74,83 +41,11 @@ Tensor downsample2x(Tensor x, double scale) {
   return y;
 }
 
-Tensor fade_in(Tensor low, Tensor high, std::optional<Tensor> alpha, double number) {
-  const OnDeviceOf guard(high);
-  check_image("fade_in", low);
-  check_image("fade_in", high);
-  STD_TORCH_CHECK(high.size(0) == low.size(0) && high.size(1) == low.size(1) && high.size(2) == 2 * low.size(2) &&
-                      high.size(3) == 2 * low.size(3) && high.scalar_type() == low.scalar_type(),
-                  "fade_in: low must be [N, C, H, W] and high [N, C, 2H, 2W] of the same dtype");
-  check_device("fade_in", "low", low, high);
-  const Layout layout = working_layout(high);
-  Tensor y = empty_with_layout(high.sizes(), high.scalar_type(), layout);
-  const Tensor low_ = with_layout(low, layout), high_ = with_layout(high, layout);
-  const Grid g = grid_of(high, layout);
-  with_kernel(dtype_of(high), g, layout, {low_.const_data_ptr(), high_.const_data_ptr(), y.const_data_ptr()},
-              [&](auto type, auto vector, auto last, int64_t blocks) {
-                using T = decltype(type);
-                launch("fade_in", fade_in_kernel<T, vector, last>, blocks, pointer<T>(low_), pointer<T>(high_),
-                       output<T>(y), alpha_of<Acc<T>>("fade_in", alpha, number, high), g);
-              });
-  return y;
-}
-
-std::tuple<Tensor, Tensor> fade_in_backward(Tensor dy, std::optional<Tensor> alpha, double number) {
-  const OnDeviceOf guard(dy);
-  check_image("fade_in_backward", dy);
-  STD_TORCH_CHECK(dy.size(2) % 2 == 0 && dy.size(3) % 2 == 0, "fade_in_backward: dy is ", dy.size(2), " x ",
-                  dy.size(3), ", height and width must be even");
-  const Layout layout = working_layout(dy);
-  const int64_t sizes[] = {dy.size(0), dy.size(1), dy.size(2) / 2, dy.size(3) / 2};
-  Tensor d_low = empty_with_layout(sizes, dy.scalar_type(), layout);
-  Tensor d_high = empty_with_layout(dy.sizes(), dy.scalar_type(), layout);
-  const Tensor dy_ = with_layout(dy, layout);
-  const Grid g = grid_of(dy, layout);
-  with_kernel(dtype_of(dy), g, layout, {dy_.const_data_ptr(), d_low.const_data_ptr(), d_high.const_data_ptr()},
-              [&](auto type, auto vector, auto last, int64_t blocks) {
-                using T = decltype(type);
-                launch("fade_in_backward", fade_in_backward_kernel<T, vector, last>, blocks, pointer<T>(dy_),
-                       output<T>(d_low), output<T>(d_high),
-                       alpha_of<Acc<T>>("fade_in_backward", alpha, number, dy), g);
-              });
-  return {d_low, d_high};
-}
-
-Tensor fade_reals(Tensor images, std::optional<Tensor> alpha, double number, ScalarType dtype) {
-  const OnDeviceOf guard(images);
-  check_image("fade_reals", images);
-  STD_TORCH_CHECK(images.size(2) % 2 == 0 && images.size(3) % 2 == 0, "fade_reals: images are ", images.size(2), " x ",
-                  images.size(3), ", height and width must be even");
-  const bool bytes = images.scalar_type() == ScalarType::Byte;
-  const Layout layout = working_layout(images);
-  // Mixed dtypes are computed in what the result is accumulated in and rounded once.
-  const bool mixed = !bytes && images.scalar_type() != dtype;
-  const ScalarType work = !mixed ? dtype : dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  const Tensor x = with_layout(mixed ? with_dtype(images, work) : images, layout);
-  Tensor y = empty_with_layout(x.sizes(), work, layout);
-  const Grid g = grid_of(x, layout);
-  with_kernel(dtype_of(y), g, layout, {x.const_data_ptr(), y.const_data_ptr()},
-              [&](auto type, auto vector, auto last, int64_t blocks) {
-                using T = decltype(type);
-                const auto weight = alpha_of<Acc<T>>("fade_reals", alpha, number, images);
-                if (bytes)
-                  launch("fade_reals", fade_reals_kernel<T, uint8_t, vector, last>, blocks, pointer<uint8_t>(x),
-                         output<T>(y), weight, g);
-                else
-                  launch("fade_reals", fade_reals_kernel<T, T, vector, last>, blocks, pointer<T>(x), output<T>(y),
-                         weight, g);
-              });
-  return with_dtype(y, dtype);
-}
-
 }  // namespace
 
 PGGAN_FAST_CUDA_LIBRARY {
   library.impl("upsample2x", TORCH_BOX(&upsample2x));
   library.impl("downsample2x", TORCH_BOX(&downsample2x));
-  library.impl("fade_in", TORCH_BOX(&fade_in));
-  library.impl("fade_in_backward", TORCH_BOX(&fade_in_backward));
-  library.impl("fade_reals", TORCH_BOX(&fade_reals));
 }
 
 }  // namespace pggan_fast

@@ -91,28 +91,52 @@ struct Values {
   }
 };
 
+// The mean over a group at V positions. It is rounded, so the distances from it do not sum to zero: their own mean,
+// `rest`, is taken off as well. Gradients keep the digits that the values share.
+template <class A, int V>
+struct Mean {
+  A mean[V] = {}, rest[V] = {};
+  __device__ A distance(A value, int v) const { return (value - mean[v]) - rest[v]; }
+};
+
+// var + eps, from squared distances that sum to `squares`, where distances sum to `sum` and have the mean `rest`. Of
+// equal values rounding leaves a little of zero, and no less than zero. What overflows stays infinite, and NaN stays NaN.
+template <class A>
+__device__ inline A variance_of(A squares, A sum, A rest, A divisor, A eps) {
+  const A centred = squares - sum * rest;
+  return (centred < 0 ? A(0) : centred != centred ? squares : centred) * (A(1) / divisor) + eps;
+}
+
 // Mean and var + eps over a group at V positions.
 template <class A, int V>
-struct Moments {
-  A mean[V] = {}, variance[V] = {};
+struct Moments : Mean<A, V> {
+  A variance[V] = {};
 
   template <class T>
   __device__ Moments(const Samples& s, Values<T, V>& x, A divisor, A eps) {
     for_samples(s, [&](int i, auto held) {
       const Vec<T, V> vec = x.get(i, held);
 #pragma unroll
-      for (int v = 0; v < V; ++v) mean[v] += A(vec.v[v]);
+      for (int v = 0; v < V; ++v) this->mean[v] += A(vec.v[v]);
     });
 #pragma unroll
-    for (int v = 0; v < V; ++v) mean[v] *= A(1) / A(s.group);
+    for (int v = 0; v < V; ++v) this->mean[v] *= A(1) / A(s.group);
     x.pack_again();
+    A sum[V] = {};
     for_samples(s, [&](int i, auto held) {
       const Vec<T, V> vec = x.get(i, held);
 #pragma unroll
-      for (int v = 0; v < V; ++v) variance[v] += (A(vec.v[v]) - mean[v]) * (A(vec.v[v]) - mean[v]);
+      for (int v = 0; v < V; ++v) {
+        const A d = A(vec.v[v]) - this->mean[v];
+        sum[v] += d;
+        variance[v] += d * d;
+      }
     });
 #pragma unroll
-    for (int v = 0; v < V; ++v) variance[v] = variance[v] * (A(1) / divisor) + eps;
+    for (int v = 0; v < V; ++v) {
+      this->rest[v] = sum[v] * (A(1) / A(s.group));
+      variance[v] = variance_of(variance[v], sum[v], this->rest[v], divisor, eps);
+    }
     x.pack_again();
   }
 };
@@ -173,14 +197,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   for_positions<V>(s, [&](const Positions<V>& at) {
     Values<T, V> values(s, x + at.narrow, at.narrow_stride), incoming(s, dy + at.wide, at.wide_stride);
     const Moments<A, V> moments(s, values, divisor, eps);
-    A slope[V];  // 0 where the deviation is that of one sample, a constant
+    A slope[V];
 #pragma unroll
-    for (int v = 0; v < V; ++v) slope[v] = s.group > 1 ? gradient * reciprocal_root(moments.variance[v]) : A(0);
+    for (int v = 0; v < V; ++v) slope[v] = gradient * reciprocal_root(moments.variance[v]);
     for_samples(s, [&](int i, auto held) {
       const Vec<T, V> x_i = values.get(i, held), dy_i = incoming.get(i, held);
       A out[V];
 #pragma unroll
-      for (int v = 0; v < V; ++v) out[v] = A(dy_i.v[v]) + slope[v] * (A(x_i.v[v]) - moments.mean[v]);
+      for (int v = 0; v < V; ++v) out[v] = A(dy_i.v[v]) + slope[v] * moments.distance(A(x_i.v[v]), v);
       store_rounded(dx + at.narrow + i * at.narrow_stride, out);
     });
   });
@@ -196,25 +220,50 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   double total = 0;
   for_positions<V>(s, [&](const Positions<V>& at) {
     Values<T, V> values(s, x + at.narrow, at.narrow_stride), of_dx(s, g + at.narrow, at.narrow_stride);
-    const Moments<A, V> moments(s, values, divisor, eps);
-    A mean[V] = {}, a[V] = {};
+    Mean<A, V> of_x, of_g;
+    const A share = A(1) / A(s.group);
     for_samples(s, [&](int i, auto held) {
       const Vec<T, V> x_i = values.get(i, held), g_i = of_dx.get(i, held);
       store_vec(d_dy + at.wide + i * at.wide_stride, g_i);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        mean[v] += A(g_i.v[v]);
-        a[v] += A(g_i.v[v]) * (A(x_i.v[v]) - moments.mean[v]);
+        of_x.mean[v] += A(x_i.v[v]);
+        of_g.mean[v] += A(g_i.v[v]);
       }
     });
-    // dx = T (g - mean(g) - (x - mean) a / (s^2 D)) / s, which is 0 where the group is one sample.
-    A slope[V], turn[V];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      const A inverse = s.group > 1 ? reciprocal_root(moments.variance[v]) : A(0);
-      mean[v] *= A(1) / A(s.group);
+      of_x.mean[v] *= share;
+      of_g.mean[v] *= share;
+    }
+    values.pack_again();
+    of_dx.pack_again();
+    A squares[V] = {}, a[V] = {};
+    for_samples(s, [&](int i, auto held) {
+      const Vec<T, V> x_i = values.get(i, held), g_i = of_dx.get(i, held);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const A d = A(x_i.v[v]) - of_x.mean[v], h = A(g_i.v[v]) - of_g.mean[v];
+        of_x.rest[v] += d;
+        of_g.rest[v] += h;
+        squares[v] += d * d;
+        a[v] += d * h;
+      }
+    });
+    // dx = T (h - d a / (s^2 D)) / s, with the distances d of x and h of g from their means. Of two samples, h is a
+    // multiple of d and the difference nothing but what eps leaves of h: less than rounding would.
+    const bool is_pair = s.group == 2;
+    A slope[V], keep[V], turn[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const A x_sum = of_x.rest[v];
+      of_x.rest[v] *= share;
+      of_g.rest[v] *= share;
+      a[v] -= x_sum * of_g.rest[v];
+      const A inverse = reciprocal_root(variance_of(squares[v], x_sum, of_x.rest[v], divisor, eps));
       slope[v] = gradient * inverse;
-      turn[v] = a[v] * inverse * inverse * (A(1) / divisor);
+      keep[v] = is_pair ? eps * inverse * inverse : A(1);
+      turn[v] = is_pair ? A(0) : a[v] * inverse * inverse * (A(1) / divisor);
       total += a[v] * inverse;
     }
     values.pack_again();
@@ -224,7 +273,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       A out[V];
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        out[v] = slope[v] * (A(g_i.v[v]) - mean[v] - (A(x_i.v[v]) - moments.mean[v]) * turn[v]);
+        out[v] = slope[v] * (keep[v] * of_g.distance(A(g_i.v[v]), v) - turn[v] * of_x.distance(A(x_i.v[v]), v));
       store_rounded(dx + at.narrow + i * at.narrow_stride, out);
     });
   });

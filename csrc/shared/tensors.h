@@ -79,16 +79,6 @@ inline Layout working_layout(const Tensor& t) {
   return !t.is_contiguous() && is_channels_last(t) ? Layout::channels_last : Layout::contiguous;
 }
 
-// t itself if it has the layout, otherwise a copy that has it.
-inline Tensor with_layout(const Tensor& t, Layout layout) {
-  if (has_layout(t, layout)) return t;
-  if (layout == Layout::contiguous) return torch::stable::contiguous(t);
-  if (t.dim() > 3)
-    return torch::stable::contiguous(t, t.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d);
-  // torch has no channels_last format for [N, C, L].
-  return torch::stable::transpose(torch::stable::contiguous(torch::stable::transpose(t, 1, 2)), 1, 2);
-}
-
 inline Tensor with_dtype(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
 }
@@ -122,6 +112,17 @@ inline Tensor empty_with_layout(torch::headeronly::IntHeaderOnlyArrayRef sizes, 
     next *= channels_last ? sizes[i] : std::max<int64_t>(sizes[i], 1);
   }
   return empty_strided(sizes.data(), strides, dim, dtype);
+}
+
+// t itself if it has the layout, otherwise a copy that has it.
+inline Tensor with_layout(const Tensor& t, Layout layout) {
+  if (has_layout(t, layout)) return t;
+  if (layout == Layout::contiguous) return torch::stable::contiguous(t);
+  if (t.dim() == 4) return torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
+  // torch has no channels_last format for [N, C, L] and from six dimensions on, and a general copy serves five.
+  Tensor copy = empty_with_layout(t.sizes(), t.scalar_type(), layout);
+  torch::stable::copy_(copy, t);
+  return copy;
 }
 
 // torch.empty_like, quickly where t is dense.

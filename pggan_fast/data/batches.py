@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pggan_fast.data.dataset import PreparedData
+from pggan_fast.data.rows import ImageRows
 from pggan_fast.reference import stddev_group
 from pggan_fast.utils.batch_split import take
 from pggan_fast.utils.distributed import Processes
@@ -39,6 +40,7 @@ class Batches:
         self.processes = processes
         self.group_size = group_size
         self.position = 0
+        self._rows: dict[int, ImageRows] = {}
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
         self._mirrored = np.empty(0, dtype=bool)
@@ -48,10 +50,15 @@ class Batches:
         rank, count = self.processes.rank, self.processes.count
         group = stddev_group(batch_size, self.group_size)
         indices, mirrored = (take(drawn, rank, count, group) for drawn in self._draw(batch_size))
-        images = self.data.images(resolution)[indices]
+        images = self._rows_at(resolution).take(indices)
         images[mirrored] = images[mirrored][..., ::-1]
         self.position += batch_size
         return torch.from_numpy(images), torch.from_numpy(self.data.labels[indices])
+
+    def _rows_at(self, resolution: int) -> ImageRows:
+        if resolution not in self._rows:
+            self._rows = {resolution: ImageRows(self.data.images(resolution))}
+        return self._rows[resolution]
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position, "seed": self.seed}

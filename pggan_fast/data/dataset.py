@@ -1,4 +1,4 @@
-"""Prepared data on disk: one uint8 array per resolution, labels, and what they are.
+"""Prepared data on disk: one uint8 array per resolution, labels, and their manifest.
 
 A prepared folder holds `images_<r>.npy` [count, channels, height, width] for every power of two r from
 4 to its resolution, `labels.npy` (int64, [count]) and `dataset.json`. r is the shorter side: images
@@ -18,18 +18,23 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from pggan_fast.data.growing_array import GrowingArray, named
+from pggan_fast.data.journal import JOURNAL, WORK, clear, content_digest, dataset_digest, read_entries
+from pggan_fast.data.manifest import FORMAT, MANIFEST
+from pggan_fast.data.names import one_line, printable
+from pggan_fast.data.output import INSIDE, check_free, move_into_place, work_folder
+from pggan_fast.data.prepared import PreparedData
 from pggan_fast.networks.resolutions import LOWEST, SQUARE, image_size, resolutions_up_to
 from pggan_fast.utils.atomic_write import ASIDE, atomic_write, write_json
 from pggan_fast.utils.errors import UserError
 
-FORMAT = "pggan-fast dataset 1"
-MANIFEST = "dataset.json"
-JOURNAL = "journal.jsonl"
+__all__ = ["FORMAT", "MANIFEST", "DatasetWriter", "PreparedData", "check_free", "pyramid"]
+
 FLUSH_SECONDS = 1.0  # of work that a killed process may lose
 
 
 def pyramid(image: np.ndarray) -> dict[int, np.ndarray]:
-    """uint8 levels {r: [C, height, width]} of a uint8 image [C, H, W], by 2x2 means down to r = 4.
+    """Return the uint8 levels {r: [C, height, width]} of a uint8 image [C, H, W], by 2x2 means down to r = 4.
 
     As the official exporter does it: the means stay in float from level to level, and every level
     is rounded half to even from there. Float32 holds these sums exactly up to 1024 px.
@@ -43,19 +48,13 @@ def pyramid(image: np.ndarray) -> dict[int, np.ndarray]:
     return levels
 
 
-def check_free(out: Path) -> None:
-    """Raises UserError unless `out` is absent or an empty folder."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: is there already and not empty; choose another folder")
-
-
 class DatasetWriter:
-    """Writes a prepared folder beside its final place and moves it there in `commit`.
+    """Write a prepared folder under a temporary name and move it into place in `commit`.
 
     Use as a context manager: whatever was not committed is removed. With `work`, a JSON description
     of what is being prepared, it is kept instead until `discard`, and a writer made later with the
-    same `out` and `work` goes on: `taken` items of the source have been added or skipped already.
-    `out` may exist if it is empty. Raises UserError if it is not.
+    same `out` and `work` resumes: `taken` items of the source have been added or skipped already.
+    `out` may exist if it is empty. Raises UserError if it is not, or cannot be written to.
 
     `classes` name the labels 0, 1, ...; None: labels are names, and the classes are those that occur, in
     order (none at all if there are fewer than two).
@@ -73,8 +72,7 @@ class DatasetWriter:
         base: tuple[int, int] = SQUARE,
         work: dict[str, Any] | None = None,
     ) -> None:
-        check_free(out)
-        out.parent.mkdir(parents=True, exist_ok=True)
+        self._aside = work_folder(out, INSIDE if work is not None else f".{os.getpid()}{ASIDE}")
         self.out = out
         self.resolution = resolution
         self.channels = channels
@@ -86,211 +84,178 @@ class DatasetWriter:
         self.taken = 0
         self._flushed = time.monotonic()
         self._kept = work is not None
-        self._aside = out.absolute().with_name(f".{out.name}.{'partial' if work else f'{os.getpid()}{ASIDE}'}")
-        self._aside.mkdir(exist_ok=self._kept)
-        self._lock = open(self._aside / "lock", "w")  # noqa: SIM115 - closed by __exit__
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"--out {out}: another process is preparing it") from None
+        self._digests: list[str] = []
+        self._journal: TextIO | None = None
+        self._arrays: dict[int, GrowingArray] = {}
+        self._lock = self._locked()
         # Everything that what was written depends on.
-        facts = {"work": work, "shape": [channels, *image_size(resolution, base)], "classes": classes}
-        entries = self._entries_of_before(facts)
-        shapes = {r: (channels, *image_size(r, base)) for r in resolutions_up_to(resolution)}
-        self._arrays = {r: _GrowingArray(self._aside / f"images_{r}.npy", shape) for r, shape in shapes.items()}
-        self._journal = self._go_on_after(entries)
+        depends = {"work": work, "shape": [channels, *image_size(resolution, base)], "classes": classes}
+        try:
+            entries = self._earlier_entries(json.loads(json.dumps(depends)))
+            shapes = {r: (channels, *image_size(r, base)) for r in resolutions_up_to(resolution)}
+            for r, shape in shapes.items():
+                self._arrays[r] = GrowingArray(self._aside / f"images_{r}.npy", shape)
+            self._journal = self._resume_after(entries)
+        except BaseException:
+            self._close(quietly=True)
+            raise
+
+    def _locked(self) -> TextIO:
+        """Make the folder that is written to and lock it. Raises UserError if that cannot be."""
+        shown = f"--out {printable(str(self.out))}"
+        try:
+            if self._aside.is_symlink():
+                raise UserError(f"{shown}: {self._aside} is a link, remove it")
+            self._aside.mkdir(exist_ok=self._kept)
+            lock = open(self._aside / "lock", "w")  # noqa: SIM115 - closed by _close
+        except OSError as error:
+            raise UserError(f"{shown}: cannot be written ({one_line(error)})") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise UserError(f"{shown}: another process is preparing it") from None
+        except OSError:
+            pass  # a file system without locks
+        return lock
 
     def __enter__(self) -> DatasetWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._close(quietly=error is not None or not self._kept)
         if not self._kept:
             shutil.rmtree(self._aside, ignore_errors=True)
 
     def add(self, image: np.ndarray | dict[int, np.ndarray], label: int | str | None, name: str) -> None:
-        """One uint8 image [channels, H, W] of the resolution, or its `pyramid`, its class and where it is from."""
+        """Add a uint8 image [channels, H, W] of the resolution, or its `pyramid`, its class and where it is from."""
         levels = image if isinstance(image, dict) else pyramid(image)
         for resolution, level in levels.items():
             self._arrays[resolution].append(level)
-        self._note({"name": name, "label": label})
+        self._note({"name": name, "label": label, "digest": content_digest(levels[self.resolution])})
 
     def skip(self, name: str, reason: str) -> None:
-        """An item of the source that is left out."""
+        """Note an item of the source that is left out."""
         self._note({"name": name, "skipped": reason})
 
+    def written(self, index: int) -> np.ndarray:
+        """Return the uint8 image number `index` of those that were added, at the resolution."""
+        return self._arrays[self.resolution].item(index)
+
+    def owns(self, error: UserError | OSError) -> bool:
+        """Return whether `error` is the system's about a file that is written here."""
+        return isinstance(error, OSError) and str(error.filename or "").startswith(str(self._aside))
+
+    def start_anew(self) -> None:
+        """Drop everything that was taken so far."""
+        self._journal.close()
+        self.labels, self.files, self.skipped, self._digests, self.taken = [], [], {}, [], 0
+        self._journal = self._resume_after([])
+
     def discard(self) -> None:
-        """Keep nothing of what was written."""
+        """Do not keep what was written."""
         self._kept = False
 
-    def commit(self, **facts: object) -> None:
-        """Finish the files, put `facts` into dataset.json too, and move the folder into place."""
-        self._close()
+    def commit(self, **metadata: object) -> None:
+        """Finish the files, put `metadata` into dataset.json too, and move the folder into place."""
+        self._close(keep_lock=True)
         if self.classes is None:
             self.classes = _class_names(self.labels)
             index = {name: index for index, name in enumerate(self.classes)}
             self.labels = [index.get(name, 0) for name in self.labels]
         labels = np.array(self.labels, dtype=np.int64)
-        np.save(self._aside / "labels.npy", labels)
+        with named(self._aside / "labels.npy"), open(self._aside / "labels.npy", "wb") as file:
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(labels))
+            file.write(labels.tobytes())
         counts = np.bincount(labels, minlength=len(self.classes)).tolist() if self.classes else []
-        manifest = {
+        about = {
             "format": FORMAT,
             "resolution": self.resolution,
             "base": list(self.base),
             "channels": self.channels,
             "count": len(labels),
             "classes": self.classes,
+        }
+        manifest = {
+            **about,
+            "digest": dataset_digest({**about, "labels": labels.tolist()}, self._digests),
             "class_counts": dict(zip(self.classes, counts, strict=True)),
             "skipped": self.skipped,
-            **facts,
+            **metadata,
             "files": self.files,
         }
         write_json(self._aside / MANIFEST, manifest)
-        for name in (JOURNAL, "work.json", "lock"):
+        for name in (JOURNAL, WORK, "lock"):
             (self._aside / name).unlink()
-        os.replace(self._aside, self.out)
+        move_into_place(self._aside, self.out, last=MANIFEST)
+        self._lock.close()
 
-    def _entries_of_before(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
-        """What an earlier writer with the same `facts` noted. What one with others left is removed."""
-        work, journal = self._aside / "work.json", self._aside / JOURNAL
-        if not (work.exists() and json.loads(work.read_text(encoding="utf-8")) == facts):
-            for left in self._aside.glob("*.*"):
-                left.unlink()
-            write_json(work, facts)
-        lines = journal.read_text(encoding="utf-8").splitlines(keepends=True) if journal.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+    def _earlier_entries(self, depends: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return what an earlier writer of the same work noted; remove the files of any other."""
+        entries = read_entries(self._aside, depends) if self._kept else None
+        if entries is None:
+            clear(self._aside)
+            write_json(self._aside / WORK, depends)
+        return entries or []
 
-    def _go_on_after(self, entries: list[dict[str, Any]]) -> TextIO:
+    def _resume_after(self, entries: list[dict[str, Any]]) -> TextIO:
         """Take over the entries whose images are in every array (the process may have been killed at any point).
 
         Returns the journal, cut off there and opened for more.
         """
         whole = min(array.items_in_file() for array in self._arrays.values())
-        with atomic_write(self._aside / JOURNAL) as aside, open(aside, "w", encoding="utf-8") as self._journal:
+        path = self._aside / JOURNAL
+        with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as self._journal:
             for entry in entries:
                 if "label" in entry and len(self.labels) == whole:
                     break
                 self._note(entry)
         for array in self._arrays.values():
             array.start_after(len(self.labels))
-        return open(self._aside / JOURNAL, "a", encoding="utf-8")
+        return open(path, "a", encoding="utf-8")
 
     def _note(self, entry: dict[str, Any]) -> None:
-        self._journal.write(json.dumps(entry) + "\n")
+        with named(self._aside / JOURNAL):
+            self._journal.write(json.dumps(entry) + "\n")
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            for file in (*self._arrays.values(), self._journal):
-                file.flush()
-            self._flushed = time.monotonic()
+            self._flush()
         self.taken += 1
         if "label" in entry:
             self.labels.append(entry["label"])
             self.files.append(entry["name"])
+            self._digests.append(entry["digest"])
         else:
             self.skipped[entry["name"]] = entry["skipped"]
 
-    def _close(self) -> None:
+    def _flush(self) -> None:
         for array in self._arrays.values():
-            array.close()
-        self._journal.close()
-        self._lock.close()
+            array.flush()
+        with named(self._aside / JOURNAL):
+            self._journal.flush()
+        self._flushed = time.monotonic()
+
+    def _close(self, *, quietly: bool = False, keep_lock: bool = False) -> None:
+        """Write what is left to the files and close them; `quietly`: an error that is on its way goes first."""
+        closing = [array.close for array in self._arrays.values()]
+        if self._journal is not None:
+            closing.append(self._close_journal)
+        for close in closing:
+            try:
+                close()
+            except OSError:
+                if not quietly:
+                    raise
+        if not keep_lock:
+            self._lock.close()
+
+    def _close_journal(self) -> None:
+        with named(self._aside / JOURNAL):
+            self._journal.close()
 
 
 def _class_names(labels: list[str | None]) -> list[str]:
-    """Each once, numbers by value and before words."""
+    """Return every name once, numbers by value and before words; none if there are fewer than two."""
     names = {name for name in labels if name is not None}
     if len(names) < 2:
         return []
     return sorted(names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
-
-
-class _GrowingArray:
-    """A uint8 .npy file [count, *shape] whose count is written into its header at the end."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-        self.count = 0
-        self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 - closed by close()
-        self._size = os.fstat(self._file.fileno()).st_size
-        self._write_header()
-        self._header = self._file.tell()
-
-    def items_in_file(self) -> int:
-        """How many whole items an earlier process has left."""
-        return max(0, self._size - self._header) // int(np.prod(self.shape))
-
-    def start_after(self, count: int) -> None:
-        """Keep the first `count` items and append from there."""
-        self.count = count
-        self._file.truncate(self._header + count * int(np.prod(self.shape)))
-        self._file.seek(0, os.SEEK_END)
-
-    def append(self, item: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(item).tobytes())
-        self.count += 1
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        if not self._file.closed:
-            self._file.seek(0)
-            self._write_header()
-            self._file.close()
-
-    def _write_header(self) -> None:
-        # numpy pads the header for the first axis to grow, so its length does not depend on count.
-        header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self.shape)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-
-class PreparedData:
-    """A prepared folder, opened for reading: arrays are mapped, not read.
-
-    Attributes: `resolution`, `base` (height and width at resolution 4), `channels`, `count`, `classes`,
-    `labels` (int64 [count]).
-    Raises UserError if `path` is missing, is no prepared folder, or lacks some of its files.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        hint = "make one with: pggan-fast prepare --images FOLDER --out DATA"
-        if not self.path.is_dir():
-            raise UserError(f"--data {path}: no such folder; {hint}")
-        if not (self.path / MANIFEST).is_file():
-            raise UserError(f"--data {path}: is no prepared folder (no {MANIFEST}); {hint}")
-        try:
-            manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-            if manifest["format"] != FORMAT:
-                raise UserError(f"--data {path}: has format {manifest['format']!r}, not {FORMAT!r}")
-            self.resolution: int = manifest["resolution"]
-            self.base: tuple[int, int] = tuple(manifest.get("base", SQUARE))
-            self.channels: int = manifest["channels"]
-            self.count: int = manifest["count"]
-            self.classes: list[str] = manifest["classes"]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise UserError(f"--data {path}: {MANIFEST} is damaged ({error!r}); {hint}") from error
-        self.labels = self._map("labels.npy", (self.count,), np.int64)
-        self._images: dict[int, np.ndarray] = {}
-
-    def images(self, resolution: int) -> np.ndarray:
-        """The mapped uint8 array [count, channels, height, width] at `resolution`, the shorter side."""
-        if resolution not in self._images:
-            shape = (self.count, self.channels, *image_size(resolution, self.base))
-            self._images[resolution] = self._map(f"images_{resolution}.npy", shape, np.uint8)
-        return self._images[resolution]
-
-    def facts(self) -> dict[str, object]:
-        """What a run has to find unchanged when it goes on."""
-        return {"count": self.count, "channels": self.channels, "base": list(self.base), "classes": self.classes}
-
-    def _map(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        try:
-            array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"--data {self.path}: cannot read {name} ({error})") from error
-        if array.shape != shape or array.dtype != dtype:
-            raise UserError(
-                f"--data {self.path}: {name} holds {array.dtype} {list(array.shape)},"
-                f" {MANIFEST} says {np.dtype(dtype)} {list(shape)}"
-            )
-        return array

@@ -17,7 +17,7 @@ class Match:
     args: tuple
     kwargs: dict[str, Any]
     clamp: fx.Node | None = None
-    """What comes last and stays as it is, but that it may not overwrite the call's result."""
+    """The clamp that comes last, which stays as it is, but that it may not overwrite the call's result."""
 
     @property
     def last(self) -> fx.Node:
@@ -26,7 +26,7 @@ class Match:
 
 @dataclass
 class Epilogue:
-    """What of a chain `bias_act` can take; each call of `take` adds a node to it or refuses."""
+    """The part of a chain that `bias_act` takes."""
 
     bias: fx.Node | None = None
     act: str = "linear"
@@ -36,7 +36,7 @@ class Epilogue:
     eps: float = 1e-8
 
     def options(self) -> dict[str, Any]:
-        """What differs from the defaults."""
+        """The options that differ from the defaults."""
         given = dict(act=self.act, slope=self.slope, gain=self.gain)
         given |= dict(pixel_norm=True, eps=self.eps) if self.pixel_norm else {}
         defaults = vars(Epilogue())
@@ -45,6 +45,8 @@ class Epilogue:
 
 @dataclass
 class Norm:
+    """The nodes of a pixel norm."""
+
     eps: float
     nodes: list[fx.Node]
 
@@ -56,10 +58,15 @@ class Chain:
     what: list[str] = field(default_factory=list)
     nodes: list[fx.Node] = field(default_factory=list)
     epilogue: Epilogue = field(default_factory=Epilogue)
+    may_shrink: bool = False
+    """Whether a 2x2 mean belongs to it: not after an upsampling, which does not commute with the convolution."""
     down: bool = False
-    batch_norm: fx.Node | None = None
+    batch_norm: tuple | None = None
+    """(running mean, running variance, weight, bias, eps)."""
     weight_scale: float = 1.0
     clamp: fx.Node | None = None
+    reason: str = ""
+    """Why it ends where it ends, if there is something to say."""
 
     def add(self, what: str, *nodes: fx.Node) -> bool:
         self.what.append(what)

@@ -1,10 +1,10 @@
-"""What rewritten forwards call. Each computes what the operations it stands for compute, the faster way of two."""
+"""The functions that rewritten graphs call: each computes what it stands for, the faster way of two."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pggan_fast import ops
 
@@ -21,17 +21,29 @@ SMALL_CALLS = 65_536
 """Weights that could be scaled in the time that it takes to call the functions which scale them."""
 
 
+class BatchNorm(NamedTuple):
+    """A batch norm in eval mode."""
+
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, False, 0.0, self.eps)
+
+
 def convolution(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    batch_norm: nn.BatchNorm2d | None = None,
+    batch_norm: tuple | None = None,
     *,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    padding_mode: str = "zeros",
     up: bool = False,
     down: bool = False,
     weight_scale: float = 1.0,
@@ -43,13 +55,16 @@ def convolution(
 ) -> Tensor:
     """Nearest upsampling, convolution, 2x2 mean, bias, batch norm, activation, gain and pixel norm, in this order.
 
+    Either upsampling or a mean, not both. `batch_norm` is what `BatchNorm` is made of.
+
     x [N, C_in, H, W]; weight [C_out, C_in / groups, kh, kw], multiplied by `weight_scale`; bias of C_out values.
     Differentiable twice.
     """
     epilogue = dict(act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
-    geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode)
+    geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     bias = _flat(bias)
     if batch_norm is not None:
+        batch_norm = BatchNorm(*batch_norm)
         if not _worth_folding(batch_norm, weight, _output_pixels(x, up, down)):
             z = convolution(x, weight, bias, **geometry, up=up, down=down, weight_scale=weight_scale)
             return activate(batch_norm(z), **epilogue)
@@ -65,7 +80,7 @@ def convolution(
         return ops.equalized_conv2d(x, weight, bias, weight_scale=weight_scale, padding=same, **rescale, **epilogue)
     x = upsample(x) if up else x
     weight = weight * weight_scale if weight_scale != 1 else weight
-    z = _convolve(x, weight, None if pixel_norm else bias, **geometry)
+    z = torch.conv2d(x, weight, None if pixel_norm else bias, **geometry)
     z = downsample(z) if down else z
     return activate(z, bias if pixel_norm else None, **epilogue)
 
@@ -74,7 +89,7 @@ def plain_convolution(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    batch_norm: nn.BatchNorm2d | None = None,
+    batch_norm: tuple | None = None,
     *,
     act: str = "linear",
     slope: float = 0.0,
@@ -88,7 +103,7 @@ def plain_convolution(
     bias = _flat(bias)
     if batch_norm is None:
         z = torch.conv2d(x, weight, bias, **geometry)
-    elif _worth_folding(batch_norm, weight, _output_pixels(x, up=False, down=False)):
+    elif _worth_folding(batch_norm := BatchNorm(*batch_norm), weight, _output_pixels(x, up=False, down=False)):
         z = torch.conv2d(x, *fold_batch_norm(weight, bias, batch_norm, 1.0), **geometry)
     else:
         z = batch_norm(torch.conv2d(x, weight, bias, **geometry))
@@ -131,32 +146,11 @@ def _flat(bias: Tensor | None) -> Tensor | None:
     return bias if bias is None or bias.ndim == 1 else bias.reshape(-1)
 
 
-def _convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str, padding: Any, **geometry: Any
-) -> Tensor:
-    if padding_mode == "zeros":
-        return F.conv2d(x, weight, bias, padding=padding, **geometry)
-    sides = []
-    for axis in (1, 0):  # the last axis comes first
-        if isinstance(padding, str):
-            total = _of_axis(geometry["dilation"], axis) * (weight.shape[2 + axis] - 1) if padding == "same" else 0
-            sides += [total // 2, total - total // 2]
-        else:
-            sides += [_of_axis(padding, axis)] * 2
-    return F.conv2d(F.pad(x, sides, mode=padding_mode), weight, bias, **geometry)
-
-
-def _of_axis(value: Any, axis: int) -> int:
-    return value if isinstance(value, int) else value[axis]
-
-
-def _same_padding(
-    weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, padding_mode: str
-) -> int | None:
+def _same_padding(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> int | None:
     """The padding if `ops.equalized_conv2d` can take this convolution, else None."""
     kh, kw = weight.shape[2:]
     one = (1, (1, 1), [1, 1])
-    if kh != kw or stride not in one or dilation not in one or groups != 1 or padding_mode != "zeros":
+    if kh != kw or stride not in one or dilation not in one or groups != 1:
         return None
     if isinstance(padding, str):
         return 0 if padding == "valid" else kh // 2 if kh % 2 else None
@@ -176,19 +170,19 @@ def _worth_fusing(x: Tensor, up: bool, down: bool, weight_scale: float, pixel_no
     return pixel_norm or weight_scale != 1 or x.is_cuda
 
 
-def _worth_folding(batch_norm: nn.BatchNorm2d, weight: Tensor, pixels: int) -> bool:
-    if batch_norm.training or batch_norm.running_mean is None or batch_norm.running_mean.dtype != weight.dtype:
+def _worth_folding(batch_norm: BatchNorm, weight: Tensor, pixels: int) -> bool:
+    if batch_norm.mean.dtype != weight.dtype:
         return False
     return pixels * weight.shape[0] >= BATCH_NORM_FROM * (weight.numel() + SMALL_CALLS)
 
 
 def fold_batch_norm(
-    weight: Tensor, bias: Tensor | None, batch_norm: nn.BatchNorm2d, weight_scale: float
+    weight: Tensor, bias: Tensor | None, batch_norm: BatchNorm, weight_scale: float
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution with the batch norm of eval mode in them; differentiable."""
-    factor = torch.rsqrt(batch_norm.running_var + batch_norm.eps)
+    factor = torch.rsqrt(batch_norm.var + batch_norm.eps)
     factor = factor if batch_norm.weight is None else factor * batch_norm.weight
-    shift = -batch_norm.running_mean if bias is None else bias - batch_norm.running_mean
+    shift = -batch_norm.mean if bias is None else bias - batch_norm.mean
     shift = shift * factor if batch_norm.bias is None else torch.addcmul(batch_norm.bias, shift, factor)
     return weight * (factor * weight_scale).view(-1, 1, 1, 1), shift
 

@@ -1,80 +1,99 @@
-"""Patterns in a graph, and the fused calls that take their place."""
+"""Patterns in a captured graph, and the fused calls that take their place."""
 
-from collections.abc import Callable, Iterator
+import itertools
+import operator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx, nn
+import torch
+import torch.nn.functional as F
+from torch import fx
 
 from pggan_fast.dropin import fused
+from pggan_fast.dropin.aliasing import aliases_of, is_written_over, leaves
 from pggan_fast.dropin.chain import Chain, Epilogue, Match, Norm
-from pggan_fast.dropin.graph import Meaning, Op, is_number, out_of_place, overwrites, shape_of
-from pggan_fast.dropin.overwriting import is_written_over, leaves, writes
+from pggan_fast.dropin.graph import (
+    Op,
+    dtype_of,
+    example,
+    is_number,
+    is_per_channel,
+    meaning,
+    out_of_place,
+    overwrites,
+    shape_of,
+)
 from pggan_fast.dropin.stddev import find_stddev
-from pggan_fast.dropin.trace import is_of_torch
 
 
 @dataclass(frozen=True)
 class Options:
-    """Which patterns `accelerate` replaces."""
+    """Which patterns are replaced."""
 
     bias_act: bool = True
     conv: bool = True
     resample: bool = True
     minibatch_stddev: bool = True
-    device: str = "cpu"
     alone: bool = True
     """Also rescaling without a convolution, which Inductor would fuse with its neighbours."""
 
 
 class Rewriter:
-    """Finds and replaces patterns in one graph of `root`'s forward.
+    """Finds and replaces patterns in one graph.
 
-    `root` gives modules and parameters that the graph names; `note(module, name, value)` is told what is read of them.
+    A chain is taken only where the example values prove that the fused call computes the same: one dtype all along, a
+    bias of one value for each channel, nothing between that others read or write over.
     """
 
-    def __init__(self, graph: fx.Graph, root: nn.Module, options: Options, note: Callable = lambda *_: None):
-        self.graph, self.root, self.options = graph, root, options
-        self.meaning = Meaning(root, note)
-        self.erased: set[fx.Node] = set()
-        self.absorbed: list[nn.Module] = []
-        """Modules whose code no longer runs."""
+    def __init__(self, graph: fx.Graph, options: Options):
+        self.graph, self.options = graph, options
+        self.replaced: list[tuple[dict, str]] = []
+        """(meta of the node where the chain begins, what) for each call that was put in."""
+        self.reasons: dict[fx.Node, str] = {}
+        """Why a node was left, where there is more to say than that nothing about it is fused."""
+        self._erased: set[fx.Node] = set()
 
-    def run(self) -> list[tuple[str, str]]:
-        """Rewrites the graph. Returns (path of the module where it begins, what) for each call that was put in."""
-        done = []
-        for find in (self._convolution, self._biased, self._normalized, self._stddev, self._rescaled):
+    def run(self) -> list[tuple[dict, str]]:
+        """Rewrites the graph and returns `replaced`."""
+        for find in (self._convolution, self._biased, self._normalized, self._stddev, self._rescaled, self._activated):
             for node in list(self.graph.nodes):
-                match = find(node) if node.users and node not in self.erased else None
-                if match is not None and self._undisturbed(match) and not self._written_over(match):
-                    done.append((_place(node), " + ".join(match.what)))
+                if not node.users or node in self._erased or example(node) is None:
+                    continue
+                match = find(node)
+                if match is not None and self._is_free(match):
+                    self.replaced.append((node.meta, " + ".join(match.what)))
                     self._replace(match)
-        return done
+        return self.replaced
 
-    def _undisturbed(self, match: Match) -> bool:
-        """Whether nothing that runs between the chain's nodes may write over what they read."""
+    def _is_free(self, match: Match) -> bool:
+        """Whether nobody writes over what the call reads or returns, in between or afterwards."""
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         first, last = min(order[n] for n in match.nodes), max(order[n] for n in match.nodes)
         members = set(match.nodes)
-        return not any(first < order[n] < last and n not in members and self._may_overwrite(n) for n in order)
+        if any(first < order[n] < last and n not in members and overwrites(n) for n in order):
+            self.reasons[match.nodes[0]] = "something is written over while it is computed"
+            return False
+        ends = (match.args[0], match.last) if match.clamp is None else match.args[:1]
+        shared = any(overwrites(n) and self._is_shared(n, members) for n in match.nodes)
+        if shared or any(is_written_over(end, match.nodes) for end in ends):
+            self.reasons[match.nodes[0]] = "what it reads or returns is written over"
+            return False
+        return True
 
-    def _written_over(self, match: Match) -> bool:
-        """Whether something writes over what the call reads or returns, which backward may need."""
-        if match.clamp is not None:
-            return is_written_over(match.args[0], match.nodes[0], self.meaning)
-        ends = (match.args[0], match.last)
-        return any(is_written_over(end, match.nodes[0], self.meaning) for end in ends)
-
-    def _may_overwrite(self, node: fx.Node) -> bool:
-        own_code = node.op == "call_module" and not is_of_torch(self.meaning.module(node))
-        return own_code or writes(node, self.meaning)
+    def _is_shared(self, node: fx.Node, members: set[fx.Node]) -> bool:
+        """Whether somebody else sees that the node writes over its first argument."""
+        before = set(
+            itertools.takewhile(lambda n: n is not node, self.graph.nodes)
+        )  # views made later are of its result
+        outside = aliases_of(node.args[0]) & before - members
+        return any(a.op in ("placeholder", "get_attr") or set(a.users) - members for a in outside)
 
     def _replace(self, match: Match) -> None:
         with self.graph.inserting_after(match.last):
             call = self.graph.call_function(match.target, match.args, match.kwargs)
         call.meta.update(match.last.meta)
         result = call
-        if self._keeps_more(match) and leaves(match.last, self.meaning):
+        if self._keeps_more(match) and leaves(match.last):
             if match.target is fused.plain_convolution:
                 call.update_kwarg("overwritable", True)
             else:
@@ -85,79 +104,61 @@ class Rewriter:
         for node in reversed(match.nodes):
             self._erase(node)
         if match.clamp is not None:
-            out_of_place(match.clamp, self.meaning)
+            out_of_place(match.clamp)
 
     def _keeps_more(self, match: Match) -> bool:
         """Whether autograd keeps the call's result, and did not keep that of the last function."""
-        op = self.meaning(match.last)
-        kept = op is not None and (op.name == "relu" or (op.name == "lrelu" and self._may_overwrite(match.last)))
+        op = meaning(match.last)
+        kept = op is not None and (op.name == "relu" or (op.name == "lrelu" and overwrites(match.last)))
         activated = match.kwargs.get("act", "linear") != "linear" or match.kwargs.get("pixel_norm", False)
         return not kept and activated
 
     def _erase(self, node: fx.Node) -> None:
         """Erases a node that nothing reads, and what only it read."""
-        if node in self.erased or node.users or node.op == "placeholder":
+        if node in self._erased or node.users or node.op == "placeholder":
             return
-        self.erased.add(node)
+        self._erased.add(node)
         inputs = node.all_input_nodes
-        if node.op == "call_module":
-            self.absorbed.append(self.meaning.module(node))
         self.graph.erase_node(node)
         for source in inputs:
-            if (
-                source.op == "get_attr"
-                or (op := self.meaning(source)) is not None
-                and op.name in ("mul", "div", "view")
-            ):
+            if source.op == "get_attr" or (op := meaning(source)) is not None and op.name in ("mul", "div"):
                 self._erase(source)
-
-    def _attribute(self, module: fx.Node, name: str) -> fx.Node | None:
-        """A node that reads a parameter of the module that another node calls."""
-        if getattr(self.meaning.module(module), name) is None:
-            return None
-        with self.graph.inserting_before(module):
-            return self.graph.get_attr(f"{module.target}.{name}")
 
     # A convolution and what surrounds it
 
     def _convolution(self, node: fx.Node) -> Match | None:
-        op = self.meaning(node)
-        if op is None or op.name != "conv" or not self.options.conv:
+        op = meaning(node)
+        if op is None or op.name != "conv" or not self.options.conv or len(shape_of(node)) != 4:
             return None
         what, nodes = ["conv"], [node]
         x, x_scale, up, before = self._inputs(op.x, node)
-        weight, bias = op.other or (None, None)
-        weight, weight_scale = self._scaled(weight) if weight is not None else (None, 1.0)
+        weight, bias = op.other
+        weight, weight_scale = self._scaled(weight, node)
         if up:
             what.insert(0, "nearest upsampling")
         if x_scale * weight_scale != 1:
             what[-1] = "equalized conv"
-        own_bias = bias is not None if op.other else self.meaning.module(node).bias is not None
-        chain = self._follow(node, own_bias, convolution=True)
+        chain = self._follow(node, bias is not None, convolution=True, may_shrink=not up)
         if not up and set(chain.what) <= {"gain", "clamp"}:
-            return None  # equalized or not: scaling weights takes no longer than a pass over the image
-        if op.other is None:
-            weight, bias = self._attribute(node, "weight"), self._attribute(node, "bias")
-        scale = x_scale * weight_scale * chain.weight_scale
+            # Equalized or not: scaling weights takes no longer than a pass over the image.
+            self.reasons[node] = chain.reason or "nothing follows that it could be fused with"
+            return None
         kwargs = op.options | chain.epilogue.options()
+        scale = x_scale * weight_scale * chain.weight_scale
         kwargs |= {"weight_scale": scale} if scale != 1 else {}
         kwargs |= {name: True for name, on in (("up", up), ("down", chain.down)) if on}
-        args = (x, weight, bias if own_bias else chain.epilogue.bias)
-        if chain.batch_norm is not None:
-            with self.graph.inserting_before(node):
-                args += (self.graph.get_attr(chain.batch_norm.target),)
-        target = fused.convolution
-        if set(kwargs) <= _PLAIN and kwargs["padding_mode"] == "zeros" and self.options.device == "cpu":
-            target = fused.plain_convolution
-            del kwargs["padding_mode"]
+        args = (x, weight, chain.epilogue.bias if bias is None else bias)
+        args += () if chain.batch_norm is None else (chain.batch_norm,)
+        plain = set(kwargs) <= _PLAIN and example(node).device.type == "cpu"
+        target = fused.plain_convolution if plain else fused.convolution
         return Match(what + chain.what, [*before, *nodes, *chain.nodes], target, args, kwargs, chain.clamp)
 
     def _inputs(self, x: Any, reader: fx.Node) -> tuple[Any, float, bool, list[fx.Node]]:
         """(what goes in, its constant factor, whether it is upsampled, the nodes of both) of a convolution's x."""
         factor, up, nodes = 1.0, False, []
-        while (op := self.meaning(x)) is not None and not overwrites(x):
+        while (op := meaning(x)) is not None and not overwrites(x) and dtype_of(op.x) == dtype_of(x):
             alone = set(x.users) == {reader}
-            if op.name == "mul" and is_number(op.other) and alone:
+            if op.name == "mul" and is_number(op.other) and alone and _may_scale(x):
                 factor *= float(op.other)
             elif op.name == "up" and not up and self.options.resample and (alone or self._only_convolutions(x)):
                 up = True
@@ -171,61 +172,77 @@ class Rewriter:
         """Whether an upsampled image is read by nothing but convolutions, so that it need not be made."""
         return len(up.users) <= 2 and all(
             user.target in (fused.convolution, fused.plain_convolution)
-            or ((op := self.meaning(user)) is not None and op.name == "conv")
+            or ((op := meaning(user)) is not None and op.name == "conv" and op.x is up)
             for user in up.users
         )
 
-    def _scaled(self, weight: Any) -> tuple[Any, float]:
-        op = self.meaning(weight)
-        if op is not None and op.name == "mul" and is_number(op.other) and isinstance(op.x, fx.Node):
-            return op.x, float(op.other)
-        if op is not None and op.name == "div" and is_number(op.other) and op.other != 0:
-            return op.x, 1 / float(op.other)
+    def _scaled(self, weight: Any, conv: fx.Node) -> tuple[Any, float]:
+        op = meaning(weight)
+        if op is None or not is_number(op.other) or not _may_scale(conv) or shape_of(op.x) != shape_of(weight):
+            return weight, 1.0
+        if dtype_of(op.x) == dtype_of(weight) and not overwrites(weight):
+            if op.name == "mul":
+                return op.x, float(op.other)
+            if op.name == "div" and op.other != 0:
+                return op.x, 1 / float(op.other)
         return weight, 1.0
 
-    def _follow(self, node: fx.Node, has_bias: bool, *, convolution: bool) -> Chain:
+    def _follow(self, node: fx.Node, has_bias: bool, *, convolution: bool, may_shrink: bool = False) -> Chain:
         """The chain of nodes after `node`, each the only reader of the one before."""
-        chain = Chain()
+        chain = Chain(may_shrink=may_shrink)
+        dtype = dtype_of(node)
         while True:
             if (norm := self._pixel_norm_of(node)) is not None and self.options.bias_act:
                 chain.epilogue = replace(chain.epilogue, pixel_norm=True, eps=norm.eps)
                 chain.add("pixel norm", *norm.nodes)
                 node = norm.nodes[-1]
             if len(node.users) != 1:
+                chain.reason = "its output has other readers"
                 return chain
             (user,) = node.users
-            op = self.meaning(user)
-            if op is not None and op.name == "clamp" and op.x is node and self.options.bias_act:
+            op = meaning(user)
+            if op is None or op.x is not node or chain.epilogue.pixel_norm and op.name != "clamp":
+                return chain
+            if dtype_of(user) != dtype:
+                chain.reason = f"{op.name} changes the dtype"
+                return chain
+            if op.name == "clamp" and self.options.bias_act:
                 chain.clamp = user
                 chain.add("clamp")
                 return chain
-            done = op is None or op.x is not node or chain.epilogue.pixel_norm
-            if done or not self._take(chain, op, user, has_bias, convolution):
+            if chain.epilogue.pixel_norm or not self._take(chain, op, user, node, has_bias, convolution):
                 return chain
             node = user
 
-    def _take(self, chain: Chain, op: Op, user: fx.Node, has_bias: bool, convolution: bool) -> bool:
+    def _take(self, chain: Chain, op: Op, user: fx.Node, node: fx.Node, has_bias: bool, convolution: bool) -> bool:
         epilogue = chain.epilogue
         linear = epilogue.act == "linear" and epilogue.gain == 1 and chain.batch_norm is None
         has_bias = has_bias or epilogue.bias is not None
-        if op.name == "down" and convolution and self.options.resample and linear and not chain.down:
+        if op.name == "down" and chain.may_shrink and self.options.resample and linear and not chain.down:
             chain.down = True
             return chain.add("2x2 mean", user)
-        if op.name == "batch_norm" and convolution and linear and user.op == "call_module":
-            chain.batch_norm = user
+        if op.name == "batch_norm" and convolution and linear:
+            chain.batch_norm = op.other
             return chain.add("batch norm", user)
         if not self.options.bias_act:
             return False
-        if op.name == "add" and linear and not has_bias and (bias := self._bias(op.other)) is not None:
-            chain.epilogue = replace(epilogue, bias=bias)
+        if op.name == "add" and linear and not has_bias:
+            if not self._is_bias(op.other, node):
+                chain.reason = f"what is added has shape {_printed(op.other)}, not one value per channel"
+                return False
+            chain.epilogue = replace(epilogue, bias=op.other)
             return chain.add("bias", user)
         if op.name in ("relu", "lrelu") and epilogue.act == "linear":
-            slope = float(op.options.get("slope", 0.0))
+            slope = op.options["slope"]
             if slope < 0:
+                chain.reason = "its slope is negative"
                 return False
             chain.epilogue = replace(epilogue, act=op.name, slope=slope)
             return chain.add(op.name, user)
-        if op.name in ("mul", "div") and is_number(op.other) and op.other > 0:
+        if op.name in ("mul", "div") and is_number(op.other):
+            if op.other <= 0:
+                chain.reason = "its gain is not positive"
+                return False
             factor = float(op.other) if op.name == "mul" else 1 / float(op.other)
             # relu and lrelu let a positive factor through; before a bias it scales the weight.
             if linear and convolution and not has_bias:
@@ -235,55 +252,46 @@ class Rewriter:
             return chain.add("gain", user)
         return False
 
-    def _bias(self, node: Any) -> fx.Node | None:
-        """The tensor of C values that a node broadcasts over [N, C, H, W]."""
-        op = self.meaning(node)
-        if op is not None and op.name == "view":
-            shape = op.options["shape"]
-            fits = len(shape) == 4 and shape[0] == shape[2] == shape[3] == 1
-            return op.x if fits and isinstance(op.x, fx.Node) else None
-        if isinstance(node, fx.Node) and node.op == "get_attr":
-            shape = _attribute(self.root, node.target).shape
-            return node if len(shape) == 4 and shape[0] == shape[2] == shape[3] == 1 else None
-        return None
+    def _is_bias(self, node: Any, x: fx.Node) -> bool:
+        """Whether `node` is one value for each of x's channels, in x's dtype and on its device."""
+        same = dtype_of(node) == dtype_of(x) and example(node) is not None and example(node).device == example(x).device
+        return same and is_per_channel(node, x)
 
     # What stands without a convolution
 
     def _biased(self, node: fx.Node) -> Match | None:
         """Bias and activation by themselves."""
-        op = self.meaning(node)
-        if op is None or op.name != "add" or not self.options.bias_act or (bias := self._bias(op.other)) is None:
+        op = meaning(node)
+        if op is None or op.name != "add" or not self.options.bias_act or example(op.x) is None:
+            return None
+        x, bias = op.x, op.other
+        if not self._is_bias(bias, x) or shape_of(x) != shape_of(node) or dtype_of(node) != dtype_of(x):
             return None
         chain = self._follow(node, True, convolution=False)
         if set(chain.what) <= {"clamp"}:
             return None
-        what, nodes, options = ["bias", *chain.what], [node, *chain.nodes], chain.epilogue.options() | _act(chain)
-        return Match(what, nodes, fused.bias_act, (op.x, bias), options, chain.clamp)
+        what, nodes, options = ["bias", *chain.what], [node, *chain.nodes], chain.epilogue.options()
+        return Match(what, nodes, fused.bias_act, (x, bias), {"act": chain.epilogue.act} | options, chain.clamp)
 
     def _normalized(self, node: fx.Node) -> Match | None:
         """Pixel norm by itself, with the activation before it if there is one."""
         norm = self._pixel_norm_of(node) if self.options.bias_act else None
         if norm is None:
             return None
-        op = self.meaning(node)
+        op = meaning(node)
         epilogue, nodes, x, what = Epilogue(pixel_norm=True, eps=norm.eps), norm.nodes, node, ["pixel norm"]
-        if (
-            op is not None
-            and op.name in ("relu", "lrelu")
-            and op.options.get("slope", 0.0) >= 0
-            and not overwrites(node)
-        ):
-            epilogue = replace(epilogue, act=op.name, slope=float(op.options.get("slope", 0.0)))
+        if op is not None and op.name in ("relu", "lrelu") and op.options["slope"] >= 0 and not overwrites(node):
+            epilogue = replace(epilogue, act=op.name, slope=op.options["slope"])
             nodes, x, what = [node, *nodes], op.x, [op.name, *what]
-        options = epilogue.options()
-        return Match(what, nodes, fused.bias_act, (x,), {"act": "linear"} | options)
+        return Match(what, nodes, fused.bias_act, (x,), {"act": "linear"} | epilogue.options())
 
     def _pixel_norm_of(self, x: fx.Node) -> Norm | None:
         """The pixel norm of x's value, if that is all that reads it: x / sqrt(mean(x^2, 1) + eps) in any spelling."""
-        if len(x.users) != 2:
+        shape = shape_of(x)
+        if len(x.users) != 2 or shape is None or len(shape) < 2:
             return None
         for square in x.users:
-            op = self.meaning(square)
+            op = meaning(square)
             if op is None or op.name != "square" or op.x is not x:
                 continue
             nodes = [square]
@@ -292,10 +300,13 @@ class Rewriter:
                     return None
                 (user,) = nodes[-1].users
                 nodes.append(user)
-                op = self.meaning(user)
+                op = meaning(user)
                 if op is None or op.x is not nodes[-2]:
                     return None
-                if name == "mean" and (op.name != "mean" or op.options["dims"] != (1,) or not op.options["keepdim"]):
+                over_channels = (1,), (1 - len(shape),)
+                if name == "mean" and (
+                    op.name != "mean" or op.options["dims"] not in over_channels or not op.options["keepdim"]
+                ):
                     return None
                 if name == "add":
                     if op.name != "add" or not is_number(op.other) or op.other <= 0:
@@ -305,62 +316,59 @@ class Rewriter:
             last = next((user for user in x.users if user is not square), None)
             if exponent not in (0.5, -0.5) or set(nodes[-1].users) != {last} or overwrites(last):
                 return None
-            op = self.meaning(last)
+            op = meaning(last)
             operands = (op.x, op.other) if op is not None else ()
             divided = exponent == 0.5 and op is not None and op.name == "div" and operands == (x, nodes[-1])
             multiplied = exponent == -0.5 and op is not None and op.name == "mul" and set(operands) == {x, nodes[-1]}
-            return Norm(eps, [*nodes, last]) if divided or multiplied else None
+            if not (divided or multiplied) or any(dtype_of(n) != dtype_of(x) for n in (*nodes, last)):
+                return None
+            return Norm(eps, [*nodes, last])
         return None
 
     def _rescaled(self, node: fx.Node) -> Match | None:
         """Rescaling by itself."""
-        wanted = self.options.resample and self.options.alone and self.options.device == "cpu"
-        op = self.meaning(node) if wanted else None
+        wanted = self.options.resample and self.options.alone and example(node).device.type == "cpu"
+        op = meaning(node) if wanted else None
         if op is None or op.name not in ("up", "down") or overwrites(node):
             return None
         up = op.name == "up"
         what = "nearest upsampling" if up else "2x2 mean"
         return Match([what], [node], fused.upsample if up else fused.downsample, (op.x,), {})
 
-    def _stddev(self, node: fx.Node) -> Match | None:
-        if not self.options.minibatch_stddev:
+    def _activated(self, node: fx.Node) -> Match | None:
+        """An activation by itself, in place where nobody needs what it reads."""
+        op = meaning(node) if self.options.bias_act else None
+        if op is None or op.name not in ("relu", "lrelu") or op.options["slope"] < 0 or overwrites(node):
             return None
-        op = self.meaning(node)
+        fresh = op.x.op == "call_function" and op.x.target in _KEEP_INPUTS_ALONE and aliases_of(op.x) == {op.x}
+        if not fresh or set(op.x.users) != {node} or dtype_of(op.x) != dtype_of(node) or leaves(node):
+            return None
+        return Match([f"{op.name} in place"], [node], fused.activate, (op.x,), {"act": op.name} | op.options)
+
+    def _stddev(self, node: fx.Node) -> Match | None:
+        op = meaning(node) if self.options.minibatch_stddev else None
         if op is None or op.name != "cat" or op.options["dim"] not in (1, -3) or len(op.x) != 2:
             return None
-        found = find_stddev(self.graph, self.root, *op.x, shape_of(op.x[0]))
+        if dtype_of(op.x[0]) != dtype_of(node):
+            return None
+        found = find_stddev(self.graph, *op.x, shape_of(op.x[0]))
         if found is None:
             return None
         nodes, options = found
         return Match(["minibatch stddev"], [*nodes, node], fused.minibatch_stddev, (op.x[0],), options)
 
 
-_PLAIN = {"stride", "padding", "dilation", "groups", "padding_mode", "act", "slope"}
+_KEEP_INPUTS_ALONE = {F.batch_norm, F.conv2d, F.conv_transpose2d, F.linear, torch.add, operator.add}
+"""Functions whose result is theirs alone and that do not need it for backward."""
+
+_PLAIN = {"stride", "padding", "dilation", "groups", "act", "slope"}
 
 
-def _act(chain: Chain) -> dict[str, Any]:
-    """`ops.bias_act` has lrelu for its default."""
-    return {"act": chain.epilogue.act}
+def _may_scale(node: fx.Node) -> bool:
+    """Whether a factor may be applied later: in half precision the unscaled values might overflow."""
+    return dtype_of(node) != torch.float16
 
 
-def _attribute(root: nn.Module, path: str) -> Any:
-    owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)
-
-
-def _place(node: fx.Node) -> str:
-    """The path of the module whose code the node comes from."""
-    if node.op == "call_module":
-        return node.target
-    stack = node.meta.get("nn_module_stack")
-    return list(stack.values())[-1][0] if stack else ""
-
-
-def mentions_stddev(graph: fx.Graph) -> bool:
-    """Whether a statistic over the batch is appended to something, which takes shapes to be sure of."""
-    return any(_over_batch(node) for node in graph.nodes)
-
-
-def _over_batch(node: fx.Node) -> Iterator[bool] | bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("call_function", "call_method") and name in ("std", "var")
+def _printed(node: Any) -> str:
+    value = example(node)
+    return "unknown" if value is None else str(list(value.shape))

@@ -5,11 +5,12 @@ function of x. Two such functions that agree at random points in fp64 are the sa
 known family that agrees is what was written, with its grouping, its divisor and its epsilon.
 """
 
+import math
 import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from pggan_fast import reference
 
@@ -25,15 +26,17 @@ _FUNCTIONS = frozenset(
     }
 )
 _STATISTICS = frozenset(("square", "pow", "var", "std"))
+_LARGEST = 1 << 24
+"""Values of an image whose deviation is evaluated; before the last layers there are fewer."""
+
 _AGREES = 1e-9
-"""Of the statistic's size: rounding in fp64 is 1e-14, another grouping or divisor differs in the first digits."""
+"""A share of the statistic's size: fp64 rounds by 1e-14, another grouping or divisor differs in the first digits."""
 
 
-def find_stddev(
-    graph: fx.Graph, root: nn.Module, x: Any, maps: Any, shape: tuple[int, ...] | None
-) -> tuple[list[fx.Node], dict[str, Any]] | None:
+def find_stddev(graph: fx.Graph, x: Any, maps: Any, shape: tuple | None) -> tuple[list[fx.Node], dict[str, Any]] | None:
     """(nodes from x to maps, options of `ops.minibatch_stddev`) if `maps` is x's minibatch deviation, else None."""
-    if shape is None or len(shape) != 4 or not isinstance(x, fx.Node) or not isinstance(maps, fx.Node):
+    known = shape is not None and len(shape) == 4 and all(type(n) is int for n in shape)
+    if not known or not isinstance(x, fx.Node) or not isinstance(maps, fx.Node):
         return None
     nodes = _between(graph, x, maps)
     if nodes is None or not any(_name(node) in _STATISTICS for node in nodes) or shape[0] < 2:
@@ -41,7 +44,10 @@ def find_stddev(
     eps = [n for node in nodes for n in (*node.args, *node.kwargs.values()) if isinstance(n, float) and 0 < n < 0.1]
     if len(set(eps)) != 1:
         return None
-    return _identify(nodes, x, maps, shape, eps[0])
+    if math.prod(shape) > _LARGEST:
+        return None
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return _identify(nodes, x, maps, shape, eps[0])
 
 
 def _name(node: fx.Node) -> str:
@@ -68,9 +74,9 @@ def _between(graph: fx.Graph, x: fx.Node, maps: fx.Node) -> list[fx.Node] | None
 def _identify(
     nodes: list[fx.Node], x: fx.Node, maps: fx.Node, shape: tuple[int, ...], eps: float
 ) -> tuple[list[fx.Node], dict[str, Any]] | None:
-    random = torch.Generator().manual_seed(shape[0])
-    # Of eps's size too, where it decides.
-    points = [torch.randn(shape, generator=random, dtype=torch.float64) * s for s in (1.0, eps**0.5)]
+    random = torch.Generator("cpu").manual_seed(shape[0])
+    # The second points are of eps's size, where it decides.
+    points = [torch.randn(shape, generator=random, dtype=torch.float64, device="cpu") * s for s in (1.0, eps**0.5)]
     written = [_evaluate(nodes, x, maps, point) for point in points]
     n, c = shape[:2]
     f = written[0].shape[1]

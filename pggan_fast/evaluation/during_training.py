@@ -17,7 +17,7 @@ from pggan_fast.utils.device import find_device
 BATCH = 32  # images at once
 
 
-class Judge:
+class MetricCallback:
     """Compares images of a generator with the data of a run, at the run's final resolution.
 
     Smaller images are enlarged, so that values of all stages compare. Latents, choice of images and metrics follow from
@@ -67,9 +67,9 @@ def check_metrics(config: TrainConfig) -> None:
             raise UserError(f"--metrics {config.metrics}: {error}") from error
 
 
-def judge_for(run: RunFolder) -> Judge | None:
+def metric_callback_for(run: RunFolder) -> MetricCallback | None:
     """What judges the run's generator; None if its settings name no metrics."""
-    return Judge(run) if run.config.metrics else None
+    return MetricCallback(run) if run.config.metrics else None
 
 
 def _metrics(config: TrainConfig) -> MetricSet:

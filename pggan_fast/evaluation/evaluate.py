@@ -1,4 +1,4 @@
-"""The verb `evaluate`: images of a run, of weights or of a folder against those of another folder."""
+"""The command `evaluate`: images of a run, of weights or of a folder against those of another folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ import numpy as np
 import torch
 
 from pggan_fast import __version__
+from pggan_fast.data.names import some_of
+from pggan_fast.data.preprocessing import quiet_decoders
 from pggan_fast.evaluation.sources import (
     Digest,
     GeneratedImages,
     PreparedImages,
     Source,
+    TooFewImages,
     folder_source,
 )
 from pggan_fast.generation.images import generator_of_run
@@ -30,10 +33,12 @@ from pggan_fast.training import UserError
 from pggan_fast.training.run_folder import config_file
 from pggan_fast.utils.atomic_write import write_json
 from pggan_fast.utils.device import find_device
+from pggan_fast.utils.memory import advice_when_out_of_memory
 from pggan_fast.utils.options import option, to_json
 from pggan_fast.utils.progress_bar import bar_over
 
 PAPERS_COUNT = 16_384
+ADVICE = "--batch-size N below 64, --count N, a lower --resolution"
 
 
 @dataclass(frozen=True)
@@ -41,22 +46,35 @@ class EvaluateConfig:
     """Settings of `pggan-fast evaluate`."""
 
     # What is judged
-    run: Path | None = option(None, help="a run: its final weights or, before that, its newest checkpoint")
-    weights: Path | None = option(None, help="or a generator.safetensors with its .json beside it")
-    images: Path | None = option(None, help="or a folder of images, or prepared data")
-    reals: Path | None = option(None, help="images to compare with, or prepared data (default: what RUN is trained on)")
+    run: Path | None = option(
+        None, help="Run to judge: the generator of its final weights or, before that, of its newest checkpoint."
+    )
+    weights: Path | None = option(None, help="Generator to judge: a generator.safetensors with its .json beside it.")
+    images: Path | None = option(None, help="Images to judge: a folder, a .zip or .npy file, or prepared data.")
+    reals: Path | None = option(
+        None,
+        help="Images to compare with: a folder, a .zip or .npy file, or prepared data (default: the data of --run).",
+    )
 
     # How
-    metrics: str = option("swd,ms-ssim", help=f"some of {', '.join(METRICS)}")
-    count: int | None = option(None, help=f"images of each set (default: all, at most {PAPERS_COUNT:,})")
-    resolution: int | None = option(None, help="side in pixels (default: that of the images judged)")
-    seed: int = option(0, help="of the choice of images, of latents and of the metrics")
-    batch_size: int = option(64, help="images at once")
-    inception_weights: Path | None = option(
-        None, help="Inception network for fid, kid, inception-score, precision-recall (default: torch's download cache)"
+    metrics: str = option("swd,ms-ssim", help=f"Metrics, comma-separated: {', '.join(METRICS)}.")
+    count: int | None = option(
+        None, help=f"Number of images of each set (default: all that there are, at most {PAPERS_COUNT:,})."
     )
-    device: str = option("auto", help="auto, cpu, cuda or cuda:N")
-    out: Path | None = option(None, help="JSON file for the results and all that repeats them; must not exist")
+    resolution: int | None = option(
+        None, help="Side in pixels at which images are compared (default: that of the images judged)."
+    )
+    seed: int = option(0, help="Seed of the choice of images, of the latents and of the metrics.")
+    batch_size: int = option(64, help="Number of images in work at once.")
+    inception_weights: Path | None = option(
+        None,
+        help="Weights of the Inception network for fid, kid, inception-score and precision-recall"
+        " (default: torch's download cache).",
+    )
+    device: str = option("auto", help="Device: auto, cpu, cuda or cuda:N.")
+    out: Path | None = option(
+        None, help="JSON file for the results and the settings that repeat them. It must not exist."
+    )
 
     def __post_init__(self) -> None:
         if sum(path is not None for path in (self.run, self.weights, self.images)) != 1:
@@ -81,34 +99,36 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     "results" holds the values, and follows from the other entries up to "machine". Raises UserError for what cannot be
     compared, before anything is computed.
     """
+    with advice_when_out_of_memory(ADVICE), quiet_decoders():
+        return _evaluate(config)
+
+
+def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
     started = time.monotonic()
     device = find_device(config.device)
     images, reals, generator = open_sources(config, device)
     count = _count(config, images, reals)
-    try:
-        metrics = MetricSet(
-            metric_names(config.metrics), seed=config.seed, device=device, inception_weights=config.inception_weights
-        )
-        with metrics:
-            digests = {}
-            for name, source, add in (("reals", reals, metrics.add_reals), ("images", images, metrics.add_fakes)):
-                digests[name] = Digest()
-                for batch in batches(source, count, config.batch_size, name):
-                    add(batch)
-                    digests[name].add(batch)
-                print(f"{name}: {count:,} of {_text(source.size)} px, {source.facts()['kind']}", flush=True)
-            results = metrics.values()
-            settings = metrics.settings()
-    except ValueError as error:  # a size, a number of images or a library that a metric cannot do with or without
-        raise UserError(str(error)) from error
+    while True:
+        try:
+            results, settings, digests = _measure(config, device, images, reals, count)
+            break
+        except TooFewImages as error:  # files that cannot be read are known when they are
+            count = error.count
+            if config.count is not None:
+                raise UserError(f"--count {config.count}: only {count} images can be read") from error
+            print(f"starting anew with {count:,} images, the others cannot be read", flush=True)
+    for option_name, source in (("--reals", reals), ("--images", images)):
+        if left_out := getattr(source, "left_out", {}):
+            reasons = some_of(f"{name}: {reason}" for name, reason in left_out.items())
+            print(f"{option_name}: {len(left_out):,} left out ({reasons})")
     for name, value in results.items():
         print(f"{name:<24}{value:.6g}")
     report = {
         "results": results,
         "settings": to_json(replace(config, count=count, resolution=min(images.size))),
         "metrics": settings,
-        "images": {**images.facts(), **generator, "digest": digests["images"].text()},
-        "reals": {**reals.facts(), "digest": digests["reals"].text()},
+        "images": {**images.metadata(), **generator, "digest": digests["images"]},
+        "reals": {**reals.metadata(), "digest": digests["reals"]},
         "versions": {"pggan_fast": __version__, "torch": torch.__version__, "numpy": np.__version__},
         "machine": {
             "device": str(device),
@@ -124,8 +144,30 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return report
 
 
+def _measure(
+    config: EvaluateConfig, device: torch.device, images: Source, reals: Source, count: int
+) -> tuple[dict[str, float], dict[str, Any], dict[str, str]]:
+    """Return the values, the metrics' settings, and a digest of each set, of `count` images each."""
+    try:
+        metrics = MetricSet(
+            metric_names(config.metrics), seed=config.seed, device=device, inception_weights=config.inception_weights
+        )
+        with metrics:
+            digests = {}
+            for name, source, add in (("reals", reals, metrics.add_reals), ("images", images, metrics.add_fakes)):
+                digest = Digest()
+                for batch in batches(source, count, config.batch_size, name):
+                    add(batch)
+                    digest.add(batch)
+                digests[name] = digest.text()
+                print(f"{name}: {count:,} of {_text(source.size)} px, {source.metadata()['kind']}", flush=True)
+            return metrics.values(), metrics.settings(), digests
+    except ValueError as error:  # a size, a number of images or a library that a metric cannot do with or without
+        raise UserError(str(error)) from error
+
+
 def open_sources(config: EvaluateConfig, device: torch.device) -> tuple[Source, Source, dict[str, Any]]:
-    """The images that are judged, those they are compared with, and what is known of the generator.
+    """Return the images that are judged, those they are compared with, and metadata of the generator.
 
     Raises UserError if they cannot be compared.
     """
@@ -133,7 +175,7 @@ def open_sources(config: EvaluateConfig, device: torch.device) -> tuple[Source, 
     if config.images is not None:
         images = folder_source(config.images, "--images", resolution=config.resolution, seed=seed)
         reals = folder_source(config.reals, "--reals", size=images.size, channels=images.channels, seed=seed)
-        facts: dict[str, Any] = {}
+        metadata: dict[str, Any] = {}
     else:
         if config.weights is not None:
             path, (G, made) = config.weights, load_generator(config.weights)
@@ -157,22 +199,22 @@ def open_sources(config: EvaluateConfig, device: torch.device) -> tuple[Source, 
             alpha=torch.tensor(made["alpha"], device=device) if made["alpha"] < 1 else 1.0,
             labels=reals.labels() if same_classes else None,
         )
-        facts = {"path": str(path.absolute()), "images_shown": made["images"]}
+        metadata = {"path": str(path.absolute()), "images_shown": made["images"]}
     if images.channels != reals.channels:
         raise UserError(f"--reals: have {reals.channels} channels, the images that are judged {images.channels}")
     if images.size != reals.size:
         raise UserError(f"--reals: are {_text(reals.size)} px, the images that are judged {_text(images.size)}")
-    return images, reals, facts
+    return images, reals, metadata
 
 
 def batches(source: Source, count: int, batch_size: int, text: str) -> Iterator[np.ndarray]:
-    """The first `count` images of `source`, behind a progress bar."""
+    """Yield the first `count` images of `source`, behind a progress bar."""
     for start in bar_over(range(0, count, batch_size), f"{text}, in batches"):
         yield source.take(start, min(start + batch_size, count))
 
 
 def _count(config: EvaluateConfig, images: Source, reals: Source) -> int:
-    """Images of each set. Raises UserError if more are asked for than there are."""
+    """Return the number of images of each set. Raises UserError if more are asked for than there are."""
     there = [source.count for source in (images, reals) if source.count is not None]
     if config.count is None:
         return min(*there, PAPERS_COUNT)
@@ -192,5 +234,5 @@ def _check_resolution(resolution: int, stage_resolution: int) -> None:
 
 
 def _data_of_run(run: Path) -> Path:
-    """The prepared data that `run` names."""
+    """Return the prepared data that `run` names."""
     return Path(json.loads(config_file(run).read_text(encoding="utf-8"))["settings"]["data"])

@@ -1,4 +1,4 @@
-"""Where the images that are judged come from: a generator, prepared data, or a folder of image files.
+"""Where the images that are judged come from: a generator, prepared data, or image files.
 
 A source gives its images, in an order fixed by a seed, as `take(start, stop)`: uint8 [stop - start, C, H, W]. Nothing
 else of them is kept in memory.
@@ -7,17 +7,20 @@ else of them is kept in memory.
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from pggan_fast.data.dataset import MANIFEST
-from pggan_fast.data.preprocessing import fit, read
+from pggan_fast.data.in_order import in_order, reason_of
+from pggan_fast.data.manifest import is_prepared
+from pggan_fast.data.names import one_line, printable, some_of
+from pggan_fast.data.preprocessing import fit, size_of
+from pggan_fast.data.rows import ImageRows
+from pggan_fast.data.sources import Item, SourceError, open_files
 from pggan_fast.networks import Generator
 from pggan_fast.networks.resolutions import LOWEST, image_size
 from pggan_fast.networks.sampling import generate, latents
@@ -35,11 +38,11 @@ class Source(Protocol):
 
     def take(self, start: int, stop: int) -> np.ndarray: ...
 
-    def facts(self) -> dict[str, Any]: ...
+    def metadata(self) -> dict[str, Any]: ...
 
 
 class GeneratedImages:
-    """Image i is the one of seed + i, as the verb `generate` draws it, unless `labels` says otherwise.
+    """Image i is the one of seed + i, as the command `generate` makes it, unless `labels` says otherwise.
 
     `labels` (int64 [N]) are those of the images one after the other, and again from the first; left out, the class is
     the seed modulo their number. Images of a stage below `resolution` are enlarged by repetition, others averaged down.
@@ -76,7 +79,7 @@ class GeneratedImages:
         images = generate(self.G, z, labels, resolution=self.stage_resolution, alpha=self.alpha)
         return resized(images.transpose(0, 3, 1, 2), self.size)
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {
             "kind": "generated",
             "first_seed": self.seed,
@@ -93,54 +96,101 @@ class PreparedImages:
         self.data = data
         self.count, self.channels = data.count, data.channels
         self.size = image_size(resolution, data.base)
-        self._images = data.images(resolution)
+        self._rows = ImageRows(data.images(resolution))
         self._order = shuffled(data.count, seed)
 
     def take(self, start: int, stop: int) -> np.ndarray:
-        return self._images[self._order[start:stop]]
+        return self._rows.take(self._order[start:stop])
 
     def labels(self) -> np.ndarray | None:
-        """Class indices int64 [count] in the order of the images; None for data without classes."""
+        """Return class indices int64 [count] in the order of the images; None for data without classes."""
         return self.data.labels[self._order] if self.data.classes else None
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"kind": "prepared data", "path": str(self.data.path.absolute()), "count": self.count}
 
 
-class ImageFiles:
-    """The image files below a folder, centre-cropped and resized as `prepare` does, shuffled by `seed`.
+class TooFewImages(Exception):
+    """Fewer images than were asked for can be read: `count`."""
 
-    `size` None: the first file's. Files whose names do not end as an image's are left out. Raises UserError, which
-    names `option`, for a folder without images, and for a file that cannot be read.
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
+
+
+class ImageFiles:
+    """Images of a folder, a .zip or a .npy file, centre-cropped and resized as `prepare` does, shuffled by `seed`.
+
+    They are read as `prepare` reads them, and what it leaves out is left out. `size` None: the first image's. Raises
+    UserError, which names `option`, if no image can be read or their place fails.
     """
 
-    def __init__(self, folder: Path, option: str, *, size: tuple[int, int] | None, channels: int, seed: int) -> None:
-        if not folder.is_dir():
-            raise UserError(f"{option} {folder}: no such folder")
-        known = Image.registered_extensions()
-        self.folder, self.option, self.channels = folder, option, channels
-        self.files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in known and file.is_file())
-        if not self.files:
-            raise UserError(f"{option} {folder}: holds no images")
-        self.count = len(self.files)
-        self.size = size or self._load(self.files[0]).size[::-1]
-        self._order = shuffled(self.count, seed)
-        self._readers = ThreadPoolExecutor(READERS)
+    def __init__(self, place: Path, option: str, *, size: tuple[int, int] | None, channels: int, seed: int) -> None:
+        self.source = open_files(place, option)
+        self.place, self.option, self.channels = place, option, channels
+        self.left_out: dict[str, str] = dict(getattr(self.source, "left_out", {}))
+        self._keys = [self.source.names[i] for i in shuffled(self.source.count, seed)]
+        self._good: list[Any] = []  # keys of images that could be read, in this order
+        self._tried = 0
+        self.size = size or self._first_size()
+        self.count = self.source.count
 
     def take(self, start: int, stop: int) -> np.ndarray:
-        return np.stack(list(self._readers.map(self._fitted, (self.files[i] for i in self._order[start:stop]))))
+        """Return images number `start` to `stop` of those that can be read. Raises TooFewImages if they end before."""
+        images = [image for image in self._read_again(self._good[start:stop]) if image is not None]
+        while len(images) < stop - start:
+            keys = self._keys[self._tried : self._tried + stop - start - len(images)]
+            if not keys:
+                raise TooFewImages(len(self._good))
+            for key, image in zip(keys, self._read(keys), strict=True):
+                self._tried += 1
+                if image is not None:
+                    self._good.append(key)
+                    images.append(image)
+        return np.stack(images)
 
-    def facts(self) -> dict[str, Any]:
-        return {"kind": "image files", "path": str(self.folder.absolute()), "count": self.count}
+    def metadata(self) -> dict[str, Any]:
+        found = {"kind": "image files", "path": printable(str(self.place.absolute())), "count": self.count}
+        return {**found, "left_out": self.left_out} if self.left_out else found
 
-    def _fitted(self, file: Path) -> np.ndarray:
-        return fit(self._load(file), LOWEST, crop="center", channels=self.channels, base=self.size)
+    def _read_again(self, keys: list[Any]) -> Iterator[np.ndarray | None]:
+        return self._read(keys) if keys else iter(())
 
-    def _load(self, file: Path) -> Image.Image:
+    def _read(self, keys: list[Any]) -> Iterator[np.ndarray | None]:
+        """Yield the fitted image of every key, None where there is none; the reason goes into `left_out`."""
+
+        def fitted(item: Item) -> np.ndarray:
+            return fit(item.load(), LOWEST, crop="center", channels=self.channels, base=self.size)
+
+        yield from self._results(fitted, keys)
+
+    def _first_size(self) -> tuple[int, int]:
+        """Return (height, width) of the first image that can be read."""
+
+        def size(item: Item) -> tuple[int, int]:
+            return size_of(item.load())
+
+        for key in self.source.names:
+            for found in self._results(size, [key]):
+                if found is not None:
+                    return found[1], found[0]
+        raise self.nothing_read()
+
+    def nothing_read(self) -> UserError:
+        reasons = some_of(f"{name}: {reason}" for name, reason in self.left_out.items())
+        return UserError(f"{self.option} {printable(str(self.place))}: none of its images can be read ({reasons})")
+
+    def _results(self, function: Callable[[Item], Any], keys: list[Any]) -> Iterator[Any]:
         try:
-            return read(file.name, file)
-        except Exception as error:  # whatever a decoder raises, the file is what is wrong
-            raise UserError(f"{self.option} {file}: cannot be read ({error})") from error
+            for item, found in in_order(function, (self.source.item(key) for key in keys), READERS):
+                if isinstance(found, Exception):
+                    self.left_out[item.name] = reason_of(found)
+                    found = None
+                yield found
+        except OSError as error:
+            told = isinstance(error, SourceError)
+            shown = f"{self.option} {printable(str(self.place))}"
+            raise UserError(str(error) if told else f"{shown}: cannot be read on ({one_line(error)})") from error
 
 
 def folder_source(
@@ -152,11 +202,12 @@ def folder_source(
     channels: int | None = None,
     seed: int,
 ) -> PreparedImages | ImageFiles:
-    """The images in `folder`: prepared data if it holds any, image files otherwise (color unless `channels` is 1).
+    """Return the images in `folder`: prepared data if it holds any, else image files (RGB unless `channels` is 1).
 
-    At `size`, or with `resolution` on the shorter side, or as large as they are.
+    They come at `size`, or with `resolution` on the shorter side, or as large as they are. A .zip and a .npy file
+    are as good as a folder.
     """
-    if not (folder / MANIFEST).is_file():
+    if not is_prepared(folder):
         files = ImageFiles(folder, option, size=size, channels=channels or 3, seed=seed)
         if size is None and resolution is not None:
             scale = resolution / min(files.size)
@@ -170,12 +221,12 @@ def folder_source(
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:
-    """0 to count - 1 in a random order, fixed by `seed`: int64 [count]."""
+    """Return 0 to count - 1 in a random order, fixed by `seed`: int64 [count]."""
     return np.random.Generator(np.random.PCG64([seed, 1])).permutation(count)
 
 
 def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [N, C, h, w] repeated up or averaged down by a whole factor to [N, C, *size]."""
+    """Return uint8 [N, C, h, w] repeated up or averaged down by a whole factor to [N, C, *size]."""
     factor = size[0] // images.shape[2]
     if factor:
         return images.repeat(factor, axis=2).repeat(factor, axis=3)

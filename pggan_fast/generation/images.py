@@ -15,7 +15,7 @@ import torch
 from pggan_fast.interop.weights import find_problem_of_generator, generator_from_weights, load_generator
 from pggan_fast.networks import Generator
 from pggan_fast.networks.sampling import CHUNK, generate
-from pggan_fast.training.checkpoint import checkpoints, load_checkpoint
+from pggan_fast.training.checkpoint import checkpoints, load_run_checkpoint
 from pggan_fast.training.run_folder import config_file
 from pggan_fast.utils.device import find_device
 from pggan_fast.utils.errors import UserError
@@ -164,7 +164,7 @@ def generator_of_run(run: Path) -> tuple[Generator, dict[str, Any]]:
     saved = checkpoints(run / "checkpoints")
     if not saved:
         raise UserError(f"--run {run}: has neither final weights nor a checkpoint yet")
-    state = load_checkpoint(saved[-1])
+    state = load_run_checkpoint(saved[-1])
     try:
         metadata, weights = state["generator"], state["step"]["G_ema"]
         if problem := find_problem_of_generator(metadata):

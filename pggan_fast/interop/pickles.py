@@ -60,7 +60,7 @@ class _Array(HasState):
         data = _as_bytes(data)
         if len(data) != math.prod(shape) * dtype.numpy.itemsize:
             raise Malformed(f"has an array of shape {str(shape)[:60]} and {len(data)} bytes, which do not fit")
-        values = np.frombuffer(data, dtype.numpy)
+        values = np.frombuffer(data, dtype.numpy).astype(dtype.numpy.newbyteorder("="), copy=False)
         self.values = values.reshape(shape, order="F" if fortran else "C")
 
 
@@ -161,6 +161,8 @@ def _globals(size: int) -> dict[tuple[str, str], Global]:
         ("tfutil", "Network"): NETWORK,
         ("collections", "OrderedDict"): Global(call=_empty_dict),
         ("_codecs", "encode"): Global(call=_Encode(size)),
+        ("__builtin__", "bytes"): Global(call=_empty_bytes),  # empty ones, in protocol 2
+        ("builtins", "bytes"): Global(call=_empty_bytes),
         ("numpy", "ndarray"): NDARRAY,
         ("numpy", "dtype"): Global(call=_dtype),
     }
@@ -172,6 +174,10 @@ def _globals(size: int) -> dict[tuple[str, str], Global]:
 
 def _empty_dict() -> dict:
     return {}
+
+
+def _empty_bytes() -> bytes:
+    return b""
 
 
 def read_official_pickle(path: str | Path) -> list[OfficialNetwork]:

@@ -10,17 +10,22 @@ from pggan_fast.layers.pggan import (
     PixelNorm,
     Upsample2x,
 )
+from pggan_fast.layers.stylegan import Blur, FusedLeakyReLU, ModulatedConv2d, StyledConv2d
 
 __all__ = [
+    "Blur",
     "Downsample2x",
     "EqualizedConv2d",
     "EqualizedLinear",
     "FadeIn",
+    "FusedLeakyReLU",
     "MinibatchDiscrimination",
     "MinibatchStdDev",
+    "ModulatedConv2d",
     "PixelNorm",
     "ResidualBlock",
     "SelfAttention2d",
+    "StyledConv2d",
     "Upsample2x",
     "spectral_norm",
 ]

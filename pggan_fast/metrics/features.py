@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pggan_fast.metrics.rows import RowStore
+from pggan_fast.utils.torch_files import load_weights_only
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 STATISTICS = ("fid", "kid", "inception-score", "precision-recall")
@@ -63,23 +64,36 @@ class Inception:
                 f"Inception weights {path}: no such file; download {library.URL_INCEPTION_V3} and name it with"
                 " --inception-weights, or use kid-lite0"
             )
-        # The library would unpickle the file, and run what is in it; it is given weights that were read without.
-        weights_by_name = _read_weights(path)
+        # torch-fidelity unpickles the file whatever is in it, so it gets a copy of the weights alone.
         with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
-            plain = Path(folder) / INCEPTION_FILE
-            torch.save(weights_by_name, plain)
+            copied = Path(folder) / INCEPTION_FILE
+            torch.save(_read_weights(path), copied)
             try:
                 self.network: nn.Module = library.FeatureExtractorInceptionV3(
-                    "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(plain)
+                    "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(copied)
                 )
-            except (RuntimeError, TypeError) as error:  # names or shapes that are another network's
-                raise ValueError(f"Inception weights {path}: are of another network ({_one_line(error)})") from error
+            except (RuntimeError, KeyError) as error:
+                reason = " ".join(str(error).split())[:160]
+                raise ValueError(
+                    f"Inception weights {path}: are not those of the Inception network ({reason})"
+                ) from error
         self.network.to(device)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """{"features": float32 [N, 2048], "logits": float32 [N, 1008]} of uint8 [N, 3, H, W]."""
         features, logits = self.network(images)
         return {"features": features, "logits": logits}
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors by name in what torch.save wrote, running nothing. Raise ValueError for anything else."""
+    try:
+        weights = load_weights_only(path)
+    except ValueError as error:
+        raise ValueError(f"Inception weights {path}: {error}") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"Inception weights {path}: holds something else than tensors by name")
+    return dict(weights)
 
 
 class FeatureMetrics:
@@ -120,7 +134,7 @@ class FeatureMetrics:
         self._fakes, self._logits = RowStore(), RowStore()
 
     def settings(self) -> dict[str, object]:
-        """Return what the values depend on besides images and seed."""
+        """What the values depend on beside images and seed."""
         size, subsets = self._subsets()
         return {
             "network": self.network.name,
@@ -200,24 +214,6 @@ class FeatureMetrics:
 
     def _features(self) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(self._reals.array().copy()), torch.from_numpy(self._fakes.array().copy())
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors in a file of torch.save by name; nothing in it is run. Raises ValueError for anything else."""
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader raises nearly anything for a file that is damaged, OSError too
-        raise ValueError(f"Inception weights {path}: cannot be read as weights ({type(error).__name__})") from error
-    plain = isinstance(loaded, Mapping) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
-    )
-    if not plain:
-        raise ValueError(f"Inception weights {path}: must be tensors by name")
-    return dict(loaded)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
 
 
 def _library(name: str) -> ModuleType:

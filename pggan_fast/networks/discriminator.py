@@ -185,7 +185,8 @@ class Discriminator(nn.Module):
     def _scores(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Features [N, C] to scores and logits."""
         # Losses and penalties are taken of these few numbers: half precision would be most of their error.
-        with torch.autocast(x.device.type, enabled=False):
+        # Autocast does not know the meta device.
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             output = self.head["output"](x)
             scores = output[:, 0]

@@ -11,6 +11,7 @@ from pggan_fast.layers import EqualizedConv2d, EqualizedLinear, ResidualBlock, S
 from pggan_fast.networks.options import blends, channels, normalize_spectra, one_hot
 from pggan_fast.networks.recompute import recomputed
 from pggan_fast.networks.resolutions import check_base, check_resolution, resolutions_up_to
+from pggan_fast.ops.layout import is_channels_last
 
 INPUT_BIASES = ("channel", "pixel")
 
@@ -154,7 +155,7 @@ class Generator(nn.Module):
         x = x.unflatten(1, (-1, *self.base))
         # The parameter, not `.weight`: spectral norm computes that anew each time.
         weight = next(p for p in self.blocks["4"]["conv"].parameters() if p.ndim == 4)
-        if weight.is_contiguous(memory_format=torch.channels_last):
+        if is_channels_last(weight):
             x = x.contiguous(memory_format=torch.channels_last)
         if self.options["input_bias"] == "pixel":
             x = ops.pixel_norm(x, eps) if self.input_norm else x

@@ -13,8 +13,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge as _edge  # differentiates a tensor without holding its memory
 
-from pggan_fast.ops.conv import separate_leaf
-from pggan_fast.ops.registry import engine_wants
+from pggan_fast.ops.conv import as_nonleaf_view
+from pggan_fast.ops.registry import will_need_grad
 
 
 def recomputed(block: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def recomputed(block: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor
     if not torch.is_grad_enabled():
         return function(x)
     parameters = tuple(block.parameters())
-    return _Block.apply(x, *map(separate_leaf, parameters), run, parameters)
+    return _Block.apply(x, *map(as_nonleaf_view, parameters), run, parameters)
 
 
 class _Block(Function):
@@ -47,7 +47,7 @@ class _Block(Function):
 
     @staticmethod
     def backward(ctx, dy):
-        wanted = [engine_wants(ctx, index) for index in range(len(ctx.saved_tensors))]
+        wanted = [will_need_grad(ctx, index) for index in range(len(ctx.saved_tensors))]
         return *_Gradients.apply(dy, *ctx.saved_tensors, ctx.run, ctx.parameters, wanted), None, None
 
 

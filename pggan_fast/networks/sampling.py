@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pggan_fast.networks.generator import Generator
-from pggan_fast.ops import kept_weights
+from pggan_fast.ops import cache_folded_weights
 from pggan_fast.utils.images import to_uint8
 
 CHUNK = 16  # images at once
@@ -24,7 +24,7 @@ def generate(
 ) -> np.ndarray:
     """Return uint8 images [N, H, W, C] of latents z [N, latent_dim]; labels int64 [N] if G takes any."""
     images = []
-    with torch.no_grad(), kept_weights():
+    with torch.no_grad(), cache_folded_weights():
         for start in range(0, len(z), batch_size):
             part = slice(start, start + batch_size)
             chosen = labels[part] if labels is not None else None

@@ -17,11 +17,23 @@ Only y and r are kept for backward, and y is what the next layer keeps anyway.
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from pggan_fast import reference
+from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, last_order
+from pggan_fast.ops.registry import (
+    OpFunction,
+    batch_forms,
+    below_autograd,
+    call_op,
+    define_forms,
+    differentiate_forms,
+    fake_like,
+    in_forward_mode,
+    no_third_derivative,
+    refuse_derivatives,
+    through_dispatcher,
+)
 from pggan_fast.reference import accumulation_dtype, effective_slope
 
 EPILOGUE_SCHEMA = "float scale=1.0, str act='lrelu', float slope=0.2, float gain=1.0, bool pixel_norm=False"
@@ -57,7 +69,7 @@ def bias_act(
     impl = choose("bias_act", x, impl)
     if impl == "reference":
         return reference.bias_act(x, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
-    if torch.compiler.is_compiling():
+    if through_dispatcher():
         return _forward[impl](x, bias, *options)[0]
     return BiasAct.apply(x, bias, options, impl)[0]
 
@@ -84,19 +96,27 @@ def check_epilogue(op: str, channels: torch.Size, bias: Tensor | None, options: 
         raise ValueError(f"{op}: bias has shape {list(bias.shape)}, must be {list(channels)}")
 
 
-class BiasAct(Function):
+class BiasAct(OpFunction):
     """(x, bias, (scale, act, slope, gain, pixel_norm, eps), impl) -> (y, r); r is empty without pixel norm."""
 
     @staticmethod
     def forward(ctx, x, bias, options, impl):
         y, r = below_autograd(_forward[impl], x, bias, *options)
         remember_epilogue(ctx, y, r, bias, options, impl)
+        if in_forward_mode():
+            ctx.save_for_forward(y, r)
         return y, r
+
+    @staticmethod
+    def jvp(ctx, t_x, t_bias, *_):
+        return _forward_tangents(*ctx.saved_tensors, t_x, t_bias, *ctx.epilogue)
 
     @staticmethod
     def backward(ctx, dy, dr):
         if dy is None and dr is None:
             return None, None, None, None
+        if dr is None and is_zeros(dy):
+            return zeros_like(dy), bias_zeros(ctx, dy), None, None
         dx, db = epilogue_backward(ctx, dy, dr, *ctx.saved_tensors, ctx.needs_input_grad[1])
         return dx, db, None, None
 
@@ -122,13 +142,17 @@ def epilogue_backward(ctx, dy, dr, y, r, bias_wanted: bool) -> tuple[Tensor, Ten
 
     At least one of dy and dr must be a tensor.
     """
-    if y is None:
+    affine = y is None
+    if affine:
         # The kernel reads no value of y for an affine map, only its layout.
         y = dy.detach()
     elif dy is None:
         dy = torch.zeros_like(y)
     arguments = (dy, dr, y, r, *ctx.epilogue, bias_wanted)
-    if torch.is_grad_enabled():
+    if through_dispatcher():
+        dx, db = _backward[ctx.impl](*arguments)
+    elif torch.is_grad_enabled():
+        ctx.gets_zeros = not affine
         dx, db = BiasActBackward.apply(*arguments, ctx.impl)
     else:
         dx, db = below_autograd(_backward[ctx.impl], *arguments)
@@ -137,7 +161,7 @@ def epilogue_backward(ctx, dy, dr, y, r, bias_wanted: bool) -> tuple[Tensor, Ten
     return dx, db if db.dtype == ctx.bias_dtype else db.to(ctx.bias_dtype)
 
 
-class BiasActBackward(Function):
+class BiasActBackward(OpFunction):
     """(dy, dr, y, r, *epilogue, bias_wanted, impl) -> (dx, db); r None without pixel norm, db empty unless wanted."""
 
     @staticmethod
@@ -148,16 +172,50 @@ class BiasActBackward(Function):
         ctx.set_materialize_grads(False)
         if not bias_wanted:
             ctx.mark_non_differentiable(db)
+        ctx.bias_wanted = bias_wanted
+        if in_forward_mode():
+            ctx.save_for_forward(dy, dr, y, r)
         return dx, db
 
     @staticmethod
-    @last_order
+    def jvp(ctx, t_dy, t_dr, t_y, t_r, *_):
+        tangents = _backward_tangents(*ctx.saved_tensors, t_dy, t_dr, t_y, t_r, *ctx.epilogue)
+        return tangents if ctx.bias_wanted else (tangents[0], None)
+
+    @staticmethod
+    @no_third_derivative
     def backward(ctx, g, g_bias):
-        dr, pixel_norm = ctx.saved_tensors[1], ctx.epilogue[-1]
-        d_dy, d_y, d_r, d_dr = below_autograd(_double_backward[ctx.impl], g, g_bias, *ctx.saved_tensors, *ctx.epilogue)
+        _, dr, y, _ = ctx.saved_tensors
+        _, act, _, _, pixel_norm = ctx.epilogue
+        d_dy, d_y, d_r, d_dr = call_op(_double_backward[ctx.impl], g, g_bias, *ctx.saved_tensors, *ctx.epilogue)
         if not pixel_norm:
-            d_y = d_r = d_dr = None
+            # As torch's own activations: they are zero, and an optimizer tells that from absent.
+            d_y = zeros_like(y) if act != "linear" and ctx.needs_input_grad[2] else None
+            d_r = d_dr = None
         return d_dy, d_dr if dr is not None else None, d_y, d_r, None, None, None, None, None, None, None
+
+
+# Zeros that flow through a second backward are never computed with: each is one value, expanded and marked.
+
+
+def zeros_like(t: Tensor) -> Tensor:
+    """The gradient of t where it is known to be zero."""
+    zeros = t.new_zeros(()).expand(t.shape)
+    zeros.are_zeros = True
+    return zeros
+
+
+def is_zeros(gradient: Tensor | None) -> bool:
+    return getattr(gradient, "are_zeros", False)
+
+
+def input_zeros(t: Tensor) -> Tensor | None:
+    """Zeros for the input of an op; None where its maker gets some anyway: the engine's sum would be computed with."""
+    return None if getattr(t.grad_fn, "gets_zeros", False) else zeros_like(t)
+
+
+def bias_zeros(ctx, dy: Tensor) -> Tensor | None:
+    return None if ctx.bias_dtype is None else dy.new_zeros(dy.shape[1], dtype=ctx.bias_dtype)
 
 
 # The formulas in plain PyTorch, for devices that have no kernels of their own.
@@ -178,9 +236,13 @@ def _inplace_fallback(x, bias, *options):
     return r
 
 
-def _derivative(y: Tensor, act: str, slope: float, gain: float) -> Tensor:
-    """gain * act', read off the sign of y: k / scale of the formulas above."""
-    return torch.where(y > 0, y.new_full((), gain), y.new_full((), gain * effective_slope(act, slope)))
+def _through_activation(v: Tensor, y: Tensor, act: str, slope: float, gain: float) -> Tensor:
+    """Return `v * gain * act'`, the derivative read off the sign of y: k / scale of the formulas above."""
+    negative_slope = effective_slope(act, slope)
+    if negative_slope == 0:
+        # A product with 0 would make NaN of infinity.
+        return torch.where(y <= 0, v.new_zeros(()), v * gain)
+    return torch.where(y > 0, v * gain, v * (gain * negative_slope))
 
 
 def _backward_fallback(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_wanted):
@@ -190,10 +252,51 @@ def _backward_fallback(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_w
         du = r * (du - y_wide * (du * y_wide).mean(dim=1, keepdim=True))
         if dr is not None:
             du = du - r.square() * y_wide * dr / y.shape[1]
-    d_biased = du * _derivative(y_wide, act, slope, gain)
+    d_biased = _through_activation(du, y_wide, act, slope, gain)
     dx = torch.empty_like(y).copy_(scale * d_biased)
     dims = [0, *range(2, y.ndim)]
     return dx, d_biased.sum(dim=dims) if bias_wanted else dx.new_empty(0, dtype=dtype)
+
+
+# Forward mode: the product rule in plain PyTorch, so that derivatives of what it gives are torch's own, of any order.
+
+
+def _forward_tangents(y, r, t_x, t_bias, scale, act, slope, gain, pixel_norm):
+    """Return the tangents of (y, r) from those of x and the bias, None for zero."""
+    narrow, y = y.dtype, y.to(accumulation_dtype(y.dtype))
+    h = torch.zeros_like(y) if t_x is None else scale * t_x.to(y.dtype)
+    if t_bias is not None:
+        h = h + t_bias.to(y.dtype).reshape(1, -1, *[1] * (y.ndim - 2))
+    h = _through_activation(h, y, act, slope, gain)
+    if not pixel_norm:
+        return h.to(narrow), None
+    q = (h * y).mean(dim=1, keepdim=True)
+    return (r * (h - y * q)).to(narrow), -r.square() * q
+
+
+def _backward_tangents(dy, dr, y, r, t_dy, t_dr, t_y, t_r, scale, act, slope, gain, pixel_norm):
+    """Return the tangents of (dx, db) from those of dy, dr, y and r, None for zero."""
+    narrow, dtype = y.dtype, accumulation_dtype(y.dtype)
+    dy, y, t_dy, t_y = (None if t is None else t.to(dtype) for t in (dy, y, t_dy, t_y))
+    t_dy, t_y = (torch.zeros_like(y) if t is None else t for t in (t_dy, t_y))
+    t_du = t_dy
+    if pixel_norm:
+
+        def mean(t: Tensor) -> Tensor:
+            return t.mean(dim=1, keepdim=True)
+
+        m = mean(dy * y)
+        t_m = mean(t_dy * y + dy * t_y)
+        t_du = r * (t_dy - t_y * m - y * t_m)
+        if t_r is not None:
+            t_du = t_du + t_r * (dy - y * m)
+        for factor, moved in ((t_dr, r.square() * y), (dr, None if t_r is None else 2 * r * t_r * y)):
+            if factor is not None and moved is not None:
+                t_du = t_du - factor * moved / y.shape[1]
+        if dr is not None:
+            t_du = t_du - dr * r.square() * t_y / y.shape[1]
+    t_biased = _through_activation(t_du, y, act, slope, gain)
+    return (scale * t_biased).to(narrow), t_biased.sum(dim=[0, *range(2, y.ndim)])
 
 
 def _double_backward_fallback(g, g_bias, dy, dr, y, r, scale, act, slope, gain, pixel_norm):
@@ -202,7 +305,7 @@ def _double_backward_fallback(g, g_bias, dy, dr, y, r, scale, act, slope, gain, 
     h = torch.zeros_like(y_wide) if g is None else scale * g.to(dtype)
     if g_bias is not None:
         h = h + g_bias.to(dtype).reshape(1, -1, *[1] * (y.ndim - 2))
-    h = h * _derivative(y_wide, act, slope, gain)
+    h = _through_activation(h, y_wide, act, slope, gain)
     if not pixel_norm:
         return torch.empty_like(y).copy_(h), *_factors(y, False, 3)
     m = (dy_wide * y_wide).mean(dim=1, keepdim=True)
@@ -227,7 +330,7 @@ def _factors(x: Tensor, pixel_norm: bool, count: int) -> list[Tensor]:
 
 
 def _forward_fake(x, bias, scale, act, slope, gain, pixel_norm, eps):
-    return torch.empty_like(x), *_factors(x, pixel_norm, 1)
+    return fake_like(x), *_factors(x, pixel_norm, 1)
 
 
 def _inplace_fake(x, bias, scale, act, slope, gain, pixel_norm, eps):
@@ -236,13 +339,13 @@ def _inplace_fake(x, bias, scale, act, slope, gain, pixel_norm, eps):
 
 def _backward_fake(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_wanted):
     db = y.new_empty(y.shape[1] if bias_wanted else 0, dtype=accumulation_dtype(y.dtype))
-    return torch.empty_like(y), db
+    return fake_like(y), db
 
 
 def _double_backward_fake(g, g_bias, dy, dr, y, r, scale, act, slope, gain, pixel_norm):
     if not pixel_norm:
-        return torch.empty_like(y), *_factors(y, False, 3)
-    return torch.empty_like(y), torch.empty_like(y), *_factors(y, True, 2)
+        return fake_like(y), *_factors(y, False, 3)
+    return fake_like(y), fake_like(y), *_factors(y, True, 2)
 
 
 _forward = define_forms(
@@ -251,6 +354,7 @@ _forward = define_forms(
     fake=_forward_fake,
     triton="bias_act.forward",
 )
+bias_act_op = _forward
 bias_act_inplace = define_forms(
     f"bias_act_(Tensor(a!) x, Tensor? bias=None, {EPILOGUE_SCHEMA}, float eps=1e-8) -> Tensor r",
     fallback=_inplace_fallback,
@@ -273,3 +377,14 @@ _double_backward = define_forms(
 )
 differentiate_forms(_forward, lambda x, bias, *rest: BiasAct.apply(x, bias, rest[:-1], rest[-1]))
 differentiate_forms(_backward, BiasActBackward.apply)
+refuse_derivatives(_double_backward)
+
+
+def _sums_bias(*arguments) -> bool:
+    """Whether bias_act_backward sums over the samples."""
+    return arguments[-1]
+
+
+batch_forms(_forward, fold_into_samples(0))
+batch_forms(_backward, fold_into_samples(0, 1, 2, 3, sums=_sums_bias))
+batch_forms(_double_backward, fold_into_samples(0, 2, 3, 4, 5))

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from pggan_fast.kernels import conv_tiles
+from pggan_fast.kernels.bias_act_pixel_norm import pixel_norm_gradient
 from pggan_fast.kernels.conv import Gate, convolve, signs_shape
-from pggan_fast.kernels.pixel_norm_gradient import pixel_norm_gradient
-from pggan_fast.kernels.weight_gradient import weight_gradient
-from pggan_fast.ops.fold import prepare
+from pggan_fast.kernels.conv_weight_gradient import weight_gradient
+from pggan_fast.ops.fold import fold_weight
 from pggan_fast.ops.layout import is_channels_last
-from pggan_fast.ops.registry import engine_wants, last_order
+from pggan_fast.ops.registry import no_third_derivative, will_need_grad
 from pggan_fast.reference import effective_slope
 
 Geometry = tuple[int, int, int]
@@ -52,7 +52,7 @@ def _is_faster(dtype, x_shape, weight_shape, geometry, pixel_norm, device) -> bo
 
 
 def keeps_signs(geometry: Geometry, options: tuple) -> bool:
-    """Whether the signs of y are all that `gradients_through` needs of it.
+    """Whether the signs of y are all that `fused_backward` needs of it.
 
     After upsampling the bias's gradient takes a pass of its own, which reads y.
     """
@@ -101,7 +101,7 @@ def gradients(
 
 
 def takes_gradients(geometry: Geometry, epilogue: tuple, wanted: tuple[bool, bool, bool]) -> bool:
-    """Whether `gradients_through` computes these (of x, weight and bias) better than a pass that writes dz first."""
+    """Whether `fused_backward` computes these (of x, weight and bias) better than a pass that writes dz first."""
     _, up, _ = geometry
     pixel_norm = epilogue[-1]
     of_x, of_weight, of_bias = wanted
@@ -110,7 +110,7 @@ def takes_gradients(geometry: Geometry, epilogue: tuple, wanted: tuple[bool, boo
     return of_x and not (pixel_norm and torch.is_grad_enabled())
 
 
-def gradients_through(
+def fused_backward(
     dy: Tensor | None,
     dr: Tensor | None,
     y: Tensor | None,
@@ -144,7 +144,7 @@ class InputGradient(Function):
         return _input_gradient_through(dy, None, y, None, weight, like, geometry, epilogue)
 
     @staticmethod
-    @last_order
+    @no_third_derivative
     def backward(ctx, g):
         dy, y, weight = ctx.saved_tensors
         scale, act, slope, gain, _ = ctx.epilogue
@@ -154,7 +154,7 @@ class InputGradient(Function):
             last = is_channels_last(dy if y is None or _is_signs(y) else y)
             through = dict(scale=scale, above=above, below=below, out_gate=y, channels_last=last)
             d_dy = _convolution(g, weight, ctx.geometry, **through)[0]
-        if engine_wants(ctx, 2):
+        if will_need_grad(ctx, 2):
             dw, _ = _weight_gradient_through(dy, y, g, weight, ctx.geometry, ctx.epilogue, False)
         return d_dy, None, dw, None, None, None
 
@@ -169,13 +169,13 @@ def _slopes(act: str, slope: float, gain: float) -> tuple[float, float]:
 
 
 def _way(k: int, geometry: Geometry) -> dict:
-    """How the prepared weight of a k x k kernel is applied."""
+    """How the folded weight of a k x k kernel is applied."""
     padding, up, down = geometry
     return dict(stride=max(up, down), padding=k - 1 - padding if up == 2 else padding, transposed=up == 2)
 
 
 def _size(x_shape: torch.Size, k: int, way: dict) -> tuple[int, int]:
-    """Of the output; k is the prepared kernel's."""
+    """Of the output; k is the folded kernel's."""
     stride, padding = way["stride"], way["padding"]
     if way["transposed"]:
         h, w = ((length - 1) * stride - 2 * padding + k for length in x_shape[2:])
@@ -187,14 +187,14 @@ def _size(x_shape: torch.Size, k: int, way: dict) -> tuple[int, int]:
 
 
 def _convolution(x, weight, geometry, **epilogue) -> tuple[Tensor, Tensor]:
-    bank = prepare(weight, x.dtype, is_channels_last(x), *geometry[1:])
+    bank = fold_weight(weight, x.dtype, is_channels_last(x), *geometry[1:])
     way = _way(weight.shape[-1], geometry)
     return convolve(x, bank, size=_size(x.shape, bank.shape[-1], way), **way, **epilogue)
 
 
 def _input_gradient(dz, weight, like, geometry, **through) -> Tensor:
     last = is_channels_last(like)
-    bank = prepare(weight, dz.dtype, last, *geometry[1:])
+    bank = fold_weight(weight, dz.dtype, last, *geometry[1:])
     way = _way(weight.shape[-1], geometry)
     way["transposed"] = not way["transposed"]
     return convolve(dz, bank, size=like.shape[2:], channels_last=last, **way, **through)[0]

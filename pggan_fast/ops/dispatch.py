@@ -20,32 +20,63 @@ OPS = (
     "fade_in",
     "fade_reals",
     "minibatch_stddev",
+    "upfirdn2d",
 )
 
 # A plain module global, since torch.compile(fullgraph=True) guards on one and refuses a ContextVar.
-_selected = os.environ.get("PGGAN_FAST_IMPL", "auto")
+_selected = _default = os.environ.get("PGGAN_FAST_IMPL", "auto")
 if _selected not in IMPLEMENTATIONS:
     raise ValueError(f"PGGAN_FAST_IMPL is {_selected!r}, allowed: {', '.join(IMPLEMENTATIONS)}")
+
+
+class _Selection:
+    """One open `use_impl`, told from others of the same name by its identity."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+_open_selections: list[_Selection] = []  # of all threads, in the order in which they were entered
 
 
 @contextmanager
 def use_impl(name: str) -> Iterator[None]:
     """Inside, every op with `impl="auto"` takes this implementation, in every thread.
 
-    An op's backward keeps the choice that its forward made.
+    Contexts may overlap and end in any order, in any thread: the one entered last of those still open counts.
+    An op's backward keeps the implementation that its forward took.
     """
-    global _selected
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"use_impl({name!r}): allowed are {', '.join(IMPLEMENTATIONS)}")
-    before, _selected = _selected, name
+    selection = _Selection(name)
+    _open_selections.append(selection)
+    _select_innermost()
     try:
         yield
     finally:
-        _selected = before
+        _open_selections.remove(selection)
+        _select_innermost()
 
 
-def passed_over(impl: str, device_type: str) -> str | None:
-    """Why `impl` cannot run on this kind of device, or None if it can."""
+def _select_innermost() -> None:
+    """Make the innermost open selection count.
+
+    Without a lock, which torch.compile cannot trace: whoever writes last looks again after it has written.
+    """
+    global _selected
+    while True:
+        _selected = _innermost()
+        if _selected == _innermost():
+            return
+
+
+def _innermost() -> str:
+    still_open = _open_selections[-1:]  # one step, so that no other thread can empty the list in between
+    return still_open[0].name if still_open else _default
+
+
+def unavailable_reason(impl: str, device_type: str) -> str | None:
+    """Return why `impl` cannot run on this kind of device, or None if it can."""
     if impl == "reference":
         return None
     if impl == "triton":
@@ -70,11 +101,11 @@ def _without_triton(device_type: str) -> str | None:
 def _first_that_runs(device_type: str) -> str:
     # Triton on a CPU is an interpreter: for tests alone.
     order = ("native", "triton", "reference") if device_type == "cuda" else ("native", "reference")
-    return next(i for i in order if passed_over(i, device_type) is None)
+    return next(i for i in order if unavailable_reason(i, device_type) is None)
 
 
-def asked(impl: str) -> str:
-    """The implementation that is asked for by name, or "auto"."""
+def requested_impl(impl: str) -> str:
+    """Return the implementation that is requested by name, or "auto"."""
     return _selected if impl == "auto" else impl
 
 
@@ -89,7 +120,7 @@ def choose(op: str, x: torch.Tensor, impl: str) -> str:
         return _first_that_runs(device_type)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"{op}: impl is {impl!r}, allowed: {', '.join(IMPLEMENTATIONS)}")
-    if (reason := passed_over(impl, device_type)) is not None:
+    if (reason := unavailable_reason(impl, device_type)) is not None:
         raise RuntimeError(f"{op}: impl={impl!r} cannot run on {device_type}: {reason}")
     return impl
 
@@ -97,6 +128,6 @@ def choose(op: str, x: torch.Tensor, impl: str) -> str:
 def implementations(device: str | torch.device) -> dict[str, dict[str, str]]:
     """For each op: every implementation on this device, "chosen", "available" or the reason it cannot run."""
     device_type = torch.device(device).type
-    states = {i: passed_over(i, device_type) or "available" for i in IMPLEMENTATIONS[1:]}
+    states = {i: unavailable_reason(i, device_type) or "available" for i in IMPLEMENTATIONS[1:]}
     chosen = _first_that_runs(device_type) if _selected == "auto" else _selected
     return {op: {**states, chosen: "chosen"} for op in OPS}

@@ -5,12 +5,21 @@ Ops take alpha as a 0-d fp32 tensor or, where that is None, as the number after 
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from pggan_fast import reference
+from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms
-from pggan_fast.ops.resample import Upsample2x, check_image, like_layout
+from pggan_fast.ops.registry import (
+    OpFunction,
+    batch_forms,
+    below_autograd,
+    call_op,
+    define_forms,
+    differentiate_forms,
+    in_forward_mode,
+    through_dispatcher,
+)
+from pggan_fast.ops.resample import check_image, like_layout, repeat, sum_blocks
 
 
 def fade_in(low: Tensor, high: Tensor, alpha: float | Tensor, *, impl: str = "auto") -> Tensor:
@@ -31,7 +40,7 @@ def fade_in(low: Tensor, high: Tensor, alpha: float | Tensor, *, impl: str = "au
     impl = choose("fade_in", high, impl)
     if impl == "reference":
         return reference.fade_in(low, high, alpha)
-    if torch.compiler.is_compiling():
+    if through_dispatcher():
         return _fade_in[impl](low, high, tensor, number)
     return FadeIn.apply(low, high, tensor, number, impl)
 
@@ -57,7 +66,7 @@ def fade_reals(
     impl = choose("fade_reals", images, impl)
     if impl == "reference":
         return reference.fade_reals(images, alpha, dtype=dtype)
-    if torch.compiler.is_compiling():
+    if through_dispatcher():
         return _fade_reals[impl](images, tensor, number, dtype)
     return FadeReals.apply(images, tensor, number, dtype, impl)
 
@@ -82,7 +91,7 @@ def _alpha_gradient(dy: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return (dy.to(wide) * (new.to(wide) - old.to(wide))).sum().to(torch.float32)
 
 
-class FadeIn(Function):
+class FadeIn(OpFunction):
     """(low, high, alpha tensor, alpha number, impl) -> the blend."""
 
     @staticmethod
@@ -90,55 +99,112 @@ class FadeIn(Function):
         ctx.number, ctx.impl = number, impl
         wants_alpha = ctx.needs_input_grad[2]
         ctx.save_for_backward(alpha, *((low, high) if wants_alpha else ()))
+        if in_forward_mode():
+            ctx.save_for_forward(alpha, low, high)
         return below_autograd(_fade_in[impl], low, high, alpha, number)
 
     @staticmethod
     def backward(ctx, dy):
         alpha, *inputs = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if through_dispatcher():
+            d_low, d_high = _fade_in_backward[ctx.impl](dy, alpha, ctx.number)
+        elif torch.is_grad_enabled():
             d_low, d_high = FadeInBackward.apply(dy, alpha, ctx.number, ctx.impl)
         else:
             d_low, d_high = below_autograd(_fade_in_backward[ctx.impl], dy, alpha, ctx.number)
-        d_alpha = _alpha_gradient(dy, inputs[1], Upsample2x.apply(inputs[0], 1.0, 0, 0, ctx.impl)) if inputs else None
+        d_alpha = _alpha_gradient(dy, inputs[1], repeat(inputs[0], 1.0, 0, 0, ctx.impl)) if inputs else None
         return d_low, d_high, d_alpha, None, None
 
+    @staticmethod
+    def jvp(ctx, t_low, t_high, t_alpha, *_):
+        alpha, low, high = ctx.saved_tensors
+        t = blend(_or_zeros(t_low, low), _or_zeros(t_high, high), alpha, ctx.number, ctx.impl)
+        return t if t_alpha is None else _moved(t, t_alpha, high, repeat(low, 1.0, 0, 0, ctx.impl))
 
-class FadeInBackward(Function):
+
+class FadeInBackward(OpFunction):
     """(dy, alpha tensor, alpha number, impl) -> (d_low, d_high): ((1 - alpha) * 2x2 sums of dy, alpha * dy)."""
 
     @staticmethod
     def forward(ctx, dy, alpha, number, impl):
         ctx.number, ctx.impl = number, impl
         ctx.save_for_backward(alpha, *((dy,) if ctx.needs_input_grad[1] else ()))
+        if in_forward_mode():
+            ctx.save_for_forward(alpha, dy)
         return below_autograd(_fade_in_backward[impl], dy, alpha, number)
 
     @staticmethod
     def backward(ctx, g_low, g_high):
         alpha, *dy = ctx.saved_tensors
-        d_dy = FadeIn.apply(g_low, g_high, alpha, ctx.number, ctx.impl)
-        d_alpha = _alpha_gradient(dy[0], g_high, Upsample2x.apply(g_low, 1.0, 0, 0, ctx.impl)) if dy else None
+        d_dy = blend(g_low, g_high, alpha, ctx.number, ctx.impl)
+        d_alpha = _alpha_gradient(dy[0], g_high, repeat(g_low, 1.0, 0, 0, ctx.impl)) if dy else None
         return d_dy, d_alpha, None, None
 
+    @staticmethod
+    def jvp(ctx, t_dy, t_alpha, *_):
+        alpha, dy = ctx.saved_tensors
+        t_low, t_high = call_op(_fade_in_backward[ctx.impl], _or_zeros(t_dy, dy), alpha, ctx.number)
+        if t_alpha is None:
+            return t_low, t_high
+        sums = sum_blocks(dy, 1.0, ctx.impl)
+        return _moved(t_low, t_alpha, 0, sums), _moved(t_high, t_alpha, dy, 0)
 
-class FadeReals(Function):
+
+class FadeReals(OpFunction):
     """(images, alpha tensor, alpha number, dtype, impl) -> the blend. Linear and symmetric: its own backward."""
 
     @staticmethod
     def forward(ctx, images, alpha, number, dtype, impl):
-        ctx.number, ctx.dtype, ctx.impl = number, images.dtype, impl
+        ctx.number, ctx.dtype, ctx.out_dtype, ctx.impl = number, images.dtype, dtype, impl
         ctx.save_for_backward(alpha, *((images,) if ctx.needs_input_grad[1] else ()))
+        if in_forward_mode():
+            ctx.save_for_forward(alpha, images)
         return below_autograd(_fade_reals[impl], images, alpha, number, dtype)
 
     @staticmethod
     def backward(ctx, dy):
         alpha, *images = ctx.saved_tensors
-        dx = FadeReals.apply(dy, alpha, ctx.number, ctx.dtype, ctx.impl) if ctx.needs_input_grad[0] else None
+        dx = blend_reals(dy, alpha, ctx.number, ctx.dtype, ctx.impl) if ctx.needs_input_grad[0] else None
         if not images:
             return dx, None, None, None, None
         # In the accumulation dtype, since the sum's terms cancel.
         wide = reference.accumulation_dtype(dy.dtype)
-        x = FadeReals.apply(images[0], None, 1.0, wide, ctx.impl)
-        return dx, _alpha_gradient(dy, x, FadeReals.apply(x, None, 0.0, wide, ctx.impl)), None, None, None
+        x = blend_reals(images[0], None, 1.0, wide, ctx.impl)
+        return dx, _alpha_gradient(dy, x, blend_reals(x, None, 0.0, wide, ctx.impl)), None, None, None
+
+    @staticmethod
+    def jvp(ctx, t, t_alpha, *_):
+        alpha, images = ctx.saved_tensors
+        floating = images if images.is_floating_point() else images.new_zeros(images.shape, dtype=ctx.out_dtype)
+        t = blend_reals(_or_zeros(t, floating), alpha, ctx.number, ctx.out_dtype, ctx.impl)
+        if t_alpha is None:
+            return t
+        wide = reference.accumulation_dtype(ctx.out_dtype)
+        x, coarse = (blend_reals(images, None, number, wide, ctx.impl) for number in (1.0, 0.0))
+        return _moved(t, t_alpha, x, coarse)
+
+
+def blend(low: Tensor, high: Tensor, alpha: Tensor | None, number: float, impl: str) -> Tensor:
+    """Return FadeIn of these arguments, under any transform."""
+    if through_dispatcher():
+        return _fade_in[impl](low, high, alpha, number)
+    return FadeIn.apply(low, high, alpha, number, impl)
+
+
+def blend_reals(images: Tensor, alpha: Tensor | None, number: float, dtype: torch.dtype, impl: str) -> Tensor:
+    """Return FadeReals of these arguments, under any transform."""
+    if through_dispatcher():
+        return _fade_reals[impl](images, alpha, number, dtype)
+    return FadeReals.apply(images, alpha, number, dtype, impl)
+
+
+def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if tangent is None else tangent
+
+
+def _moved(tangent: Tensor, t_alpha: Tensor, new: Tensor | float, old: Tensor | float) -> Tensor:
+    """Return a blend's tangent with that of alpha added."""
+    return (tangent + t_alpha * (new - old)).to(tangent.dtype)
 
 
 def _alpha(alpha: Tensor | None, number: float) -> Tensor | float:
@@ -161,7 +227,8 @@ def _fade_in_backward_fake(dy, alpha, number):
 def _fade_in_backward_fallback(dy, alpha, number):
     d_low, d_high = _fade_in_backward_fake(dy, alpha, number)
     wide, alpha = dy.to(reference.accumulation_dtype(dy.dtype)), _alpha(alpha, number)
-    return d_low.copy_(reference.downsample2x(wide) * (4 * (1 - alpha))), d_high.copy_(wide * alpha)
+    # Scaled first: the sum of what 1 - alpha leaves nothing of may be no number.
+    return d_low.copy_(reference.downsample2x(wide * (1 - alpha)) * 4), d_high.copy_(wide * alpha)
 
 
 def _fade_reals_fake(images, alpha, number, dtype):
@@ -177,20 +244,23 @@ _fade_in = define_forms(
     "fade_in(Tensor low, Tensor high, Tensor? alpha, float number=1.0) -> Tensor",
     fallback=_fade_in_fallback,
     fake=_fade_in_fake,
-    triton="resample.fade_in",
+    triton="fade.fade_in",
 )
 _fade_in_backward = define_forms(
     "fade_in_backward(Tensor dy, Tensor? alpha, float number=1.0) -> (Tensor d_low, Tensor d_high)",
     fallback=_fade_in_backward_fallback,
     fake=_fade_in_backward_fake,
-    triton="resample.fade_in_backward",
+    triton="fade.fade_in_backward",
 )
 _fade_reals = define_forms(
     "fade_reals(Tensor images, Tensor? alpha, float number, ScalarType dtype) -> Tensor",
     fallback=_fade_reals_fallback,
     fake=_fade_reals_fake,
-    triton="resample.fade_reals",
+    triton="fade.fade_reals",
 )
 differentiate_forms(_fade_in, FadeIn.apply)
 differentiate_forms(_fade_in_backward, FadeInBackward.apply)
 differentiate_forms(_fade_reals, FadeReals.apply)
+batch_forms(_fade_in, fold_into_samples(0, 1))
+batch_forms(_fade_in_backward, fold_into_samples(0))
+batch_forms(_fade_reals, fold_into_samples(0))

@@ -4,20 +4,34 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.bias_act import (
     EPILOGUE_SCHEMA,
     bias_act_inplace,
+    bias_act_op,
+    bias_zeros,
     check_epilogue,
     epilogue_backward,
+    input_zeros,
+    is_zeros,
     remember_epilogue,
+    zeros_like,
 )
-from pggan_fast.ops.conv import autocast_input, separate_leaf
+from pggan_fast.ops.conv import as_nonleaf_view, autocast_input
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.fold import prepare
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, engine_wants
+from pggan_fast.ops.fold import fold_weight
+from pggan_fast.ops.registry import (
+    OpFunction,
+    below_autograd,
+    decompose_forms,
+    define_forms,
+    differentiate_forms,
+    is_transformed,
+    through_dispatcher,
+    will_need_grad,
+)
+from pggan_fast.reference import weight_factor
 
 
 def equalized_linear(
@@ -50,7 +64,7 @@ def equalized_linear(
     weight_scale = reference.default_weight_scale(weight) if weight_scale is None else weight_scale
     options = (weight_scale, act, slope, gain, pixel_norm, eps)
     check_epilogue("equalized_linear", weight.shape[:1], bias, options)
-    x, weight = autocast_input(x), separate_leaf(weight)
+    x, weight = autocast_input(x), as_nonleaf_view(weight)
     impl = choose("equalized_linear", x, impl)
     if impl == "reference":
         return reference.equalized_linear(
@@ -64,18 +78,32 @@ def equalized_linear(
             pixel_norm=pixel_norm,
             eps=eps,
         )
-    if torch.compiler.is_compiling():
+    if through_dispatcher():
         return _forward[impl](x, weight, bias, *options)[0]
-    return EqualizedLinear.apply(x, weight, bias, options, impl)[0]
+    return _differentiable(x, weight, bias, options, impl)[0]
 
 
-class EqualizedLinear(Function):
+def _differentiable(x, weight, bias, options, impl) -> tuple[Tensor, Tensor]:
+    if is_transformed():
+        return _composite(x, weight, bias, *options, impl)
+    return EqualizedLinear.apply(x, weight, bias, options, impl)
+
+
+def _composite(x, weight, bias, *rest) -> tuple[Tensor, Tensor]:
+    """Return (y, r) by torch's own product, which knows every transform, and the fused epilogue, which does too."""
+    (scale, *options), impl = rest[:-1], rest[-1]
+    factor = weight_factor(x.dtype, scale)
+    return bias_act_op[impl](x @ (weight * factor).to(x.dtype).T, bias, scale / factor, *options)
+
+
+class EqualizedLinear(OpFunction):
     """(x, weight, bias, epilogue's options, impl) -> (y, r)."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, options, impl):
         y, r = below_autograd(_forward[impl], x, weight, bias, *options)
-        remember_epilogue(ctx, y, r, bias, options, impl, x, weight)
+        ctx.factor = weight_factor(x.dtype, options[0])
+        remember_epilogue(ctx, y, r, bias, (options[0] / ctx.factor, *options[1:]), impl, x, weight)
         return y, r
 
     @staticmethod
@@ -83,18 +111,25 @@ class EqualizedLinear(Function):
         if dy is None and dr is None:
             return None, None, None, None, None
         x, weight, y, r = ctx.saved_tensors
+        if dr is None and is_zeros(dy):
+            return input_zeros(x), zeros_like(weight), bias_zeros(ctx, dy), None, None
         dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
-        dx = dz @ weight.to(dz.dtype) if ctx.needs_input_grad[0] else None
-        dw = (dz.T @ x).to(weight.dtype) if engine_wants(ctx, 1) else None
+        dx = dz @ _times(weight, ctx.factor).to(dz.dtype) if ctx.needs_input_grad[0] else None
+        dw = _times((dz.T @ x).to(weight.dtype), ctx.factor) if will_need_grad(ctx, 1) else None
         return dx, dw, db, None, None
 
 
-def _forward_kernel(impl, x, weight, bias, *options):
+def _times(t: Tensor, factor: float) -> Tensor:
+    return t if factor == 1 else t * factor
+
+
+def _forward_kernel(impl, x, weight, bias, scale, *options):
+    factor = weight_factor(x.dtype, scale)
     y = x.new_empty(x.shape[0], weight.shape[0])
     with torch._C._AutoDispatchBelowAutograd():
         # The form with `out` computes in x's dtype under autocast too: what backward keeps is x.
-        torch.mm(x, prepare(weight, x.dtype).T, out=y)
-    return y, bias_act_inplace[impl](y, bias, *options)
+        torch.mm(x, fold_weight(weight, x.dtype, factor=factor).T, out=y)
+    return y, bias_act_inplace[impl](y, bias, scale / factor, *options)
 
 
 _forward = define_forms(
@@ -104,6 +139,5 @@ _forward = define_forms(
     fake=partial(_forward_kernel, "native"),
     triton=partial(_forward_kernel, "triton"),
 )
-differentiate_forms(
-    _forward, lambda x, weight, bias, *rest: EqualizedLinear.apply(x, weight, bias, rest[:-1], rest[-1])
-)
+differentiate_forms(_forward, lambda x, weight, bias, *rest: _differentiable(x, weight, bias, rest[:-1], rest[-1]))
+decompose_forms(_forward, _composite)

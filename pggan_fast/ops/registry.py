@@ -14,6 +14,8 @@ from importlib.util import find_spec
 import torch
 from torch._C import FunctionSchema
 from torch._subclasses.functional_tensor import FunctionalTensorMode
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from pggan_fast import _native
 
@@ -24,6 +26,7 @@ TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _library = torch.library.Library("pggan_fast", "DEF")
 _triton_library = torch.library.Library("pggan_fast_triton", "DEF")
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def define(schema: str, *, fallback: Callable, fake: Callable) -> torch._ops.OpOverload:
@@ -96,21 +99,91 @@ def _decomposed(run: Callable) -> Callable:
     return rule
 
 
-def differentiate(op: torch._ops.OpOverload, apply: Callable) -> None:
-    """Makes `apply`, which takes the op's arguments in order, the op's autograd formula.
+class OpFunction(_SingleLevelFunction):
+    """An autograd.Function that is an op's formula; `apply` is C++ alone, without Function's detour through Python.
 
-    It applies an autograd.Function. The public functions apply the same one without the detour
+    It knows nothing of the transforms of torch.func. Under those an op goes through the dispatcher, which peels off
+    one transform after the other and calls the formula for one at a time, as it does with torch's own ops.
+    """
+
+
+def through_dispatcher() -> bool:
+    """Whether an op must be called by its name instead of by its formula: torch.compile or torch.func is at work."""
+    return torch.compiler.is_compiling() or _transforms_active()
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward mode is at work, for which the convolution and the product have no formula."""
+    return _transforms_active() or in_forward_mode()
+
+
+def differentiate(op: torch._ops.OpOverload, apply: Callable) -> None:
+    """Make `apply`, which takes the op's arguments in order, the op's autograd formula.
+
+    It applies an OpFunction. The public functions apply the same one without the detour
     through the dispatcher, which halves the host time of a small op.
     """
-    namespace, _, name = op._schema.name.partition("::")
-    library = _library if namespace == "pggan_fast" else _triton_library
-    library.impl(name, _all_positional(op._schema, apply), "Autograd")
+
+    def kernel(*args):
+        if not _transforms_active():
+            return apply(*args)
+        from torch._functorch.autograd_function import enable_single_level_autograd_function
+
+        with enable_single_level_autograd_function():
+            return apply(*args)
+
+    _library_of(op).impl(_name_of(op), _all_positional(op._schema, kernel), "Autograd")
 
 
 def differentiate_forms(forms: dict[str, torch._ops.OpOverload], apply: Callable) -> None:
     """As `differentiate`, for each form of an op: `apply` takes its name after the op's arguments."""
     for impl, op in forms.items():
         differentiate(op, lambda *args, impl=impl: apply(*args, impl))
+
+
+def refuse_derivatives(forms: dict[str, torch._ops.OpOverload]) -> None:
+    """Make each form of an op one whose derivative is refused, not taken for zero."""
+    for op in forms.values():
+        differentiate(op, lambda *args, op=op: _LastOrder.apply(op, *args))
+
+
+def batch_forms(forms: dict[str, torch._ops.OpOverload], rule: Callable) -> None:
+    """Make `rule(call, info, in_dims, *args)` the batching rule of each form: what torch.func.vmap does with it.
+
+    `call` is the op; the rule returns (outputs, out_dims).
+    """
+    for op in forms.values():
+        _library_of(op).impl(_name_of(op), _all_positional(op._schema, _batched(op, rule)), "FuncTorchBatched")
+
+
+def _batched(op: torch._ops.OpOverload, rule: Callable) -> Callable:
+    def kernel(*args):
+        from torch._functorch.autograd_function import custom_function_call_vmap_helper
+        from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+
+        interpreter = retrieve_current_functorch_interpreter()
+        return custom_function_call_vmap_helper(interpreter, functools.partial(rule, op), op, *args)
+
+    return kernel
+
+
+def decompose_forms(forms: dict[str, torch._ops.OpOverload], composite: Callable) -> None:
+    """Let torch.func.vmap take each form apart: `composite(*args, name)` in terms of ops that have a rule."""
+    for impl, op in forms.items():
+        call = functools.partial(_last_argument, composite, impl)
+        _library_of(op).impl(_name_of(op), _all_positional(op._schema, call), "FuncTorchBatched")
+
+
+def _last_argument(function: Callable, last, *args):
+    return function(*args, last)
+
+
+def _library_of(op: torch._ops.OpOverload) -> torch.library.Library:
+    return _library if op.namespace == "pggan_fast" else _triton_library
+
+
+def _name_of(op: torch._ops.OpOverload) -> str:
+    return op._schema.name.partition("::")[2]
 
 
 def _all_positional(schema: FunctionSchema, function: Callable) -> Callable:
@@ -127,13 +200,33 @@ def _all_positional(schema: FunctionSchema, function: Callable) -> Callable:
     return kernel
 
 
+def fake_like(x: torch.Tensor) -> torch.Tensor:
+    """Return what torch.empty_like gives for a real x: of a dense x the strides as they are, which its fake redraws."""
+    innermost = x.movedim(1, -1) if x.ndim > 2 else x
+    if x.is_contiguous() or innermost.is_contiguous():
+        return x.new_empty_strided(x.shape, x.stride())
+    return torch.empty_like(x)
+
+
 def below_autograd(op: torch._ops.OpOverload, *args):
     """Calls an op from inside an autograd.Function that is its autograd formula."""
-    with _BelowAutograd():
+    if not _transforms_active():
+        with _BelowAutograd():
+            return op._op(*args)
+    # A Function's forward has grad mode off; the transforms around this one may be derivatives too.
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _BelowAutograd():
         return op._op(*args)
 
 
-def last_order(backward: Callable) -> Callable:
+def call_op(op: torch._ops.OpOverload, *args):
+    """Call an op from a backward that has a formula of its own: below autograd, or by its name under torch.func."""
+    return op(*args) if _transforms_active() else below_autograd(op, *args)
+
+
+THIRD_ORDER = "pggan_fast: this op has derivatives of first and second order, not of third"
+
+
+def no_third_derivative(backward: Callable) -> Callable:
     """For a backward that has none of its own: a derivative of what it returns is refused, not taken for zero.
 
     torch's `once_differentiable` lets it pass where the incoming gradients are constants.
@@ -141,6 +234,8 @@ def last_order(backward: Callable) -> Callable:
 
     @functools.wraps(backward)
     def refusing(ctx, *gradients):
+        if _transforms_active():
+            return backward(ctx, *gradients)  # calls an op that refuses by itself
         with torch.no_grad():
             outputs = backward(ctx, *gradients)
         if not torch.is_grad_enabled():
@@ -151,7 +246,7 @@ def last_order(backward: Callable) -> Callable:
     return refusing
 
 
-class _Refusal(torch.autograd.Function):
+class _Refusal(OpFunction):
     """(output, *what it was computed from) -> output, whose derivative raises."""
 
     @staticmethod
@@ -160,10 +255,35 @@ class _Refusal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        raise NotImplementedError("pggan_fast: this op has derivatives of first and second order, not of third")
+        raise NotImplementedError(THIRD_ORDER)
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        raise NotImplementedError(THIRD_ORDER)
 
 
-def engine_wants(ctx: torch.autograd.function.FunctionCtx, index: int) -> bool:
+class _LastOrder(OpFunction):
+    """(op, *its arguments) -> its outputs, whose derivative raises."""
+
+    @staticmethod
+    def forward(ctx, op, *args):
+        return below_autograd(op, *args)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise NotImplementedError(THIRD_ORDER)
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        raise NotImplementedError(THIRD_ORDER)
+
+
+def in_forward_mode() -> bool:
+    """Whether forward-mode derivatives are being taken, so that a formula's `jvp` may be called."""
+    return forward_ad._current_level >= 0
+
+
+def will_need_grad(ctx: torch.autograd.function.FunctionCtx, index: int) -> bool:
     """Whether the backward pass that now runs will use the gradient of input `index`.
 
     `ctx.needs_input_grad` says only what required a gradient when forward ran. A gradient penalty asks for the

@@ -2,12 +2,19 @@
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from pggan_fast import reference
+from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
 from pggan_fast.ops.layout import is_channels_last
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms
+from pggan_fast.ops.registry import (
+    OpFunction,
+    batch_forms,
+    below_autograd,
+    define_forms,
+    differentiate_forms,
+    through_dispatcher,
+)
 
 
 def upsample2x(x: Tensor, *, impl: str = "auto") -> Tensor:
@@ -19,7 +26,7 @@ def upsample2x(x: Tensor, *, impl: str = "auto") -> Tensor:
     impl = choose("upsample2x", x, impl)
     if impl == "reference":
         return reference.upsample2x(x)
-    if torch.compiler.is_compiling():
+    if through_dispatcher():
         return _upsample[impl](x, 1.0, 0, 0)
     return Upsample2x.apply(x, 1.0, 0, 0, impl)
 
@@ -34,7 +41,7 @@ def downsample2x(x: Tensor, *, impl: str = "auto") -> Tensor:
     impl = choose("downsample2x", x, impl)
     if impl == "reference":
         return reference.downsample2x(x)
-    if torch.compiler.is_compiling():
+    if through_dispatcher():
         return _downsample[impl](x, 0.25)
     return Downsample2x.apply(x, 0.25, impl)
 
@@ -44,20 +51,24 @@ def check_image(op: str, x: Tensor) -> None:
         raise ValueError(f"{op}: x must be [N, C, H, W], got {list(x.shape)}")
 
 
-class Upsample2x(Function):
+class Upsample2x(OpFunction):
     """(x, scale, extra_h, extra_w, impl): scale * upsample2x(x), then extra rows and columns (0 or 1) of zeros."""
 
     @staticmethod
     def forward(ctx, x, scale, extra_h, extra_w, impl):
-        ctx.scale, ctx.impl = scale, impl
+        ctx.scale, ctx.extra, ctx.impl = scale, (extra_h, extra_w), impl
         return below_autograd(_upsample[impl], x, scale, extra_h, extra_w)
 
     @staticmethod
     def backward(ctx, dy):
-        return Downsample2x.apply(dy, ctx.scale, ctx.impl), None, None, None, None
+        return sum_blocks(dy, ctx.scale, ctx.impl), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, t, *_):
+        return repeat(t, ctx.scale, *ctx.extra, ctx.impl)
 
 
-class Downsample2x(Function):
+class Downsample2x(OpFunction):
     """(x, scale, impl): scale * the sum over 2x2 blocks; an odd last row or column is dropped."""
 
     @staticmethod
@@ -67,7 +78,23 @@ class Downsample2x(Function):
 
     @staticmethod
     def backward(ctx, dy):
-        return Upsample2x.apply(dy, ctx.scale, *ctx.extra, ctx.impl), None, None
+        return repeat(dy, ctx.scale, *ctx.extra, ctx.impl), None, None
+
+    @staticmethod
+    def jvp(ctx, t, *_):
+        return sum_blocks(t, ctx.scale, ctx.impl)
+
+
+def repeat(x: Tensor, scale: float, extra_h: int, extra_w: int, impl: str) -> Tensor:
+    """Return Upsample2x of these arguments, under any transform."""
+    if through_dispatcher():
+        return _upsample[impl](x, scale, extra_h, extra_w)
+    return Upsample2x.apply(x, scale, extra_h, extra_w, impl)
+
+
+def sum_blocks(x: Tensor, scale: float, impl: str) -> Tensor:
+    """Return Downsample2x of these arguments, under any transform."""
+    return _downsample[impl](x, scale) if through_dispatcher() else Downsample2x.apply(x, scale, impl)
 
 
 def like_layout(x: Tensor, shape: list) -> Tensor:
@@ -112,3 +139,5 @@ _downsample = define_forms(
 )
 differentiate_forms(_upsample, Upsample2x.apply)
 differentiate_forms(_downsample, Downsample2x.apply)
+for _forms in (_upsample, _downsample):
+    batch_forms(_forms, fold_into_samples(0))

@@ -8,18 +8,34 @@ of elements in a map's channels and pixels, and T the sum of a map's gradient ov
 and for the gradient g of dx, with a = sum over the group of g (x - mu):
 
     d(dy)[:, :C] = g,    d(dy)[:, C:] = sum over channels and pixels of a / (D E s)
-    d(x) = T / (D E) * ((g - mean over the group of g) / s - (x - mu) a / (D s^3))
+    d(x) = T / (D E s) * (h - (x - mu) a / (D s^2)),    h = g - mean over the group of g
+
+A rounded mean leaves distances that do not sum to zero: x - mu and h are both centred once more, or gradients would
+lose the digits that the values of a group share. In a group of two h is a multiple of x - mu, and the difference in
+brackets, which would be rounding alone, is eps h / s^2.
 """
 
 import warnings
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from pggan_fast import reference
+from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms, last_order
+from pggan_fast.ops.registry import (
+    OpFunction,
+    batch_forms,
+    below_autograd,
+    call_op,
+    define_forms,
+    differentiate_forms,
+    fake_like,
+    in_forward_mode,
+    no_third_derivative,
+    refuse_derivatives,
+    through_dispatcher,
+)
 from pggan_fast.ops.resample import check_image, like_layout
 
 _OPTIONS = "SymInt group, SymInt num_channels, float eps, bool strided, int correction"
@@ -67,44 +83,61 @@ def minibatch_stddev(
     if impl == "reference":
         return reference.minibatch_stddev(x, group_size, num_channels, eps, grouping=grouping, correction=correction)
     options = (group, num_channels, eps, grouping == "strided", correction)
-    if torch.compiler.is_compiling():
+    if through_dispatcher():
         return _forward[impl](x, *options)
     return MinibatchStddev.apply(x, options, impl)
 
 
-class MinibatchStddev(Function):
+class MinibatchStddev(OpFunction):
     """(x, (group, num_channels, eps, strided, correction), impl) -> y."""
 
     @staticmethod
     def forward(ctx, x, options, impl):
         ctx.options, ctx.impl = options, impl
         ctx.save_for_backward(x)
+        if in_forward_mode():
+            ctx.save_for_forward(x)
         return below_autograd(_forward[impl], x, *options)
 
     @staticmethod
     def backward(ctx, dy):
         (x,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if through_dispatcher():
+            dx = _backward[ctx.impl](dy, x, *ctx.options)
+        elif torch.is_grad_enabled():
             dx = MinibatchStddevBackward.apply(dy, x, ctx.options, ctx.impl)
         else:
             dx = below_autograd(_backward[ctx.impl], dy, x, *ctx.options)
         return dx, None, None
 
+    @staticmethod
+    def jvp(ctx, t, *_):
+        return _forward_tangent(*ctx.saved_tensors, t, *ctx.options)
 
-class MinibatchStddevBackward(Function):
+
+class MinibatchStddevBackward(OpFunction):
     """(dy, x, options, impl) -> dx."""
 
     @staticmethod
     def forward(ctx, dy, x, options, impl):
         ctx.options, ctx.impl = options, impl
         ctx.save_for_backward(dy, x)
+        if in_forward_mode():
+            ctx.save_for_forward(dy, x)
         return below_autograd(_backward[impl], dy, x, *options)
 
     @staticmethod
-    @last_order
+    @no_third_derivative
     def backward(ctx, g):
-        d_dy, dx = below_autograd(_double_backward[ctx.impl], g, *ctx.saved_tensors, *ctx.options)
+        d_dy, dx = call_op(_double_backward[ctx.impl], g, *ctx.saved_tensors, *ctx.options)
         return d_dy, dx, None, None
+
+    @staticmethod
+    def jvp(ctx, t_dy, t_x, *_):
+        dy, x = ctx.saved_tensors
+        t = torch.zeros_like(x) if t_dy is None else call_op(_backward[ctx.impl], t_dy, x, *ctx.options)
+        # The second derivatives of a number are symmetric.
+        return t if t_x is None else t + call_op(_double_backward[ctx.impl], t_x, dy, x, *ctx.options)[1]
 
 
 # The formulas in plain PyTorch, for devices that have no kernels of their own.
@@ -124,10 +157,21 @@ def _ungrouped(y: Tensor, strided: bool) -> Tensor:
     return y.reshape(y.shape[0] * y.shape[1], y.shape[2] * y.shape[3], *y.shape[4:])
 
 
+def _centred(y: Tensor) -> Tensor:
+    """Return y minus its mean over the group.
+
+    The mean is rounded, so the distances from it do not sum to zero: their own mean is taken off as well. Gradients
+    keep the digits that the values share.
+    """
+    for _ in range(2):
+        y = y - y.mean(dim=0, keepdim=True)
+    return y
+
+
 def _statistics(x: Tensor, group: int, maps: int, eps: float, strided: bool, correction: int):
     """(x - mu, s, D, E) of the formulas above."""
     y = _grouped(x, group, maps, strided)
-    centred = y - y.mean(dim=0, keepdim=True)
+    centred = _centred(y)
     divisor = max(group - correction, 1)
     s = torch.sqrt(centred.square().sum(dim=0, keepdim=True) / divisor + eps)
     return centred, s, divisor, y[0, 0, 0].numel()
@@ -157,7 +201,7 @@ def _backward_fallback(dy, x, group, num_channels, eps, strided, correction):
     if x.numel():
         centred, s, divisor, elements = _statistics(x, group, num_channels, eps, strided, correction)
         t = _map_gradient(dy, x, group, num_channels, strided)
-        wide = dy[:, : x.shape[1]] + _ungrouped(t * centred / (s * (divisor * elements)), strided)
+        wide = dy[:, : x.shape[1]] + _ungrouped(centred * (t / (s * (divisor * elements))), strided)
         dx.copy_(wide)
     return dx
 
@@ -167,15 +211,27 @@ def _double_backward_fallback(g, dy, x, group, num_channels, eps, strided, corre
     if x.numel():
         centred, s, divisor, elements = _statistics(x, group, num_channels, eps, strided, correction)
         t = _map_gradient(dy, x, group, num_channels, strided) / (divisor * elements)
-        g_grouped = _grouped(g, group, num_channels, strided)
-        a = (g_grouped * centred).sum(dim=0, keepdim=True)
+        h = _centred(_grouped(g, group, num_channels, strided))
+        a = (h * centred).sum(dim=0, keepdim=True)
         maps = (a / s).sum(dim=(3, 4, 5), keepdim=True) / (divisor * elements)
-        h, w = x.shape[2:]
-        maps = maps.expand(group, -1, -1, 1, h, w)
+        maps = maps.expand(group, -1, -1, 1, *x.shape[2:])
         d_dy.copy_(torch.cat([g.to(s.dtype), _ungrouped(maps, strided)], dim=1))
-        spread = (g_grouped - g_grouped.mean(dim=0, keepdim=True)) / s
-        dx.copy_(_ungrouped(t * (spread - centred * a / (divisor * s**3)), strided))
+        # Of two samples, h is a multiple of x - mu: the difference is what eps leaves of it, less than rounding would.
+        difference = h * (eps / s**2) if group == 2 else h - centred * (a / (divisor * s**2))
+        dx.copy_(_ungrouped(difference * (t / s), strided))
     return d_dy, dx
+
+
+def _forward_tangent(x, t, group, num_channels, eps, strided, correction):
+    """Return the tangent of y from that of x, in plain PyTorch, so that its derivatives are torch's own."""
+    n, _, h, w = x.shape
+    if not x.numel():
+        return _forward_fake(x, group, num_channels, eps, strided, correction)
+    centred, s, divisor, elements = _statistics(x, group, num_channels, eps, strided, correction)
+    a = (_grouped(t, group, num_channels, strided) * centred).sum(dim=0, keepdim=True)
+    maps = (a / s).sum(dim=(3, 4, 5), keepdim=True) / (divisor * elements)
+    maps = _ungrouped(maps.expand(group, -1, -1, 1, h, w), strided)
+    return torch.cat([t, maps.to(t.dtype)], dim=1)
 
 
 _forward = define_forms(
@@ -187,14 +243,25 @@ _forward = define_forms(
 _backward = define_forms(
     f"minibatch_stddev_backward(Tensor dy, Tensor x, {_OPTIONS}) -> Tensor",
     fallback=_backward_fallback,
-    fake=lambda dy, x, *options: torch.empty_like(x),
+    fake=lambda dy, x, *options: fake_like(x),
     triton="stddev.backward",
 )
 _double_backward = define_forms(
     f"minibatch_stddev_double_backward(Tensor g, Tensor dy, Tensor x, {_OPTIONS}) -> (Tensor d_dy, Tensor dx)",
     fallback=_double_backward_fallback,
-    fake=lambda g, dy, x, *options: (torch.empty_like(dy), torch.empty_like(x)),
+    fake=lambda g, dy, x, *options: (fake_like(dy), fake_like(x)),
     triton="stddev.double_backward",
 )
 differentiate_forms(_forward, lambda x, *rest: MinibatchStddev.apply(x, rest[:-1], rest[-1]))
 differentiate_forms(_backward, lambda dy, x, *rest: MinibatchStddevBackward.apply(dy, x, rest[:-1], rest[-1]))
+refuse_derivatives(_double_backward)
+
+
+def _is_strided(*arguments) -> bool:
+    """Whether sample n is in group n mod M, which samples of other batches between keep so."""
+    return arguments[-2]
+
+
+batch_forms(_forward, fold_into_samples(0, interleaved=_is_strided))
+batch_forms(_backward, fold_into_samples(0, 1, interleaved=_is_strided))
+batch_forms(_double_backward, fold_into_samples(0, 1, 2, interleaved=_is_strided))

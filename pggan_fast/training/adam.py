@@ -57,10 +57,16 @@ class MomentumFreeAdam(Optimizer):
             )
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Of this class, or of torch's fused Adam with beta1 = 0 and a tensor as rate: its first moments are left out.
+        """Load the state of this class, or of torch's fused Adam with beta1 = 0 and a tensor as rate.
 
-        Raises ValueError for another beta1.
+        First moments are left out. Raises ValueError for another beta1, and for a state of other parameters.
         """
+        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
+        own = [p for group in self.param_groups for p in group["params"]]
+        by_number = dict(zip(saved, own, strict=True))
+        for number, kept in state_dict["state"].items():
+            if number not in by_number or kept["exp_avg_sq"].shape != by_number[number].shape:
+                raise ValueError(f"Adam's state of parameter {number} is of another shape")
         for group in state_dict["param_groups"]:
             if group["betas"][0] != 0:
                 raise ValueError(f"betas are {tuple(group['betas'])}, the first must be 0")

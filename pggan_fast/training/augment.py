@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pggan_fast.ops import grid_sample
+
 
 class DiffAugment(nn.Module):
     """Colour, translation and cutout of every image (Zhao et al. 2020, "color,translation,cutout").
@@ -138,7 +140,7 @@ class AdaptiveAugment(nn.Module):
         place[:, 0, 1] *= height / width
         place[:, 1, 0] *= width / height
         grid = F.affine_grid(place[:, :2].to(images.dtype), list(images.shape), align_corners=False)
-        return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+        return grid_sample(images, grid, padding_mode="reflection")
 
     def _recolor(self, images, drawn, around, normal) -> Tensor:
         color, alpha = _split_alpha(images)

@@ -1,9 +1,10 @@
-"""Checkpoints: one file holds all that a run needs to go on bit for bit. Written whole or not."""
+"""Checkpoints: one file holds all that a run needs to resume bit for bit. Written whole or not."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,37 +12,92 @@ import torch
 
 from pggan_fast.utils.atomic_write import atomic_write
 from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.schema import Each, OneOf, Optional, any_number, find_problem, number
 
 FORMAT = 2
 KEPT = 3
 DAMAGED = ".damaged"
+NAME = re.compile(r"[0-9]{9,18}\.pt")
 SEAL = 64  # bytes at the end of the file: SHA-256 of the rest
 CHUNK = 1 << 24
 
 
-def save_checkpoint(folder: Path, images: int, state: dict[str, Any], *, keep: int = KEPT) -> Path:
-    """Write `state` (tensors and plain Python only) after `images` images; keep the last `keep`.
+def _scalar(value: Any) -> str | None:
+    return None if isinstance(value, torch.Tensor) and value.ndim == 0 else "a tensor of one number"
 
+
+COUNT = number(0, whole=True)
+WEIGHTS = Each(str, torch.Tensor)
+OPTIMIZER = {
+    "state": Each(int, {"step": _scalar, "exp_avg_sq": torch.Tensor}),
+    "param_groups": [
+        {"lr": _scalar, "betas": [number(0, 1)], "eps": number(0, 1), "fused": OneOf(bool, None), "params": [COUNT]}
+    ],
+}
+METADATA = {
+    "options": Each(str, Any),
+    "classes": [str],
+    "images": COUNT,
+    "resolution": number(4, 1024, whole=True),
+    "alpha": number(0, 1),
+}
+"""What a generator's weights need beside them: how to build it, and the stage that it stands at."""
+STATE = {
+    "images": COUNT,
+    "step": {
+        **{name: WEIGHTS for name in ("G", "D", "G_ema")},
+        "augment": Optional(WEIGHTS),
+        **{name: OPTIMIZER for name in ("optimizer_G", "optimizer_D")},
+        **{name: _scalar for name in ("loss_scale", "good_steps", "bad_steps")},
+        "precision": str,
+    },
+    "batches": {"position": COUNT, "seed": COUNT},
+    "stats": {
+        "sums": Each(str, _scalar),
+        "steps": COUNT,
+        "noted": Each(str, any_number),
+        "images": COUNT,
+        **{name: number() for name in ("seconds", "aside", "now")},
+        "line_steps": Optional(COUNT),
+    },
+    "live": OneOf([OneOf(bool, int)], None),
+    "random": {"cpu": torch.Tensor, "cuda": OneOf(torch.Tensor, None)},
+    "generator": METADATA,
+}
+"""The parts of a run's checkpoint."""
+
+
+def save_checkpoint(
+    folder: Path, images: int, state: dict[str, Any], *, run: str | None = None, keep: int = KEPT
+) -> Path:
+    """Write `state` (tensors and plain Python only) after `images` images of the run with the id `run`.
+
+    Of the checkpoints that this run has written the last `keep` are kept; nothing is deleted or overwritten that
+    another one wrote, and nothing is deleted behind a link.
     Raises UserError if the disk is full or fails; the checkpoints from before are untouched then.
     """
     path = folder / f"{images:09d}.pt"
+    if folder.is_symlink() and path.exists() and run_of(path) != run:
+        raise UserError(f"checkpoint {path}: is of another run, behind a link; give this run a folder of its own")
     try:
         with atomic_write(path) as aside:
             with open(aside, "wb") as file:
-                torch.save({"format": FORMAT, "images": images, **state}, file)
+                torch.save({"format": FORMAT, "images": images, "run": run, **state}, file)
             _seal(aside)
     except (OSError, RuntimeError) as error:  # torch's writer turns the one into the other
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         saved = checkpoints(folder)
         rest = f"{saved[-1].name} is the last one" if saved else "there is none yet"
         raise UserError(f"checkpoint {path}: cannot be written ({reason}); {rest}") from error
-    for old in checkpoints(folder)[:-keep]:
-        old.unlink()
+    if not folder.is_symlink():
+        for old in checkpoints(folder)[:-keep]:
+            if not old.is_symlink() and old != path and run_of(old) == run:
+                old.unlink()
     return path
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state as saved, tensors on the CPU. No pickled code is run.
+    """Return the state as saved, tensors on the CPU. No pickled code is run.
 
     Raises UserError if the file is damaged or of another format.
     """
@@ -54,11 +110,37 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: cannot be read ({type(error).__name__})") from error
     if found != FORMAT:
         raise UserError(f"checkpoint {path}: has format {found}, this version reads {FORMAT}")
+    state.pop("run", None)
     return state
 
 
+def load_run_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the state of a run, with all its parts as `STATE` declares them.
+
+    Raises UserError as `load_checkpoint` does, and for a part that is missing or of another type.
+    """
+    state = load_checkpoint(path)
+    if problem := find_problem(state, STATE):
+        raise UserError(f"checkpoint {path}: is damaged ({problem})")
+    return state
+
+
+def check_run(path: Path, run: str) -> None:
+    """Raise UserError if another run than that with the id `run` wrote the checkpoint; earlier versions wrote no id."""
+    if (found := run_of(path)) not in (None, run):
+        raise UserError(f"checkpoint {path}: is of another run (id {found}, this is {run}); move it out of the folder")
+
+
+def run_of(path: Path) -> str | None:
+    """Return the id of the run that wrote a checkpoint; "?" where it cannot be read. Reads no tensors."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("run")
+    except Exception:  # torch raises many kinds for a file that is not what it expects
+        return "?"
+
+
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a file that is not, or no longer, what was written; None if nothing is."""
+    """Return what is wrong with a file that is not, or no longer, as it was written; None if nothing is."""
     length = path.stat().st_size - SEAL
     if length < 0:
         return "cut short"
@@ -79,7 +161,7 @@ def _seal(path: Path) -> None:
 
 
 def _digest(file: BinaryIO, length: int) -> bytes:
-    """SHA-256 of the next `length` bytes, in hexadecimal."""
+    """Return the SHA-256 of the next `length` bytes, in hexadecimal."""
     digest = hashlib.sha256()
     while length:
         chunk = file.read(min(length, CHUNK))
@@ -89,7 +171,7 @@ def _digest(file: BinaryIO, length: int) -> bytes:
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole, None if there is no file at all. Damaged ones after it are set aside.
+    """Return the newest checkpoint that is whole, None if there is no file at all. Damaged ones after it are set aside.
 
     Raises UserError if all that are there are damaged.
     """
@@ -99,6 +181,9 @@ def newest_whole(folder: Path) -> Path | None:
             damaged.append((path, damage))
             continue
         for other, reason in damaged:
+            if folder.is_symlink() or other.is_symlink():
+                print(f"checkpoint {other}: is damaged ({reason}), passed over", flush=True)
+                continue
             os.replace(other, other.with_name(other.name + DAMAGED))
             print(f"checkpoint {other}: is damaged ({reason}), set aside as {other.name}{DAMAGED}", flush=True)
         return path
@@ -108,18 +193,19 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob("[0-9]*.pt"), key=lambda path: int(path.stem))
+    """Return all checkpoints in `folder`, oldest first; files of other names are none."""
+    found = [path for path in folder.glob("*.pt") if NAME.fullmatch(path.name) and path.is_file()]
+    return sorted(found, key=lambda path: int(path.stem))
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The states of torch's default generators, the CPU's and the device's."""
+    """Return the states of torch's default generators, the CPU's and the device's."""
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """A run that goes on with another kind of device keeps what the seed has set there."""
+    """Set those states; a run resumed on another kind of device keeps what the seed has set there."""
     torch.set_rng_state(state["cpu"])
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)

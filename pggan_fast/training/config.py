@@ -6,129 +6,210 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pggan_fast.networks.discriminator import LABEL_MODES
+from pggan_fast.networks.options import channels
+from pggan_fast.networks.resolutions import HIGHEST, LOWEST
 from pggan_fast.training.augment import AUGMENTS
 from pggan_fast.training.losses import OBJECTIVES
 from pggan_fast.training.schedule import BATCH_SIZES, LEARNING_RATES, Schedule
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.optional import require
-from pggan_fast.utils.options import flag, option, table, table_text
+from pggan_fast.utils.options import check_options, flag, option, table, table_text
 
 # What `AutoencoderDiscriminator` has no place for.
 NOT_IN_AN_AUTOENCODER = ("labels", "attention_at", "residual", "minibatch_discrimination")
+MOST_KIMG = 1e9  # a trillion images
+SEEDS = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of `pggan-fast train`; a run keeps them in its config.json."""
+    """Settings of `pggan-fast train`; a run keeps them in its config.json.
 
-    # Where
-    data: Path = option(help="prepared data (pggan-fast prepare)", changeable=True)
-    out: Path = option(help="folder of the run; must not hold another one", changeable=True)
-    device: str = option("auto", help="auto, cpu, cuda or cuda:N", changeable=True)
+    Every value is checked here, wherever it comes from: alone by `check_options`, together by `_check_together`.
+    """
 
-    # Growth
-    resolution: int | None = option(None, help="final side in pixels, the shorter one (default: the data's)")
-    start_resolution: int = option(4, help="side in pixels that training starts with")
-    progressive: bool = option(True, help="grow; without, train at the full size from the start, for as many images")
-    init_from: Path | None = option(None, help="start from the weights of this run or .safetensors file")
-    stable_kimg: float = option(600.0, help="thousand images per stable phase")
-    first_stable_kimg: float | None = option(None, help="the same for the start resolution, if it is to differ")
-    transition_kimg: float = option(600.0, help="thousand images per transition")
+    data: Path = option(
+        help="Folder of prepared data, made by pggan-fast prepare.", changeable=True, group="data and folders"
+    )
+    out: Path = option(help="Folder of the run, new or empty.", changeable=True)
+    init_from: Path | None = option(None, help="Start from the weights of this run or .safetensors file.")
+    mirror: bool = option(True, help="Show every second image mirrored.")
+    seed: int = option(0, min=0, max=SEEDS, help="Seed of weights, latents and the order of the data.")
+
+    resolution: int | None = option(
+        None,
+        min=LOWEST,
+        max=HIGHEST,
+        power_of_two=True,
+        group="growth and schedule",
+        help="Shorter side of the final images in pixels (default: that of the data).",
+    )
+    start_resolution: int = option(
+        4, min=LOWEST, max=HIGHEST, power_of_two=True, help="Side in pixels that training starts with."
+    )
+    progressive: bool = option(
+        True, help="Grow; without growth the full size is trained from the start, for as many images."
+    )
+    stable_kimg: float = option(600.0, min=0, max=MOST_KIMG, metavar="KIMG", help="Thousand images per stable phase.")
+    first_stable_kimg: float | None = option(
+        None,
+        min=0,
+        max=MOST_KIMG,
+        metavar="KIMG",
+        help="Thousand images in the stable phase of the start resolution (default: as --stable-kimg).",
+    )
+    transition_kimg: float = option(600.0, min=0, max=MOST_KIMG, metavar="KIMG", help="Thousand images per transition.")
     total_kimg: float | None = option(
         None,
-        help="thousand images in all (default: the growth and 3 more stable phases)",
+        min=0.001,
+        max=MOST_KIMG,
+        metavar="KIMG",
+        help="Thousand images in all (default: the growth and 3 more stable phases).",
         changeable=True,
     )
     batch_size: dict[int, int] = option(
-        BATCH_SIZES, parse=table(int), help="one number, or numbers from a resolution on"
+        BATCH_SIZES,
+        parse=table(int),
+        min=1,
+        max=1 << 20,
+        help="Images per batch: one number, or numbers from a resolution on.",
     )
-    learning_rate: dict[int, float] = option(LEARNING_RATES, parse=table(float), help="Adam's, in the same form")
+    learning_rate: dict[int, float] = option(
+        LEARNING_RATES,
+        parse=table(float),
+        min=1e-12,
+        max=1e3,
+        help="Learning rate of Adam: one number, or numbers from a resolution on.",
+    )
 
-    # Networks
-    labels: bool = option(False, help="train a conditional GAN on the data's classes")
-    latent_dim: int | None = option(None, help="size of the latent (default: channels at 4 px)")
-    fmap_base: int = option(8192, help="channels at a resolution r: 2 * fmap-base / r ...")
-    fmap_max: int = option(512, help="... but at most this many")
-    label_mode: str = option("acgan", choices=LABEL_MODES, help="how D sees the classes")
-    attention_at: int | None = option(None, help="resolution with a self-attention layer in G and D")
-    residual: bool = option(False, help="residual blocks, which fade in from 0 by training")
-    spectral_norm: str = option("none", choices=("none", "discriminator", "both"), help="networks it is used in")
-    minibatch_discrimination: bool = option(False, help="a layer of it before D's last")
-    ema_decay: float = option(0.999, help="decay per step of the averaged generator")
+    labels: bool = option(
+        False, help="Train a conditional GAN on the classes of the data.", group="networks and their average"
+    )
+    label_mode: str = option("acgan", choices=LABEL_MODES, help="How D sees the classes.")
+    latent_dim: int | None = option(
+        None, min=1, max=1 << 16, help="Size of the latent (default: the channels at 4 px)."
+    )
+    fmap_base: int = option(8192, min=1, max=1 << 24, help="Channels at a resolution r are 2 * fmap-base / r.")
+    fmap_max: int = option(512, min=1, max=1 << 16, help="Most channels of any layer.")
+    attention_at: int | None = option(
+        None,
+        min=LOWEST,
+        max=HIGHEST,
+        power_of_two=True,
+        help="Resolution whose layers in G and D get self-attention.",
+    )
+    residual: bool = option(False, help="Use residual blocks, which start at 0 and are faded in by training.")
+    spectral_norm: str = option(
+        "none", choices=("none", "discriminator", "both"), help="Networks that get spectral norm."
+    )
+    minibatch_discrimination: bool = option(False, help="Put minibatch discrimination before the last layer of D.")
+    ema_decay: float = option(0.999, min=0, below=1, help="Decay per step of the averaged generator.")
 
-    # Objective
-    objective: str = option("wgan-gp", choices=tuple(OBJECTIVES), help="what D and G minimise")
-    penalty_weight: float | None = option(None, help="of the gradient penalty (default 10 with wgan-gp, else 0)")
-    penalty_target: float = option(1.0, help="gradient norm it pulls to; the paper's CIFAR-10 run had 750")
-    penalty_at: str = option("live", choices=("live", "final"), help="size of the images it is of; official: final")
-    r1_weight: float = option(0.0, help="of the R1 penalty")
-    drift_weight: float | None = option(None, help="of mean(real score^2) (default 0.001 with wgan-gp, else 0)")
-    clip: float = option(0.5, help="bound of D's weights with wgan")
-    margin: float = option(0.3, help="of ebgan")
-    d_steps: int = option(1, help="steps of D, each on a batch of its own, for one of G")
-    d_learning_rate_factor: float = option(1.0, help="D's learning rate as a multiple of G's (TTUR)")
-    augment: str = option("none", choices=("none", *AUGMENTS), help="of what D sees, for small data sets")
-    augment_target: float = option(0.6, help="of ada: the overfitting that it aims at")
-    augment_kimg: float = option(500.0, help="of ada: thousand images in which it would go from nothing to all")
+    objective: str = option(
+        "wgan-gp", choices=tuple(OBJECTIVES), help="Loss that D and G minimise.", group="objective and augmentation"
+    )
+    penalty_weight: float | None = option(
+        None, min=0, max=1e9, help="Weight of the gradient penalty (default: 10 with wgan-gp, else 0)."
+    )
+    penalty_target: float = option(
+        1.0, above=0, max=1e9, help="Gradient norm that the penalty pulls to; 750 for the paper's CIFAR-10."
+    )
+    penalty_at: str = option(
+        "live",
+        choices=("live", "final"),
+        help="Size of the images that the penalty is taken at: that of the stage, or the final one as officially.",
+    )
+    r1_weight: float = option(0.0, min=0, max=1e9, help="Weight of the R1 penalty.")
+    drift_weight: float | None = option(
+        None, min=0, max=1e9, help="Weight of mean(real score^2) (default: 0.001 with wgan-gp, else 0)."
+    )
+    clip: float = option(0.5, above=0, max=1e9, help="Bound of the weights of D with --objective wgan.")
+    margin: float = option(0.3, above=0, max=1e9, help="Margin of --objective ebgan.")
+    d_steps: int = option(1, min=1, max=1000, help="Steps of D, each on a batch of its own, for one of G.")
+    d_learning_rate_factor: float = option(
+        1.0, min=1e-6, max=1e6, help="Learning rate of D as a multiple of that of G (TTUR)."
+    )
+    augment: str = option(
+        "none", choices=("none", *AUGMENTS), help="Augmentation of the images that D sees, for small datasets."
+    )
+    augment_target: float = option(0.6, above=-1, below=1, help="Overfitting that --augment ada aims at.")
+    augment_kimg: float = option(
+        500.0,
+        min=0.001,
+        max=MOST_KIMG,
+        metavar="KIMG",
+        help="Thousand images in which --augment ada would go from nothing to all.",
+    )
 
-    # Running
-    precision: str = option("fp32", choices=("fp32", "bf16", "fp16"), help="autocast of the step", changeable=True)
+    device: str = option(
+        "auto",
+        help="Device to train on: auto, cpu, cuda or cuda:N.",
+        changeable=True,
+        metavar="NAME",
+        group="precision, memory and speed",
+    )
+    precision: str = option("fp32", choices=("fp32", "bf16", "fp16"), help="Autocast of the step.", changeable=True)
     micro_batch: dict[int, int] | None = option(
         None,
         parse=table(int),
-        help="most images at once, as for --batch-size; the parts' gradients add up",
+        min=1,
+        max=1 << 20,
+        help="Most images at once, in the form of --batch-size; the gradients of the parts add up.",
         changeable=True,
     )
     activation_checkpointing: bool = option(
-        False, help="compute each block again in the backward passes: less memory, more time", changeable=True
+        False, help="Compute each block again in the backward passes: less memory, more time.", changeable=True
     )
-    compile: bool = option(False, help="the networks through torch.compile, at each stage anew", changeable=True)
-    cuda_graphs: bool = option(False, help="record the step as a CUDA graph, at each stage anew", changeable=True)
-    time_limit: float | None = option(None, help="minutes after which to have saved and left", changeable=True)
-    mirror: bool = option(True, help="show every second image mirrored")
-    seed: int = option(0, help="of weights, latents and data order")
+    compile: bool = option(False, help="Run the networks through torch.compile, at each stage anew.", changeable=True)
+    cuda_graphs: bool = option(False, help="Record the step as a CUDA graph, at each stage anew.", changeable=True)
+    time_limit: float | None = option(
+        None,
+        above=0,
+        max=1e9,
+        metavar="MINUTES",
+        help="Minutes after which the run has saved and left.",
+        changeable=True,
+    )
 
-    # Reporting
-    tensorboard: bool | None = option(
-        None, help="events for TensorBoard (default: if it is installed)", changeable=True
+    tick_kimg: float = option(
+        4.0,
+        min=0.001,
+        max=MOST_KIMG,
+        metavar="KIMG",
+        help="Thousand images per status line and line of stats.jsonl.",
+        changeable=True,
+        group="reporting and checkpoints",
     )
-    tick_kimg: float = option(4.0, help="thousand images per status line and line of stats.jsonl", changeable=True)
-    sample_kimg: float = option(20.0, help="thousand images per sample grid", changeable=True)
-    checkpoint_kimg: float = option(50.0, help="thousand images per checkpoint", changeable=True)
-    metrics: str = option("", help="measured while training, comma-separated: see evaluate --help", changeable=True)
-    metric_kimg: float = option(50.0, help="thousand images from one measurement to the next", changeable=True)
-    metric_images: int = option(2000, help="generated and real images that are compared", changeable=True)
+    sample_kimg: float = option(
+        20.0, min=0.001, max=MOST_KIMG, metavar="KIMG", help="Thousand images per sample grid.", changeable=True
+    )
+    checkpoint_kimg: float = option(
+        50.0, min=0.001, max=MOST_KIMG, metavar="KIMG", help="Thousand images per checkpoint.", changeable=True
+    )
+    tensorboard: bool | None = option(
+        None, help="Write events for TensorBoard (default: if it is installed).", changeable=True
+    )
+    metrics: str = option(
+        "", help="Metrics to measure while training, comma-separated: see evaluate --help.", changeable=True
+    )
+    metric_kimg: float = option(
+        50.0,
+        min=0.001,
+        max=MOST_KIMG,
+        metavar="KIMG",
+        help="Thousand images from one measurement to the next.",
+        changeable=True,
+    )
+    metric_images: int = option(
+        2000, min=2, max=10_000_000, help="Generated and real images that a measurement compares.", changeable=True
+    )
 
     def __post_init__(self) -> None:
-        for name in ("tick_kimg", "sample_kimg", "checkpoint_kimg", "metric_kimg"):
-            if images_of(getattr(self, name)) < 1:
-                raise UserError(f"{flag(name)} {getattr(self, name)}: must be 0.001 or more")
-        if self.time_limit is not None and self.time_limit <= 0:
-            raise UserError(f"--time-limit {self.time_limit}: must be above 0 minutes")
-        if self.micro_batch is not None and (
-            min(self.micro_batch) > self.start_resolution or min(self.micro_batch.values()) < 1
-        ):
-            raise UserError(
-                f"--micro-batch {table_text(self.micro_batch)}: needs 1 or more, from {self.start_resolution} px on"
-            )
-        if self.compile and self.activation_checkpointing:
-            raise UserError("--compile and --activation-checkpointing: only one of them at a time")
-        if self.metric_images < 2:
-            raise UserError(f"--metric-images {self.metric_images}: must be 2 or more")
-        for name in ("fmap_base", "fmap_max", "latent_dim"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{flag(name)} {value}: must be 1 or more")
-        if self.tensorboard:
-            require("tensorboard", extra="tensorboard", what="--tensorboard")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"--ema-decay {self.ema_decay}: must be from 0 to below 1")
-        check_networks_and_objective(self)
-        if self.resolution is not None:
-            self.schedule()  # reports what is wrong with the settings of growth
+        check_options(self)
+        _check_together(self)
 
     def schedule(self) -> Schedule:
-        """The growth schedule; `resolution` must be known."""
+        """Return the growth schedule; `resolution` must be known."""
         assert self.resolution is not None
         return Schedule(
             resolution=self.resolution,
@@ -144,26 +225,25 @@ class TrainConfig:
 
 
 def images_of(kimg: float) -> int:
-    """Thousands of images as a count."""
+    """Return thousands of images as a count."""
     return round(kimg * 1000)
 
 
-def check_networks_and_objective(config: TrainConfig) -> None:
-    """Raises UserError for settings that do not go together or are out of range."""
-    for name in ("penalty_weight", "r1_weight", "drift_weight"):
-        value = getattr(config, name)
-        if value is not None and value < 0:
-            raise UserError(f"{flag(name)} {value}: must be 0 or more")
-    for name in ("penalty_target", "clip", "margin", "d_learning_rate_factor", "augment_kimg"):
-        if getattr(config, name) <= 0:
-            raise UserError(f"{flag(name)} {getattr(config, name)}: must be above 0")
-    if config.d_steps < 1:
-        raise UserError(f"--d-steps {config.d_steps}: must be 1 or more")
-    if not -1 < config.augment_target < 1:
-        raise UserError(f"--augment-target {config.augment_target}: must be between -1 and 1")
-    at = config.attention_at
-    if at is not None and (at < 4 or at & (at - 1) or at > (config.resolution or at)):
-        raise UserError(f"--attention-at {at}: must be a power of two from 4 to --resolution")
+def _check_together(config: TrainConfig) -> None:
+    """Raise UserError for settings that are fine alone and do not go together."""
+    tables = {"batch_size": config.batch_size, "learning_rate": config.learning_rate, "micro_batch": config.micro_batch}
+    for name, values in tables.items():
+        if values is not None and min(values) > config.start_resolution:
+            raise UserError(
+                f"{flag(name)} {table_text(values)}: needs a value from {config.start_resolution} px on,"
+                " where training starts"
+            )
+    if config.compile and config.activation_checkpointing:
+        raise UserError("--compile and --activation-checkpointing: only one of them at a time")
+    if config.activation_checkpointing and config.spectral_norm != "none":
+        raise UserError("--activation-checkpointing: does not go with --spectral-norm, which each pass would move on")
+    if config.tensorboard:
+        require("tensorboard", extra="tensorboard", what="--tensorboard")
     if config.label_mode != "acgan" and not config.labels:
         raise UserError(f"--label-mode {config.label_mode}: needs --labels")
     if config.objective == "ebgan":
@@ -172,3 +252,13 @@ def check_networks_and_objective(config: TrainConfig) -> None:
                 raise UserError(f"{flag(name)}: does not go with --objective ebgan, whose discriminator has none")
         if config.spectral_norm != "none":
             raise UserError("--spectral-norm: does not go with --objective ebgan")
+    if config.resolution is None:  # the data's, checked again when they are known
+        return
+    if (config.attention_at or LOWEST) > config.resolution:
+        raise UserError(f"--attention-at {config.attention_at}: must not be above --resolution {config.resolution}")
+    if channels(config.resolution, config.fmap_base, 1.0, config.fmap_max) < 1:
+        raise UserError(
+            f"--fmap-base {config.fmap_base}: leaves no channel at {config.resolution} px,"
+            f" must be {config.resolution // 2} or more"
+        )
+    config.schedule()  # reports what is wrong with the settings of growth

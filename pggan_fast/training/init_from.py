@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor, nn
 
-from pggan_fast.training.checkpoint import checkpoints, load_checkpoint
-from pggan_fast.training.config import TrainConfig
-from pggan_fast.training.run_folder import config_file
+from pggan_fast.training.checkpoint import checkpoints, load_run_checkpoint
+from pggan_fast.training.run_folder import config_file, read_config
 from pggan_fast.training.step import TrainStep
 from pggan_fast.utils.errors import UserError
-from pggan_fast.utils.options import from_json
+from pggan_fast.utils.schema import Each, read_json
 
 Weights = dict[str, Tensor]
 
@@ -31,16 +29,15 @@ AS_TRAINED = {
 
 
 def settings_to_grow(run: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run that goes on growing the networks of the finished `run`, changed by those `given`.
+    """Return the settings of a run that continues to grow the networks of the finished `run`, changed by those `given`.
 
     Raises UserError if `run` is not finished or `given` has no higher resolution.
     """
     if not (run / "final").is_dir():
         raise UserError(f"--grow-from {run}: holds no finished run (no final/)")
-    try:
-        before = from_json(TrainConfig, json.loads(config_file(run).read_text(encoding="utf-8"))["settings"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"--grow-from {run}: config.json is damaged ({error})") from error
+    _, before = read_config(run, "--grow-from")
+    if before.resolution is None:
+        raise UserError(f"--grow-from {run}: config.json is damaged (resolution is null, must be a number)")
     if given.get("resolution", 0) <= before.resolution:
         raise UserError(f"--resolution: must be given with --grow-from {run}, above its {before.resolution}")
     kept = {field.name: getattr(before, field.name) for field in dataclasses.fields(before) if field.name != "out"}
@@ -71,13 +68,13 @@ def start_from(step: TrainStep, path: Path) -> None:
 
 
 def find_weights(path: Path) -> dict[str, Weights]:
-    """By network: of a run's newest checkpoint, its final weights, or a file with a discriminator beside it.
+    """Return weights by network: of a run's newest checkpoint, its final ones, or a file with a discriminator beside.
 
     Raises UserError if there are none.
     """
     saved = checkpoints(path / "checkpoints") if config_file(path).is_file() else []
     if saved:
-        state = load_checkpoint(saved[-1])["step"]
+        state = load_run_checkpoint(saved[-1])["step"]
         return {"generator": state["G"], "average of the generator": state["G_ema"], "discriminator": state["D"]}
     file = path / "final" / "generator.safetensors" if path.is_dir() else path
     if not file.is_file():
@@ -94,20 +91,20 @@ def _load(file: Path) -> Weights:
     described = file.with_suffix(".json")
     if described.is_file():
         try:
-            options = json.loads(described.read_text(encoding="utf-8"))["options"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"--init-from {file}: {described.name} is damaged ({error})") from error
+            options = read_json(described, {"options": Each(str, Any)})["options"]
+        except UserError as error:
+            raise UserError(f"--init-from {file}: {error}") from error
         for name, value in AS_TRAINED.items():
             if options.get(name, value) != value:
                 raise UserError(f"--init-from {file}: is of a network with {name}={options[name]}, runs have {value}")
     try:
         return safetensors.torch.load_file(file)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
         raise UserError(f"--init-from {file}: cannot be read ({error})") from error
 
 
 def _take_over(network: nn.Module, weights: Weights, what: str) -> list[str]:
-    """Copy what both have; returns the resolutions that only `network` has."""
+    """Copy what both have, and return the resolutions that only `network` has."""
     own = network.state_dict()
     for name, value in own.items():
         if name in weights and weights[name].shape != value.shape:
@@ -126,6 +123,6 @@ def _take_over(network: nn.Module, weights: Weights, what: str) -> list[str]:
 
 
 def _resolution(name: str) -> str | None:
-    """The resolution whose layers a weight belongs to: "64" of "blocks.64.conv.weight"."""
+    """Return the resolution whose layers a weight belongs to: "64" of "blocks.64.conv.weight"."""
     parts = name.split(".")
     return parts[1] if parts[0] in ("blocks", "to_rgb", "from_rgb") else None

@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
+import secrets
 from pathlib import Path
 from typing import Any
 
 from pggan_fast import __version__
 from pggan_fast.data.dataset import PreparedData, check_free
+from pggan_fast.data.prepared import changed
 from pggan_fast.networks.resolutions import resolutions_up_to
+from pggan_fast.training.checkpoint import checkpoints
 from pggan_fast.training.config import TrainConfig
+from pggan_fast.training.logging.statistics import read_line
+from pggan_fast.training.run_lock import LOCK, lock_run, release_run
 from pggan_fast.training.schedule import from_table
-from pggan_fast.utils.atomic_write import ASIDE, atomic_write, write_json
+from pggan_fast.utils.atomic_write import atomic_write, write_json
 from pggan_fast.utils.device import find_device
 from pggan_fast.utils.distributed import process_count
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.options import flag, from_json, to_json
+from pggan_fast.utils.schema import Each, Optional, read_json
+
+CONFIG = {
+    "pggan_fast": Optional(str),
+    "run": Optional(str),
+    "data": Each(str, Any),  # compared with the data's own
+    "settings": Each(str, Any),  # each checked as an option is
+}
+FOLDERS = ("checkpoints", "samples", "final")
+UNFINISHED = re.compile(
+    r"\.(config\.json|stats\.jsonl(\.damaged)?|report\.html|[0-9]{9,18}\.(pt|png)"
+    r"|(generator|discriminator)\.(safetensors|json))\.[0-9]+\.tmp"
+)
+"""Names of files that a process was killed while writing."""
 
 
 class RunFolder:
-    """The files of one run, its settings and its data, checked against each other."""
+    """The files of one run, its settings and its data, checked against each other.
 
-    def __init__(self, config: TrainConfig, data: PreparedData) -> None:
+    Made by `create` or `open`, it is locked for this process until `train` ends. `id` names the run in its checkpoints.
+    """
+
+    def __init__(self, config: TrainConfig, data: PreparedData, id: str) -> None:
         self.config = config
         self.data = data
+        self.id = id
         self.path = config.out
         self.stats_file = self.path / "stats.jsonl"
         self.samples = self.path / "samples"
@@ -35,67 +58,91 @@ class RunFolder:
     def create(cls, config: TrainConfig) -> RunFolder:
         """Start a new run in `config.out`. Raises UserError if there is anything in it already."""
         out = config.out
-        if config_file(out).exists():
-            raise UserError(
-                f"--out {out}: holds a run already; go on with it by"
-                f" `pggan-fast train --resume {out}` or choose another folder"
-            )
-        for unfinished in out.glob(f".config.json.*{ASIDE}"):  # of a run that was killed as it began
-            unfinished.unlink()
-        check_free(out)
+        _check_new(out)
         data = PreparedData(config.data)
         if config.resolution is None:
             config = dataclasses.replace(config, resolution=data.resolution)
-        run = cls(config, data)
+        run = cls(config, data, secrets.token_hex(8))
         run._check()
-        run._write_config()
+        made = not out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+        lock_run(out)
+        try:
+            _check_new(out)  # nobody else has begun meanwhile
+            _remove_unfinished(out)
+            run._write_config()
+        except BaseException:
+            release_run(out)
+            if made and not any(out.iterdir()):
+                out.rmdir()
+            raise
         return run
 
     @classmethod
     def open(cls, out: Path, changes: dict[str, Any], *, writes: bool = True) -> RunFolder:
-        """Go on with the run in `out`, with `changes` to those settings that may change.
+        """Resume the run in `out`, with `changes` to those settings that may change.
 
         Of several processes only one `writes`, before the others open the run.
-        Raises UserError if there is no run, a setting is fixed, or the data are not those that
-        the run was started with.
+        Raises UserError if there is no run, another process trains it, a setting is fixed, or the data are not those
+        that the run was started with.
         """
-        try:
-            kept = json.loads(config_file(out).read_text(encoding="utf-8"))
-            config = from_json(TrainConfig, {**kept["settings"], "out": str(out)})
-        except FileNotFoundError:
-            raise UserError(f"--resume {out}: holds no run (no config.json)") from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"--resume {out}: config.json is damaged ({error})") from error
+        kept, config = read_config(out, "--resume")
         for field in dataclasses.fields(TrainConfig):
             if field.name in changes and not field.metadata["changeable"]:
                 hint = f"; a new run can --grow-from {out}" if field.name == "resolution" else ""
                 raise UserError(f"{flag(field.name)}: is fixed by {config_file(out)} and cannot change{hint}")
         config = dataclasses.replace(config, **changes)
+        if config.resolution is None:
+            raise UserError(f"--resume {out}: config.json is damaged (resolution is null, must be a number)")
         data = PreparedData(config.data)
-        if data.facts() != kept["data"]:
-            raise UserError(
-                f"--data {config.data}: is not what the run was started with"
-                f" ({_difference(data.facts(), kept['data'])})"
-            )
-        run = cls(config, data)
+        try:
+            difference = changed(kept.get("data"), data.metadata())
+        except ValueError as error:
+            raise UserError(f"--resume {out}: config.json is damaged ({error})") from error
+        if difference:
+            raise UserError(f"--data {config.data}: is not what the run was started with ({difference})")
+        run = cls(config, data, kept.get("run") or secrets.token_hex(8))
         run._check()
         if writes:
-            for unfinished in out.rglob(f".*{ASIDE}"):  # of a process that was killed while writing
-                unfinished.unlink()
-            run._write_config()
+            lock_run(out)
+            try:
+                run._refuse_links()
+                _remove_unfinished(out)
+                run._write_config()
+            except BaseException:
+                release_run(out)
+                raise
         return run
 
-    def forget_stats_after(self, images: int) -> None:
-        """Drop the lines that a run stopped after its last checkpoint will write again."""
+    def drop_stats_after(self, images: int) -> None:
+        """Drop the lines that a run stopped after its last checkpoint will write again.
+
+        A file with lines that are none is kept as stats.jsonl.damaged, and goes on without them.
+        """
         if not self.stats_file.exists():
             return
-        kept = []
-        for line in self.stats_file.read_text(encoding="utf-8").splitlines(keepends=True):
-            if not line.endswith("\n") or json.loads(line)["images"] > images:
+        contents = self.stats_file.read_bytes()
+        *texts, cut_short = contents.split(b"\n")
+        kept, foreign = [], 0
+        for text in texts:
+            line = read_line(text.decode("utf-8", "replace"))
+            if line is None:
+                foreign += 1
+            elif line["images"] > images:
                 break
-            kept.append(line)
-        with atomic_write(self.stats_file) as aside:
-            aside.write_text("".join(kept), encoding="utf-8")
+            else:
+                kept.append(text + b"\n")
+        if foreign:
+            aside = self.stats_file.with_name(f"{self.stats_file.name}.damaged")
+            _write(aside, contents)
+            print(f"{self.stats_file}: {foreign} lines are damaged and left out; the file as it was is {aside.name}")
+        _write(self.stats_file, b"".join(kept))
+
+    def _refuse_links(self) -> None:
+        """Raise UserError for a part that is a link: what it names is not this run's to change."""
+        for name in ("config.json", "stats.jsonl", "report.html", "samples", "final", "tensorboard"):
+            if (self.path / name).is_symlink():
+                raise UserError(f"--resume {self.path}: {name} is a link; put what it names there instead")
 
     def _check(self) -> None:
         config, data = self.config, self.data
@@ -106,6 +153,8 @@ class RunFolder:
             )
         if config.resolution > data.resolution:
             raise UserError(f"--resolution {config.resolution}: the data in {data.path} end at {data.resolution} px")
+        if data.count == 0:
+            raise UserError(f"--data {data.path}: holds no images")
         if config.labels and not data.classes:
             raise UserError(f"--labels: {data.path} has no classes; prepare a folder with one subfolder each")
         if config.labels and not 0 <= data.labels.min() <= data.labels.max() < len(data.classes):
@@ -124,16 +173,57 @@ class RunFolder:
     def _write_config(self) -> None:
         contents = {
             "pggan_fast": __version__,
-            "data": self.data.facts(),
+            "run": self.id,
+            "data": self.data.metadata(),
             "settings": to_json(self.config),
         }
         write_json(config_file(self.path), contents)
 
 
 def config_file(run: Path) -> Path:
+    """Return the path of a run's settings."""
     return run / "config.json"
 
 
-def _difference(found: dict[str, object], kept: dict[str, object]) -> str:
-    name = next(name for name in found if found[name] != kept.get(name))
-    return f"{name} is {found[name]}, was {kept.get(name)}"
+def read_config(run: Path, argument: str) -> tuple[dict[str, Any], TrainConfig]:
+    """Return what a run's config.json holds, and its settings. Raises UserError, which names `argument`."""
+    try:
+        kept = read_json(config_file(run), CONFIG)
+        return kept, from_json(TrainConfig, {**kept["settings"], "out": str(run)})
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{argument} {run}: holds no run (no config.json)") from None
+    except UserError as error:
+        reason = str(error).removeprefix(f"{config_file(run)}: is damaged (").removesuffix(")")
+        raise UserError(f"{argument} {run}: config.json is damaged ({reason})") from error
+
+
+def _check_new(out: Path) -> None:
+    """Raise UserError unless `out` is absent, empty, or holds a run that ended before it had saved anything."""
+    if not config_file(out).exists():
+        left = [path for path in out.iterdir() if path.name != LOCK] if out.is_dir() else []
+        if not out.is_dir() or not all(UNFINISHED.fullmatch(path.name) for path in left):
+            check_free(out)
+        return
+    begun = [out / "stats.jsonl", out / "final", *checkpoints(out / "checkpoints"), *(out / "samples").glob("*")]
+    if any(path.exists() for path in begun):
+        raise UserError(
+            f"--out {out}: holds a run already; resume it by `pggan-fast train --resume {out}` or choose another folder"
+        )
+    try:
+        read_json(config_file(out), CONFIG)
+    except UserError as error:
+        raise UserError(f"--out {out}: is not empty ({error}); choose another folder") from error
+
+
+def _remove_unfinished(out: Path) -> None:
+    """Remove files that a process was killed while writing; nothing behind links."""
+    for folder in (out, *(out / name for name in FOLDERS)):
+        if folder == out or not folder.is_symlink():
+            for path in folder.glob(".*.tmp"):
+                if UNFINISHED.fullmatch(path.name):
+                    path.unlink()
+
+
+def _write(path: Path, contents: bytes) -> None:
+    with atomic_write(path) as aside:
+        aside.write_bytes(contents)

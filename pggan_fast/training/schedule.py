@@ -34,8 +34,8 @@ class Stage:
         return self.alpha < 1
 
     @property
-    def live(self) -> tuple[int, bool]:
-        """Names the set of live layers: Adam's state is dropped whenever this changes."""
+    def active_layers(self) -> tuple[int, bool]:
+        """Name of the set of active layers: Adam's state is dropped whenever this changes."""
         return self.resolution, self.fading
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pggan_fast.networks import AutoencoderDiscriminator, Discriminator, Generator
-from pggan_fast.ops import kept_weights
+from pggan_fast.ops import cache_folded_weights
 from pggan_fast.reference import stddev_group
 from pggan_fast.training.adam import MomentumFreeAdam
 from pggan_fast.training.augment import AUGMENTS, AdaptiveAugment, DiffAugment
@@ -141,7 +141,7 @@ class TrainStep:
         if self.d_steps > 1:
             parts = (None,) * self.d_steps if labels is None else labels.split(n)
             batches = list(zip(real.split(n), parts, strict=True))
-        with kept_weights() as forget:
+        with cache_folded_weights() as invalidate:
             skipped = torch.zeros((), device=self.device)
             for reals, labels in batches:
                 z, mixing = self._draw(torch.randn, n, self.G.latent_dim), self._draw(torch.rand, n, 1, 1, 1)
@@ -150,7 +150,7 @@ class TrainStep:
                 skipped += self._update(self.optimizer_D, loss, stats)
                 stats["d_loss"] = loss
                 self.objective.constrain(self.D)
-                forget(self.D.parameters())
+                invalidate(self.D.parameters())
                 self._adapt(stats, n)
 
             self._average(resolution, fading)

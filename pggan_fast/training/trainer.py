@@ -19,8 +19,9 @@ from pggan_fast.networks import Generator
 from pggan_fast.ops import fade_reals
 from pggan_fast.training.build import build_augment, build_networks, build_objective
 from pggan_fast.training.checkpoint import (
+    check_run,
     checkpoints,
-    load_checkpoint,
+    load_run_checkpoint,
     newest_whole,
     random_state,
     save_checkpoint,
@@ -28,24 +29,25 @@ from pggan_fast.training.checkpoint import (
 )
 from pggan_fast.training.config import TrainConfig, images_of
 from pggan_fast.training.init_from import start_from
-from pggan_fast.training.logging.loggers import Observers
+from pggan_fast.training.logging.loggers import Loggers
 from pggan_fast.training.logging.progress import Progress
 from pggan_fast.training.logging.sample_grid import SampleGrid
 from pggan_fast.training.logging.statistics import Statistics
 from pggan_fast.training.run_folder import RunFolder
-from pggan_fast.training.runtime.cuda_graph import CapturedStep, CudaRecorder
+from pggan_fast.training.run_lock import lock_run, release_run
+from pggan_fast.training.runtime.cuda_graph import CUDAGraphStep, CudaRecorder
 from pggan_fast.training.runtime.malloc import keep_freed_memory
-from pggan_fast.training.runtime.signals import Requests
+from pggan_fast.training.runtime.signals import SignalHandler
 from pggan_fast.training.schedule import Schedule, Stage, from_table
 from pggan_fast.training.step import TrainStep
-from pggan_fast.utils.device import LateReading, find_device, sent
+from pggan_fast.utils.device import AsyncScalar, find_device, sent
 from pggan_fast.utils.distributed import Processes
 from pggan_fast.utils.errors import UserError
-from pggan_fast.utils.images import save_png
 from pggan_fast.utils.memory import advice_when_out_of_memory
 from pggan_fast.utils.progress_bar import duration
+from pggan_fast.utils.streams import lasting_streams
 
-Judge = Callable[[Generator, Stage, float | torch.Tensor], dict[str, float]]
+MetricCallback = Callable[[Generator, Stage, float | torch.Tensor], dict[str, float]]
 
 MOST_BAD_STEPS = 50  # in a row; fp16 needs some 20 at the start to find its loss scale
 
@@ -53,41 +55,60 @@ MOST_BAD_STEPS = 50  # in a row; fp16 needs some 20 at the start to find its los
 def train(
     run: RunFolder,
     processes: Processes = Processes(),  # noqa: B008 - frozen
-    judge: Judge | None = None,
+    metric_callback: MetricCallback | None = None,
 ) -> bool:
     """Train `run` from its newest checkpoint, or from nothing, to the end of its schedule.
 
-    What `judge` says about the averaged generator, every `metric_kimg` and at the end, goes into stats.jsonl.
+    What `metric_callback` returns for the averaged generator, every `metric_kimg` and at the end, goes into
+    stats.jsonl.
 
-    Returns False if Ctrl-C, SIGTERM or the time limit stopped it before; its state is saved then. Raises
-    UserError if it cannot go on; what was saved stays.
+    Returns False if Ctrl-C, a signal or the time limit stopped it before; its state is saved then. Raises UserError if
+    it cannot go on; what was saved stays.
     """
+    time_limit = None if run.config.time_limit is None else 60 * run.config.time_limit
+    with (
+        lasting_streams(),
+        SignalHandler(time_limit, forwarded=processes.count > 1) as signals,
+        advice_when_out_of_memory(),
+    ):
+        processes.first(lambda: lock_run(run.path))
+        try:
+            return _train(run, processes, metric_callback, signals)
+        finally:
+            if processes.writes:
+                release_run(run.path)
+
+
+def _train(
+    run: RunFolder, processes: Processes, metric_callback: MetricCallback | None, signals: SignalHandler
+) -> bool:
     config, schedule = run.config, run.config.schedule()
     device = find_device(config.device)
     kept = keep_freed_memory()
     torch.manual_seed(config.seed)
     step = build_step(config, run.data, device, processes)
-    advance = CapturedStep(step, CudaRecorder()) if config.cuda_graphs else step
+    advance = CUDAGraphStep(step, CudaRecorder()) if config.cuda_graphs else step
     group_size = step.D.mbstd_group_size
     batches = Prefetcher(
         Batches(run.data, seed=config.seed, mirror=config.mirror, processes=processes, group_size=group_size)
     )
     stats = Statistics(run.stats_file, writes=processes.writes)
     grid = SampleGrid(step.G, config.seed)
-    bad_steps = LateReading(step.bad_steps)
+    bad_steps = AsyncScalar(step.bad_steps)
 
-    images, live = 0, None
+    images, active_layers = 0, None
     if path := processes.shared(processes.first(lambda: newest_whole(run.checkpoints))):
-        state = load_checkpoint(path)
+        state = load_run_checkpoint(path)
         restore(step, path, state)
+        check_run(path, run.id)
         batches.load_state_dict(state["batches"])
         stats.load_state_dict(state["stats"], device)
-        images, live = state["images"], tuple(state["live"])
+        images, active_layers = state["images"], tuple(state["live"])
         set_random_state(state["random"], device)
     elif config.init_from:
         start_from(step, config.init_from)
     if processes.writes:
-        run.forget_stats_after(images)
+        run.drop_stats_after(images)
     _print_opening(run, step, device, images, kept, processes)
 
     def save() -> None:
@@ -97,26 +118,24 @@ def train(
             "step": step.state_dict(),
             "batches": batches.state_dict(),
             "stats": stats.state_dict(),
-            "live": list(live),
+            "live": list(active_layers),
             "random": random_state(device),
-            "generator": generator_facts(run, step, schedule, images),
+            "generator": generator_metadata(run, step, schedule, images),
         }
-        save_checkpoint(run.checkpoints, images, state)
+        save_checkpoint(run.checkpoints, images, state, run=run.id)
 
     leaving = images >= schedule.total_images
-    time_limit = None if config.time_limit is None else 60 * config.time_limit
+    signals.begin()
     with (
-        Requests(time_limit, forwarded=processes.count > 1) as requests,
         Progress(schedule, images) as progress,
-        Observers(run, images, writes=processes.writes) as observers,
+        Loggers(run, images, writes=processes.writes) as loggers,
         closing(batches),
-        advice_when_out_of_memory(),
     ):
         while not leaving:
             stage = schedule.at(images)
-            if stage.live != live:  # new layers begin to fade in, or the old path has died
+            if stage.active_layers != active_layers:  # new layers begin to fade in, or the old path has died
                 step.reset_optimizers()
-                live = stage.live
+                active_layers = stage.active_layers
                 progress.note_stage(images, stage)
             step.set_learning_rate(stage.learning_rate, stage.learning_rate * config.d_learning_rate_factor)
             if config.micro_batch:
@@ -140,30 +159,30 @@ def train(
             progress.update(images, stage, scalars)
 
             # Together, so that every process does the same; nobody waits for the device.
-            leave, asked, bad = processes.largest(requests.leave(), requests.save(), bad_steps.read())
+            leave, asked, bad = processes.largest(signals.leave(), signals.save(), bad_steps.read())
             if bad >= MOST_BAD_STEPS:
-                raise UserError(_what_helps(run, images))
+                raise UserError(f"no finite gradient in {MOST_BAD_STEPS} steps, {_what_helps(run, images)}")
             finished = images >= schedule.total_images
             leaving = finished or bool(leave)
-            if judge is not None and (finished or crossed(config.metric_kimg, before, images)):
-                stats.note(partial(judge, step.G_ema, stage, alpha))
+            if metric_callback is not None and (finished or crossed(config.metric_kimg, before, images)):
+                stats.note(partial(metric_callback, step.G_ema, stage, alpha))
             if finished or crossed(config.tick_kimg, before, images):
                 line = stats.write(images, stage)
                 progress.note_tick(line)
-                observers.tick(line)
+                loggers.tick(line)
             if processes.writes and (finished or crossed(config.sample_kimg, before, images)):
-                picture = grid.draw(step.G_ema, stage, alpha)
-                save_png(run.samples / f"{images:09d}.png", picture)
-                observers.grid(images, picture)
+                loggers.grid(images, grid.draw(step.G_ema, stage, alpha))
             if leaving or asked or crossed(config.checkpoint_kimg, before, images):
                 save()
 
     if images < schedule.total_images:
-        print(f"stopped and saved; go on with: pggan-fast train --resume {run.path}")
+        print(f"stopped and saved; resume with: pggan-fast train --resume {run.path}")
         return False
+    if stats.line_steps and int(step.bad_steps) >= stats.line_steps:
+        raise UserError(f"no finite step in the last tick, so no final/, {_what_helps(run, images)}")
     if processes.writes:
-        facts = generator_facts(run, step, schedule, images)
-        save_weights(run.final / "generator.safetensors", step.G_ema, facts)
+        metadata = generator_metadata(run, step, schedule, images)
+        save_weights(run.final / "generator.safetensors", step.G_ema, metadata)
         save_weights(run.final / "discriminator.safetensors", step.D, {"options": step.D.options})
     print(f"finished after {images:,} images in {duration(stats.seconds())}, weights in {run.final}")
     return True
@@ -175,7 +194,7 @@ def build_step(
     device: torch.device,
     processes: Processes = Processes(),  # noqa: B008 - frozen
 ) -> TrainStep:
-    """Fresh networks in channels_last on `device`, with their optimizers."""
+    """Return fresh networks in channels_last on `device`, with their optimizers."""
     networks = build_networks(config, data)
     G, D = (network.to(device, memory_format=torch.channels_last) for network in networks)
     return TrainStep(
@@ -202,19 +221,21 @@ def restore(step: TrainStep, path: Path, state: dict[str, Any]) -> None:
             )
     try:
         step.load_state_dict(state["step"])
-    except (RuntimeError, ValueError, KeyError) as error:
+        # Tried here, where an error can name the file; training sets it again.
+        set_random_state(state["random"], step.device)
+    except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"checkpoint {path}: does not fit this run ({reason})") from error
 
 
 def crossed(every_kimg: float, before: int, after: int) -> bool:
-    """Whether a multiple of `every_kimg` thousand images lies in (before, after]."""
+    """Return whether a multiple of `every_kimg` thousand images lies in (before, after]."""
     every = images_of(every_kimg)
     return before // every != after // every
 
 
-def generator_facts(run: RunFolder, step: TrainStep, schedule: Schedule, images: int) -> dict[str, Any]:
-    """What `generate` needs beside the weights: how to build G and at which stage it stands."""
+def generator_metadata(run: RunFolder, step: TrainStep, schedule: Schedule, images: int) -> dict[str, Any]:
+    """Return what `generate` needs beside the weights: how to build G and at which stage it stands."""
     stage = schedule.at(min(images, schedule.total_images))
     return {
         "options": step.G.options,
@@ -229,7 +250,7 @@ def _what_helps(run: RunFolder, images: int) -> str:
     saved = checkpoints(run.checkpoints)
     last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
     return (
-        f"no finite gradient in {MOST_BAD_STEPS} steps, after {images:,} images; {last}; try a lower --learning-rate"
+        f"after {images:,} images; {last}; try a lower --learning-rate"
         " in a new run, or --resume this one with --precision bf16 or fp32"
     )
 
@@ -248,5 +269,5 @@ def _print_opening(
     if kept:
         print("memory: malloc keeps what is freed (mmap and trim thresholds at 1 GiB)")
     if images:
-        print(f"going on after {images:,} images")
+        print(f"resuming after {images:,} images")
     sys.stdout.flush()

@@ -1,10 +1,11 @@
-"""Command lines made from dataclasses: one field, one option, one line of help."""
+"""Command lines made from dataclasses: one field, one option, one line of help, one place for its bounds."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -15,6 +16,43 @@ from pggan_fast.utils.errors import UserError
 
 Config = TypeVar("Config")
 REQUIRED = object()
+LARGEST = 1 << 63  # of whole numbers, and of what they are used for
+
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+ALLOWED = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", Path: "a path"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What numbers an option takes: from `min` to `max`, greater than `above`, less than `below`."""
+
+    min: float | None = None
+    max: float | None = None
+    above: float | None = None
+    below: float | None = None
+    power_of_two: bool = False
+
+    def allow(self, value: float) -> bool:
+        """Return whether `value`, a finite number, is within them."""
+        return (
+            (self.min is None or value >= self.min)
+            and (self.max is None or value <= self.max)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and (not self.power_of_two or (value > 0 and value & (value - 1) == 0))
+        )
+
+    def __str__(self) -> str:
+        parts = ["a power of two,"] if self.power_of_two else []
+        if self.above is not None:
+            parts.append(f"above {self.above:g}")
+        if self.min is not None:
+            parts.append(f"from {self.min:g}" if (self.max, self.below) != (None, None) else f"{self.min:g} or more")
+        if self.max is not None:
+            parts.append(f"to {self.max:g}" if self.min is not None else f"and at most {self.max:g}")
+        if self.below is not None:
+            parts.append(f"{'and' if self.above is not None else 'to'} below {self.below:g}")
+        return " ".join(parts)
 
 
 def option(
@@ -24,13 +62,29 @@ def option(
     choices: Sequence[Any] | None = None,
     parse: Callable[[str], Any] | None = None,
     changeable: bool = False,
+    group: str | None = None,
+    metavar: str | None = None,
+    min: float | None = None,
+    max: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    power_of_two: bool = False,
 ) -> Any:
     """A dataclass field that is also an option of the command line.
 
-    `parse` reads its text (default: by the field's type); `changeable` settings may differ when a
-    run goes on.
+    `parse` reads its text (default: by the field's type); `changeable` settings may differ when a run is resumed;
+    `group` is the heading in the help that it and the fields after it stand under. Numbers must be finite and within
+    the bounds `min` to `max`, greater than `above` and less than `below`; of a table every value must be.
     """
-    metadata = {"help": help, "choices": choices, "parse": parse, "changeable": changeable}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "parse": parse,
+        "changeable": changeable,
+        "group": group,
+        "metavar": metavar,
+        "bounds": Bounds(min, max, above, below, power_of_two),
+    }
     if default is REQUIRED:
         return dataclasses.field(metadata=metadata)
     if isinstance(default, dict):
@@ -39,8 +93,62 @@ def option(
 
 
 def flag(name: str) -> str:
-    """The option of the field `name`; a last underscore, of a name that Python has taken, is not part of it."""
+    """Return the option of the field `name`; a last underscore, of a name that Python has taken, is no part of it."""
     return "--" + name.rstrip("_").replace("_", "-")
+
+
+def check_options(config: Any) -> None:
+    """Raise UserError, naming the option, for a value of the wrong type, out of its bounds or not among its choices.
+
+    Whatever made `config`, a command line, a file or code, this is where its values are checked one by one.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value is None and _may_be_none(hints[field.name]):
+            continue
+        if problem := _find_problem(value, hints[field.name], field):
+            shown = table_text(value) if isinstance(value, dict) else value
+            shown = str(shown) if len(str(shown)) <= 80 else f"{str(shown)[:80]}..."
+            raise UserError(f"{flag(field.name)} {shown}: must be {problem}")
+
+
+def _find_problem(value: Any, hint: Any, field: dataclasses.Field) -> str | None:
+    kind = _plain_type(hint)
+    if kind is dict:
+        keys, values = typing.get_args(_without_none(hint))
+        if not isinstance(value, dict) or not value:
+            return "a table of numbers by resolution"
+        if not all(_is_a(key, keys) and 1 <= key <= 1024 for key in value):
+            return "a table from resolutions of 1 to 1024"
+        return next((found for item in value.values() if (found := _problem_of_number(item, values, field))), None)
+    if kind in (int, float):
+        return _problem_of_number(value, kind, field)
+    if not _is_a(value, kind):
+        return ALLOWED[kind]
+    if kind in (str, Path) and "\0" in str(value):
+        return f"{ALLOWED[kind]} without NUL"
+    return _problem_of_choice(value, field)
+
+
+def _problem_of_number(value: Any, kind: type, field: dataclasses.Field) -> str | None:
+    bounds = field.metadata["bounds"]
+    if not _is_a(value, kind) or not math.isfinite(value):
+        return f"{ALLOWED[kind]}{f', {bounds}' if str(bounds) else ''}"
+    return _problem_of_choice(value, field) if bounds.allow(value) else str(bounds)
+
+
+def _problem_of_choice(value: Any, field: dataclasses.Field) -> str | None:
+    choices = field.metadata["choices"]
+    return f"one of {', '.join(map(str, choices))}" if choices and value not in choices else None
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    if kind in (int, float) and isinstance(value, int):
+        return abs(value) <= LARGEST
+    return isinstance(value, (kind, str) if kind is Path else kind)
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,6 +156,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.usage = f"{self.prog} [options]"
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -63,9 +172,13 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def add_config(self, config: type) -> None:
-        """One option per field of the dataclass `config`; left out ones are absent afterwards."""
+        """Add one option per field of the dataclass `config`; those left out are absent afterwards."""
         hints = typing.get_type_hints(config)
+        group: Any = self
+        needed = []
         for field in dataclasses.fields(config):
+            if field.metadata["group"]:
+                group = self.add_argument_group(field.metadata["group"])
             settings: dict[str, Any] = {
                 "dest": field.name,
                 "default": argparse.SUPPRESS,
@@ -75,24 +188,30 @@ class Parser(argparse.ArgumentParser):
             if kind is bool:
                 settings["action"] = argparse.BooleanOptionalAction
             else:
-                settings["type"] = _reporting(field.metadata["parse"] or kind)
+                settings["type"] = _reporting(field.metadata["parse"] or (_path if kind is Path else kind))
                 settings["choices"] = field.metadata["choices"]
                 if not field.metadata["choices"]:
-                    settings["metavar"] = kind.__name__.upper()
-            self.add_argument(flag(field.name), **settings)
+                    settings["metavar"] = field.metadata["metavar"] or METAVARS.get(kind) or "RES:N,..."
+            group.add_argument(flag(field.name), **settings)
+            if _required(field):
+                shown = settings.get("metavar") or "{" + ",".join(map(str, field.metadata["choices"])) + "}"
+                needed.append(f"{flag(field.name)} {shown}")
+        self.usage = " ".join([self.prog, *needed, "[options]"])
 
 
 def from_options(config: type[Config], given: dict[str, Any]) -> Config:
-    """`config` from the options given. Raises UserError naming a required one that is missing."""
+    """Return `config` made from the options given. Raises UserError naming one that is missing or out of bounds."""
     for field in dataclasses.fields(config):
         if _required(field) and field.name not in given:
             raise UserError(f"{flag(field.name)} is missing: {field.metadata['help']}")
     names = {field.name for field in dataclasses.fields(config)}
-    return config(**{name: value for name, value in given.items() if name in names})
+    made = config(**{name: value for name, value in given.items() if name in names})
+    check_options(made)
+    return made
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The fields as plain JSON values."""
+    """Return the fields as plain JSON values."""
     plain = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -103,24 +222,31 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(config: type[Config], plain: dict[str, Any]) -> Config:
-    """What `to_json` was given. Raises UserError for names that `config` does not have."""
+    """Return what `to_json` was given. Raises UserError for names that `config` does not have, and for wrong values."""
     hints = typing.get_type_hints(config)
     unknown = set(plain) - set(hints)
     if unknown:
         raise UserError(f"unknown setting {sorted(unknown)[0]}")
     values = {}
-    for name, value in plain.items():
-        kind = _plain_type(hints[name])
-        if kind is Path and value is not None:
+    for field in dataclasses.fields(config):
+        if field.name not in plain:
+            if _required(field):
+                raise UserError(f"setting {field.name} is missing")
+            continue
+        value, kind = plain[field.name], _plain_type(hints[field.name])
+        if kind is Path and isinstance(value, str):
             value = Path(value)
-        elif isinstance(value, dict):
-            value = {int(key): item for key, item in value.items()}
-        values[name] = value
-    return config(**values)
+        elif kind is dict and isinstance(value, dict):
+            value = {str(key): item for key, item in value.items()}  # as JSON has them
+            value = {int(key) if len(key) < 10 and key.isdecimal() else key: item for key, item in value.items()}
+        values[field.name] = value
+    made = config(**values)
+    check_options(made)
+    return made
 
 
 def table(kind: type) -> Callable[[str], dict[int, Any]]:
-    """Reads "16" (everywhere) or "4:128,32:64" (from a resolution on) into {resolution: value}."""
+    """Return a reader of "16" (everywhere) or "4:128,32:64" (from a resolution on) as {resolution: value}."""
 
     def parse(text: str) -> dict[int, Any]:
         if ":" not in text:
@@ -133,26 +259,47 @@ def table(kind: type) -> Callable[[str], dict[int, Any]]:
 
 
 def table_text(values: dict[int, Any]) -> str:
+    """Return a table in the form that the command line takes."""
     return ",".join(f"{resolution}:{value}" for resolution, value in values.items())
 
 
 def _reporting(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """`parse` with an error that says what is allowed; argparse puts the option before it."""
+    """Return `parse` with an error that says what is allowed; argparse puts the option before it."""
 
     def parse_or_explain(text: str) -> Any:
         try:
             return parse(text)
         except ValueError:
-            allowed = {"int": "a whole number", "float": "a number"}.get(parse.__name__)
+            allowed = {int: "a whole number", float: "a number"}.get(parse)
             raise argparse.ArgumentTypeError(f"{text}: must be {allowed or parse.__name__}") from None
 
     return parse_or_explain
 
 
-def _plain_type(hint: Any) -> type:
-    """`int` of `int | None`, `dict` of `dict[int, float]`."""
+def _path(text: str) -> Path:
+    """Return a path; an empty text, of a variable that is not set, would be the current folder."""
+    if not text:
+        raise ValueError
+    return Path(text)
+
+
+_path.__name__ = "a path, it is empty"
+
+
+def _without_none(hint: Any) -> Any:
+    """Return `int` for `int | None`."""
     if isinstance(hint, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+        return next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+def _may_be_none(hint: Any) -> bool:
+    return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+
+
+def _plain_type(hint: Any) -> type:
+    """Return `int` for `int | None`, `dict` for `dict[int, float]`."""
+    hint = _without_none(hint)
     return typing.get_origin(hint) or hint
 
 
@@ -161,10 +308,13 @@ def _required(field: dataclasses.Field) -> bool:
 
 
 def _default_text(field: dataclasses.Field) -> str:
+    """Return the default in brackets, unless the help names it itself."""
+    if "(default" in field.metadata["help"]:
+        return ""
     if _required(field):
         return " (required)"
     if field.default_factory is not dataclasses.MISSING:
-        return f" (default {table_text(field.default_factory())})"
-    if field.default is None or field.default is False:
-        return ""
-    return f" (default {field.default})"
+        return f" (default: {table_text(field.default_factory())})"
+    if isinstance(field.default, bool):
+        return f" (default: {'on' if field.default else 'off'})"
+    return f" (default: {'none' if field.default in (None, '') else field.default})"

@@ -54,6 +54,23 @@ def resamplings(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset:
         ops.fade_reals(high.to(torch.uint8), alpha, 0.3, dtype)
 
 
+def filterings(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: int) -> None:
+    op = torch.ops.pggan_fast_cuda_on_cpu.upfirdn2d
+    x = dense(shape, dtype, layout, offset)
+    for f in (torch.randn(4, 4), torch.randn(4), torch.randn(3, 5), torch.randn(10)):
+        op(x, f, 1, 1, 1, 1, 4, 5, 4, 5)
+        op(x, f, 2, 2, 1, 1, 5, 4, 5, 4)
+        op(x, f, 1, 1, 2, 2, 4, 4, 4, 4, True)
+        op(x, f, 3, 2, 1, 2, 9, 9, 9, 9)
+    # Rows of results that are whole vectors, if those of x are.
+    op(x, torch.randn(4, 4), 1, 1, 1, 1, 2, 1, 2, 1)
+    op(x, torch.randn(4, 4), 2, 2, 1, 1, 2, 1, 2, 1)
+    op(x, torch.randn(4, 4), 1, 1, 2, 2, 1, 1, 1, 1)
+    op(x, torch.randn(3, 5), 1, 1, 1, 1, 2, 2, 1, 1)
+    # Neither the filter nor its patch fits in shared memory.
+    op(x, torch.randn(70, 90), 1, 1, 1, 1, 45, 45, 35, 35)
+
+
 def deviations(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: int) -> None:
     ops = torch.ops.pggan_fast_cuda_on_cpu
     n, c, h, w = shape
@@ -81,7 +98,7 @@ def run(dtypes: tuple[torch.dtype, ...], offsets: tuple[int, ...]) -> None:
         for call in CALLS:
             if call.has_gpu_kernel:
                 getattr(torch.ops.pggan_fast_cuda_on_cpu, call.op)(*call.arguments(Make(dtype, layout)))
-        for family, shape, offset in product((epilogues, resamplings, deviations), (FITS, ODD), offsets):
+        for family, shape, offset in product((epilogues, resamplings, filterings, deviations), (FITS, ODD), offsets):
             family(shape, dtype, layout, offset)
         epilogues(WIDE, dtype, layout, 0)
     for dtype, to in product(dtypes, repeat=2):

@@ -59,7 +59,7 @@ def test_the_next_batch_is_read_by_another_thread_meanwhile(data, monkeypatch):
     monkeypatch.setattr(batches, "next", noted)
     ahead = Prefetcher(batches)
     ahead.next(4, 4)
-    assert read.wait(10)  # although nobody has asked for it yet
+    assert read.wait(60)  # although nobody has asked for it yet
     assert threads[0] == "MainThread" and threads[1].startswith("data")
 
 

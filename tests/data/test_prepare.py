@@ -175,11 +175,11 @@ def test_bad_files_are_skipped_and_named(tmp_path, capsys):
     prepare(PrepareConfig(images=images, out=tmp_path / "out", resolution=16))
 
     out = capsys.readouterr().out
-    assert "1 images" in out and "4 files skipped" in out
+    assert "1 images" in out and "3 files skipped" in out and "2 left out as no images by their names" in out
     skipped = json.loads((tmp_path / "out" / "dataset.json").read_text())["skipped"]
-    assert sorted(skipped) == ["cut.png", "empty.jpg", "notes.txt", "small.png"]
+    assert sorted(skipped) == ["cut.png", "empty.jpg", "small.png"]
     assert skipped["small.png"] == "smaller than 16 px (15 px)"
-    assert skipped["notes.txt"] == "not an image"
+    assert skipped["empty.jpg"] == "not an image"
     assert all(f"  {name}: " in out for name in skipped)
     assert PreparedData(tmp_path / "out").count == 1
 
@@ -206,8 +206,8 @@ def test_mistakes(tmp_path):
     assert "no such folder" in fails(images=images, out=out)
     images.mkdir()
     assert "there are no files in it" in fails(images=images, out=out)
-    (images / "a.txt").write_text("x")
-    assert "none of its 1 files is an image" in fails(images=images, out=out)
+    (images / "a.bin").write_text("x")
+    assert "none of its 1 files is an image that can be read (a.bin: not an image)" in fails(images=images, out=out)
     save(images, "a.png", size=(8, 8))
     assert "smaller than that" in fails(images=images, out=out, resolution=16)
     assert "--resolution 20" in fails(images=images, out=out, resolution=20)

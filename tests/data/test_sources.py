@@ -144,7 +144,7 @@ def test_tfrecords_that_are_damaged(tmp_path, capsys):
     file.write_bytes(b"GIF89a, or whatever else somebody has renamed")
     assert "damaged or cut off at byte 0" in fails(lambda: prepared(tmp_path, file, name="other"))
     write_tfrecords(tmp_path / "records", pictures(1), name="cars")
-    assert "several data sets" in fails(lambda: prepared(tmp_path, tmp_path / "records", name="two"))
+    assert "several datasets" in fails(lambda: prepared(tmp_path, tmp_path / "records", name="two"))
 
 
 def test_labels_of_tfrecords_that_are_no_classes(tmp_path, capsys):
@@ -278,12 +278,16 @@ def test_transparency_is_kept_where_there_is_a_channel_for_it(tmp_path, channels
 
 
 def test_results_come_in_order_from_several_threads():
-    threads, lock = set(), threading.Lock()
+    threads, others, all_at_work = set(), threading.Event(), threading.Barrier(4)
 
     def slow_first(item):
-        with lock:
-            threads.add(threading.get_ident())
-        time.sleep(0.05 if item.name == "0" else 0.001)
+        threads.add(threading.get_ident())
+        if int(item.name) < 4:
+            all_at_work.wait(60)  # each of the four threads has one of the first four
+        if item.name == "0":
+            assert others.wait(60)  # the first to be asked for is the last to be done
+        if item.name == "3":
+            others.set()
         if item.name == "7":
             raise ValueError("seven")
         return int(item.name)
@@ -329,8 +333,7 @@ def test_goes_on_where_it_was_killed(tmp_path):
     journal, noted = partial / "journal.jsonl", 0
     for _ in range(2):
         process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-        end = time.monotonic() + 60
-        while time.monotonic() < end and (not journal.exists() or len(journal.read_text().splitlines()) <= noted + 20):
+        while process.poll() is None and (not journal.exists() or len(journal.read_text().splitlines()) <= noted + 20):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()

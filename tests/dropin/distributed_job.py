@@ -1,4 +1,4 @@
-"""What two processes do in test_distributed.py. Started by torchrun: FOLDER.
+"""The job of the two processes in test_distributed.py. Started by torchrun: FOLDER.
 
 Each network is wrapped as it is and accelerated, in the same way, and trained for two steps; how far the two are apart,
 and how often fused ops ran, goes to FOLDER/rank.json.

@@ -1,4 +1,4 @@
-"""What the tests of drop-in acceleration share."""
+"""Helpers of the tests of drop-in acceleration."""
 
 import copy
 
@@ -12,7 +12,7 @@ from tests.dropin.progressive import EqualConv, UpBlock
 from tests.tolerances import assert_accurate, rms
 
 ORDERS = {"output": "output", "gradient": "first", "penalty": "second"}
-"""Of derivatives, by how the names of `results` begin."""
+"""Orders of derivatives, by how the names of `results` begin."""
 
 X = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
 # fp64 through at most 20 layers; what is compared is scaled to its own size.
@@ -33,6 +33,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         original = getattr(ops, name)
         monkeypatch.setattr(ops, name, lambda *a, _f=original, _n=name, **k: called.append(_n) or _f(*a, **k))
     return called
+
+
+def called(model: nn.Module, *inputs: object) -> nn.Module:
+    """The model after a call, which leaves random states as they are."""
+    with torch.random.fork_rng():
+        model(*inputs)
+    return model
 
 
 def double(value: object) -> object:
@@ -68,9 +75,9 @@ def results(model: nn.Module, inputs: tuple) -> dict[str, Tensor]:
 
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    for name in actual.keys() | expected.keys():
-        # An unused parameter has no gradient in one and zeros in the other.
-        a, b = actual.get(name, torch.tensor(0.0)).detach(), expected.get(name, torch.tensor(0.0)).detach()
+    assert actual.keys() == expected.keys()  # a gradient that is zero is there in both, one that is None in neither
+    for name in expected:
+        a, b = actual[name].detach(), expected[name].detach()
         assert torch.isfinite(b).all(), name
         assert (a - b).abs().max() <= tolerance * max(1.0, b.abs().max().item()), name
 

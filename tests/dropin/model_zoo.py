@@ -39,7 +39,7 @@ from tests.dropin.several import LAPGAN, VAEGAN, BiGAN, InfoGAN, SinGAN, StackGA
 class Case:
     make: Callable[[], nn.Module]
     shapes: tuple[tuple[int, ...], ...]
-    """Of the inputs, each filled with normal numbers; integers for a label are made in the network."""
+    """Shapes of the inputs, each filled with normal numbers; integers for a label are made in the network."""
     replaced: bool = True
     fast: bool = False
     """Whether it has nearest upsampling before a convolution, or pixel norm: where the time goes."""

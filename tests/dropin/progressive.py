@@ -104,7 +104,7 @@ class GroupedDeviation(nn.Module):
 
 
 class BatchDeviation(nn.Module):
-    """Of the whole batch, unbiased."""
+    """Deviation of the whole batch, unbiased."""
 
     def forward(self, x: Tensor) -> Tensor:
         deviation = torch.sqrt(x.var(0) + 1e-8).mean()

@@ -1,6 +1,7 @@
-"""What is done with an accelerated model: hooks, copies, pickles, dtypes, autocast, threads."""
+"""Life of an accelerated model: hooks, copies, pickles, dtypes, autocast, threads."""
 
 import copy
+import functools
 import io
 import pickle
 import threading
@@ -20,15 +21,16 @@ from tests.dropin.progressive import UpBlock
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
-def test_hooks_run_and_their_module_is_left_alone(kind):
+@pytest.mark.parametrize("where", ["", "conv1"])
+def test_hooks_run(kind, where):
     model = block()
     seen = []
-    getattr(model.conv1, f"register_{kind}_hook")(lambda *_: seen.append(kind))
+    getattr(model.get_submodule(where), f"register_{kind}_hook")(lambda *_: seen.append(kind))
     fast = accelerate(model)
-    fast(X.clone().requires_grad_()).sum().backward()
-    assert seen
-    assert ("conv1", "it has hooks") in [(row.module, row.what) for row in explain(fast).left]
-    assert "conv1" not in {row.module for row in explain(fast).replaced}
+    for count in (1, 2):
+        fast(X.clone().requires_grad_()).sum().backward()
+        assert len(seen) == count
+    assert explain(fast).replaced
 
 
 def test_batch_norm_is_never_stale(monkeypatch):
@@ -90,7 +92,7 @@ def test_copies_compute_the_same_and_stay_accelerated(name, way, monkeypatch):
         file.seek(0)
         other = torch.load(file, weights_only=False)
     assert_same(results(other, inputs), results(model, inputs), EXACT)
-    assert str(explain(other)) == str(explain(fast))
+    assert {row.what for row in explain(other).replaced} == {row.what for row in explain(fast).replaced} != set()
     assert [type(m) for m in restore(other).modules()] == [type(m) for m in model.modules()]
     assert not {id(p) for p in other.parameters()} & {id(p) for p in model.parameters()}
 
@@ -216,7 +218,10 @@ def test_example_inputs_leave_no_trace_and_catch_a_difference(monkeypatch):
     accelerate(model, example_inputs=torch.randn(4, 16))
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     wrong = fused.activate
-    monkeypatch.setattr(fused, "activate", lambda *args, **options: wrong(*args, **options) * 1.1)
+    more = functools.wraps(wrong)(lambda *args, **options: wrong(*args, **options) * 1.1)
+    monkeypatch.setattr(fused, "activate", more)
+    monkeypatch.setattr(fused, "BATCH_NORM_FROM", 0)
+    model.eval()
     fast = accelerate(model, example_inputs=torch.randn(4, 16))
     assert type(fast.up1) is nn.Sequential
     (row,) = explain(fast)
@@ -228,7 +233,7 @@ def test_names_are_exported():
 
 
 def test_a_shallow_copy_runs_its_own_parameters():
-    """As DataParallel's replicas are made: the attributes of the original, other children."""
+    """Made as DataParallel's replicas: the attributes of the original, other children."""
     fast = accelerate(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
     x = torch.randn(2, 3, 8, 8)
     fast(x)
@@ -253,7 +258,7 @@ def test_what_a_shallow_copy_met_first_does_not_reach_the_original():
 
 
 def test_a_parameter_that_becomes_an_attribute_is_found():
-    """As FSDP and weight normalization leave it."""
+    """Left as FSDP and weight normalization leave it."""
     conv = nn.Conv2d(3, 4, 3)
     fast = accelerate(nn.Sequential(conv, nn.ReLU()), inplace=True)
     x = torch.randn(2, 3, 8, 8)

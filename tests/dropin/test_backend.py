@@ -29,7 +29,7 @@ def fresh_compiler():
 
 @pytest.fixture
 def replaced(monkeypatch) -> list[str]:
-    """What the backend replaces in the graphs it gets."""
+    """Collect the replacements in the graphs that the backend gets."""
     seen, run = [], Rewriter.run
     monkeypatch.setattr(Rewriter, "run", lambda self: [seen.append(what) or (at, what) for at, what in run(self)])
     return seen
@@ -79,7 +79,7 @@ def test_functions(replaced, quick):
 
 
 def test_a_gradient_penalty_inside(replaced, quick):
-    """As docs/drop-in.md has it."""
+    """Run the example of docs/drop-in.md."""
     model = nn.Sequential(block(), nn.Flatten(), nn.Linear(8 * 32 * 32, 1))
     images = X.clone().requires_grad_()
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What each process found, by wrapper and network."""
+    """Return what each process found, by wrapper and network."""
     folder = tmp_path_factory.mktemp("dropin")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     job = ["-m", "tests.dropin.distributed_job", str(folder)]

@@ -26,13 +26,13 @@ def test_results(name, training):
         assert_same(results(fast, inputs), results(model, inputs), EXACT)
     assert_same(fast.state_dict(), model.state_dict(), EXACT)
     what = " ".join(row.what for row in explain(fast).replaced)
-    assert bool(what) == ZOO[name].replaced
+    assert bool(what) == ZOO[name].replaced or training and not what  # batch norms are folded in eval mode alone
     assert "nearest upsampling" in what or not ZOO[name].fast
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_single_precision(name):
-    """As near to fp64 as the original: outputs, gradients, a penalty's gradients.
+    """It is as near to fp64 as the original: outputs, gradients, a penalty's gradients.
 
     At the third attempt at the latest: a leaky ReLU whose input is within rounding of 0 may take the other slope, and a
     batch norm enlarges errors.

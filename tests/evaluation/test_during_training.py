@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pggan_fast.cli import main
-from pggan_fast.evaluation import EvaluateConfig, check_metrics, evaluate, judge_for
+from pggan_fast.evaluation import EvaluateConfig, check_metrics, evaluate, metric_callback_for
 from pggan_fast.training import RunFolder, TrainConfig, UserError, train
 from tests.evaluation.test_evaluate import write_data
 from tests.metrics.golden import images
@@ -47,7 +47,7 @@ def judged(run):
 @pytest.mark.parametrize("labels", [False, True])
 def test_values_are_those_of_the_verb_evaluate(data, tmp_path, labels):
     run = run_folder(data, tmp_path / "run", labels=labels)
-    train(run, judge=judge_for(run))
+    train(run, metric_callback=metric_callback_for(run))
     found = judged(run)
     assert list(found) == [96, 160, 224]  # the ticks after 80 and 160 images, and the end
     report = evaluate(EvaluateConfig(run=run.path, count=20, batch_size=32, device="cpu"))
@@ -57,28 +57,28 @@ def test_values_are_those_of_the_verb_evaluate(data, tmp_path, labels):
 
 def test_judging_changes_nothing_else(data, tmp_path):
     plain, watched = run_folder(data, tmp_path / "plain", metrics=""), run_folder(data, tmp_path / "watched")
-    assert judge_for(plain) is None
+    assert metric_callback_for(plain) is None
     train(plain)
-    train(watched, judge=judge_for(watched))
+    train(watched, metric_callback=metric_callback_for(watched))
     weights = [(run.path / "final" / "generator.safetensors").read_bytes() for run in (plain, watched)]
     assert weights[0] == weights[1]
 
 
 def test_a_run_that_goes_on_measures_the_same(data, tmp_path):
     whole, parted = run_folder(data, tmp_path / "whole"), run_folder(data, tmp_path / "parted")
-    train(whole, judge=judge_for(whole))
+    train(whole, metric_callback=metric_callback_for(whole))
     calls = []
 
     def stops(*arguments):
-        calls.append(judge_for(parted)(*arguments))
+        calls.append(metric_callback_for(parted)(*arguments))
         if len(calls) == 2:
             raise KeyboardInterrupt
         return calls[-1]
 
     with pytest.raises(KeyboardInterrupt):
-        train(parted, judge=stops)
+        train(parted, metric_callback=stops)
     again = RunFolder.open(parted.path, {})
-    train(again, judge=judge_for(again))
+    train(again, metric_callback=metric_callback_for(again))
     assert judged(again) == judged(whole)
 
 

@@ -189,8 +189,14 @@ def test_mistakes_are_answered_in_a_line(places, tmp_path, capsys):
     assert "have 3 channels, the images that are judged 1" in fails(capsys, *reals, "--weights", gray)
 
 
-def test_a_damaged_file_is_named(places, tmp_path, capsys):
-    folder = write_files(tmp_path / "files", images(32, "A")[:3])
+def test_files_that_are_no_images_are_left_out_and_named(places, tmp_path, capsys):
+    folder = write_files(tmp_path / "files", images(32, "A")[:6])
     (folder / "0001.png").write_bytes(b"no image")
-    error = fails(capsys, "--images", folder, "--reals", places / "data")
-    assert f"--images {folder / '0001.png'}: cannot be read" in error
+    (folder / "._0002.png").write_bytes(b"a Mac's")
+    (folder / "notes.pdf").write_bytes(b"text")
+    report = results(folder, images=folder)
+    assert report["settings"]["count"] == 5 and report["results"]["swd_average"] == 0
+    assert report["images"]["left_out"] == {"0001.png": "not an image"}
+    assert "--images: 1 left out (0001.png: not an image)" in capsys.readouterr().out
+    error = fails(capsys, "--images", folder, "--reals", folder, "--count", 6)
+    assert "--count 6: only 5 images can be read" in error

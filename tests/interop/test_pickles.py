@@ -178,6 +178,7 @@ OBJECTS = b"cnumpy\ndtype\n(" + _text("O") + b"\x89\x88tR"
 HIDDEN = b"cnumpy\ndtype\n(" + _text("V8") + b"\x89\x88tR"
 FIELDS = b"(K\x03" + _text("|") + b"N(" + _text("a") + b"t}" + _text("a") + OBJECTS + b"K\x00\x86sK\x08K\x01K\x00tb"
 AS_FIELDS = b"(K\x03" + _text("<") + b"N(" + _text("a") + b"t}" + _text("a") + OBJECTS + b"K\x00\x86sK\x08K\x01K\x00tb"
+WITH_FLAGS = b"(K\x03" + _text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb"
 ADDRESS = struct.pack("<Q", 0x414141410000)
 
 
@@ -198,6 +199,7 @@ BAD = [
     (b"K\x01r\xff\xff\xff\xff", None),  # a place in the memo that a table would need 32 GB for
     (b"(" * 200_000 + b"t" * 200_000, None),  # a tuple whose hash overflows the stack
     (b"}" + b"(" * 99_999 + b"t" * 99_999 + b"Ns", "a dict with a key of type tuple"),
+    (b"}" + b")" + b"\x85" * 3_000_000 + b"Ns", "operations"),  # a key whose hash overflows the stack
     (b"\x8e" + struct.pack("<Q", 1 << 60), "damaged"),  # bytes that are not there
 ]
 READ = """

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pggan_fast.kernels import bias_act, resample, stddev
+from pggan_fast.kernels import bias_act, fade, resample, stddev, upfirdn2d
 from tests.kernels.aot import Compiled, compiling
 
 EPILOGUE = (0.1, "lrelu", 0.2, 1.0)
@@ -83,6 +83,15 @@ def _wide(s: tuple) -> tuple:
     return (s[0], s[1] + 1, *s[2:])
 
 
+def _filtering(up: int, down: int, taps: int) -> Callable:
+    def call(t: Make, s: tuple):
+        f, pad = torch.empty(taps, device="meta"), taps - up + 1 - down
+        before, after = pad - pad // 2, pad // 2
+        upfirdn2d.upfirdn2d(t(*s), f, up, up, down, down, before, after, before, after, False, 1.0)
+
+    return call
+
+
 STDDEV = (4, 1, 1e-8, True, 0)
 SHAPES = [(8, 512, 16, 16), (8, 64, 256, 256), (4, 16, 1024, 1024)]
 CASES = [
@@ -94,15 +103,19 @@ CASES = [
     *(Case("bias_act double backward, norm", bias_act, s, _double_backward(True)) for s in SHAPES),
     Case("upsample2x", resample, SHAPES[1], lambda t, s: resample.upsample(t(*_halved(s)), 1.0, 0, 0)),
     Case("downsample2x", resample, SHAPES[1], lambda t, s: resample.downsample(t(*s), 0.25)),
-    Case("fade_in", resample, SHAPES[1], lambda t, s: resample.fade_in(t(*_halved(s)), t(*s), None, 0.5)),
-    Case("fade_in backward", resample, SHAPES[1], lambda t, s: resample.fade_in_backward(t(*s), None, 0.5)),
-    Case("fade_reals", resample, SHAPES[1], lambda t, s: resample.fade_reals(t(*s), None, 0.5, t.dtype)),
+    Case("fade_in", fade, SHAPES[1], lambda t, s: fade.fade_in(t(*_halved(s)), t(*s), None, 0.5)),
+    Case("fade_in backward", fade, SHAPES[1], lambda t, s: fade.fade_in_backward(t(*s), None, 0.5)),
+    Case("fade_reals", fade, SHAPES[1], lambda t, s: fade.fade_reals(t(*s), None, 0.5, t.dtype)),
     Case(
         "fade_reals, bytes",
-        resample,
+        fade,
         SHAPES[1],
-        lambda t, s: resample.fade_reals(t(*s, dtype=torch.uint8), None, 0.5, t.dtype),
+        lambda t, s: fade.fade_reals(t(*s, dtype=torch.uint8), None, 0.5, t.dtype),
     ),
+    Case("upfirdn2d, blur", upfirdn2d, SHAPES[1], _filtering(1, 1, 4)),
+    Case("upfirdn2d, up", upfirdn2d, SHAPES[1], lambda t, s: _filtering(2, 1, 4)(t, _halved(s))),
+    Case("upfirdn2d, down", upfirdn2d, SHAPES[1], _filtering(1, 2, 4)),
+    Case("upfirdn2d, 12 taps", upfirdn2d, SHAPES[1], lambda t, s: _filtering(2, 1, 12)(t, _halved(s))),
     Case("minibatch_stddev", stddev, (16, 512, 4, 4), lambda t, s: stddev.forward(t(*s), *STDDEV)),
     Case(
         "minibatch_stddev backward", stddev, (16, 512, 4, 4), lambda t, s: stddev.backward(t(*_wide(s)), t(*s), *STDDEV)

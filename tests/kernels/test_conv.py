@@ -18,8 +18,8 @@ from tests.tolerances import assert_accurate
 
 pytest.importorskip("triton")
 from pggan_fast.kernels import conv  # noqa: E402
-from pggan_fast.kernels.pixel_norm_gradient import pixel_norm_gradient  # noqa: E402
-from pggan_fast.kernels.weight_gradient import weight_gradient  # noqa: E402
+from pggan_fast.kernels.bias_act_pixel_norm import pixel_norm_gradient  # noqa: E402
+from pggan_fast.kernels.conv_weight_gradient import weight_gradient  # noqa: E402
 
 OTHERS = (torch.float64, torch.float16)
 DTYPES = (torch.float32, *OTHERS)

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("triton")
 from pggan_fast.kernels import conv  # noqa: E402
-from pggan_fast.kernels import weight_gradient as of_weights  # noqa: E402
+from pggan_fast.kernels import conv_weight_gradient as of_weights  # noqa: E402
 from pggan_fast.kernels.conv import Gate  # noqa: E402
 from tests.kernels.aot import CAPABILITIES, SHARED_MEMORY, Compiled, compiling  # noqa: E402
 from tests.kernels.memory_bound import occupancy  # noqa: E402

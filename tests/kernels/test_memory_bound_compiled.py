@@ -25,6 +25,10 @@ def least_share(case: Case, kernel: str, layout: str) -> float:
     """Of the bytes that are moved, the part that must go by 128 bits a thread."""
     if kernel in SMALL:
         return 0
+    if case.label.startswith("upfirdn2d"):
+        # Contiguous taps begin at any pixel, so that no width but one element's fits their loads. Elsewhere each pixel
+        # loads its taps' coefficients, the same few for all.
+        return 0 if layout == "contiguous" else 0.6
     if case.label.startswith("minibatch_stddev") and layout == "channels_last":
         return 0  # with a map appended, rows have 513 values: no width but one element's fits
     if case.label == "fade_reals, bytes":

@@ -13,12 +13,12 @@ pytest.importorskip("triton")
 from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
 
 from bench.traffic.kernels import COMPOSITES, HOSTS, MODULES, triton_bytes  # noqa: E402
-from pggan_fast.kernels import bias_act, conv, fold, resample, stddev  # noqa: E402
-from pggan_fast.kernels.weight_gradient import weight_gradient  # noqa: E402
+from pggan_fast.kernels import bias_act, conv, fade, fold, resample, stddev, upfirdn2d  # noqa: E402
+from pggan_fast.kernels.conv_weight_gradient import weight_gradient  # noqa: E402
 
 # Biases, rows of sums and appended maps beside the tensors, which are small here.
 ALLOWED = 0.05
-TAPPED = ("convolution_kernel", "weight_gradient_kernel")
+TAPPED = ("convolution_kernel", "weight_gradient_kernel", "upfirdn2d_kernel")
 
 
 class Launches:
@@ -126,8 +126,17 @@ def test_resampling(seen):
     low, high, alpha = random(2, 16, 16, 16), random(2, 16, 32, 32), torch.tensor(0.3)
     resample.upsample(low, 1.0, 0, 0)
     resample.downsample(high, 0.25)
-    resample.fade_in(low, high, alpha, 0.3)
-    resample.fade_in_backward(high, alpha, 0.3)
+    fade.fade_in(low, high, alpha, 0.3)
+    fade.fade_in_backward(high, alpha, 0.3)
+    check(seen)
+
+
+@pytest.mark.parametrize(("up", "down", "taps"), [(1, 1, 4), (2, 1, 4), (1, 2, 4), (2, 1, 12)])
+def test_filtering_counts_each_tensor_once(seen, up, down, taps):
+    """Taps read an input again from cache."""
+    pad = taps - up + 1 - down
+    sides = (pad - pad // 2, pad // 2) * 2
+    upfirdn2d.upfirdn2d(random(2, 16, 32, 32), random(taps), up, up, down, down, *sides, False, 1.0)
     check(seen)
 
 

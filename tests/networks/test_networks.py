@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pggan_fast import Discriminator, Generator, _native, kept_weights, use_impl
+from pggan_fast import Discriminator, Generator, _native, cache_folded_weights, use_impl
 
 SMALL = {"resolution": 16, "fmap_base": 64, "fmap_max": 16}
 NETWORKS = pytest.mark.parametrize("network", [Generator, Discriminator])
@@ -327,11 +327,11 @@ def test_bf16_autocast_is_near_fp32(network):
 
 
 @NETWORKS
-def test_kept_weights_change_nothing(network):
+def test_cached_weights_change_nothing(network):
     net = _small(network)
     with torch.no_grad():
         expected = _run(net, alpha=0.5)
-        with kept_weights():
+        with cache_folded_weights():
             assert torch.equal(_run(net, alpha=0.5), expected)
             assert torch.equal(_run(net, alpha=0.5), expected)
 

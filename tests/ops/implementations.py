@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from pggan_fast import ops, reference
-from pggan_fast.ops.dispatch import passed_over
+from pggan_fast.ops.dispatch import unavailable_reason
 from pggan_fast.ops.fade import split_alpha
 from pggan_fast.ops.registry import TRITON_INTERPRETED
 from tests.kernels.guards import guarded_allocations
@@ -27,7 +27,7 @@ class Implementation(NamedTuple):
 
 
 def _public(impl: str) -> Implementation:
-    return Implementation(lambda: passed_over(impl, "cpu"), lambda op: partial(getattr(ops, op), impl=impl))
+    return Implementation(lambda: unavailable_reason(impl, "cpu"), lambda op: partial(getattr(ops, op), impl=impl))
 
 
 @contextmanager
@@ -103,9 +103,22 @@ def _stddev_arguments(x, group_size, num_channels, eps, grouping, correction) ->
     return (x, group, num_channels, eps, grouping == "strided", correction)
 
 
+def _filter_arguments(x, f, up, down, padding, flip_filter, gain) -> tuple:
+    f = torch.ones(1, 1) if f is None else f
+    return (
+        x,
+        f,
+        *reference.each_axis(up),
+        *reference.each_axis(down),
+        *reference.each_side(padding),
+        flip_filter,
+        gain,
+    )
+
+
 # From the arguments of the public function to those of the op.
 _ARGUMENTS = {
-    "bias_act": lambda **given: given.values(),
+    "bias_act": lambda dim, clamp, **given: given.values(),
     "pixel_norm": lambda x, eps: (x, None, 1.0, "linear", 0.2, 1.0, True, eps),
     "equalized_conv2d": _conv_arguments,
     "equalized_linear": _linear_arguments,
@@ -114,6 +127,7 @@ _ARGUMENTS = {
     "fade_in": lambda low, high, alpha: (low, high, *split_alpha("", alpha)),
     "fade_reals": _reals_arguments,
     "minibatch_stddev": _stddev_arguments,
+    "upfirdn2d": _filter_arguments,
 }
 
 CUDA_ON_CPU = Implementation(lambda: None, _torch_op, cuda_kernels_on_cpu)
@@ -137,7 +151,7 @@ if os.environ.get("PGGAN_FAST_TEST_KERNELS"):
 # Where there is a GPU, or where `make gpu-check` is rehearsed without one: on the harness, through the same moves.
 if torch.cuda.is_available():
     for impl in ("native", "triton"):
-        missing, there = partial(passed_over, impl, "cuda"), on_device(_public(impl).function, "cuda")
+        missing, there = partial(unavailable_reason, impl, "cuda"), on_device(_public(impl).function, "cuda")
         IMPLEMENTATIONS[f"gpu_{impl}"] = Implementation(missing, there, exact_convolutions)
 elif os.environ.get("PGGAN_FAST_REHEARSE_GPU"):
     IMPLEMENTATIONS["gpu_rehearsed"] = Implementation(lambda: None, on_device(_torch_op, "cpu"), cuda_kernels_on_cpu)

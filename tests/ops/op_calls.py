@@ -37,6 +37,10 @@ class Make:
         alpha = torch.tensor(0.3)
         return alpha if self.dtype == torch.float64 else self._finish(alpha)
 
+    def filter(self, *shape: int) -> Tensor:
+        """A constant in fp32."""
+        return self._draw(shape).float()
+
     def _draw(self, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, dtype=torch.float64, generator=self.random)
 
@@ -126,6 +130,9 @@ CALLS = [
     Call("fade_reals", "tensor", lambda t: (t(2, 3, 4, 6), t.alpha(), 0.0, t.dtype)),
     Call("fade_reals", "number", lambda t: (t(2, 3, 4, 6), None, 0.3, t.dtype)),
     Call("fade_reals", "uint8", lambda t: (torch.arange(144, dtype=torch.uint8).view(2, 3, 4, 6), None, 0.3, t.dtype)),
+    Call("upfirdn2d", "up", lambda t: (t(2, 3, 3, 4), t.filter(4), 2, 2, 1, 1, 2, 1, 2, 1, False, 4.0)),
+    Call("upfirdn2d", "down", lambda t: (t(2, 3, 6, 5), t.filter(4, 3), 1, 1, 2, 2, 1, 1, 1, 1, True)),
+    Call("upfirdn2d", "apart", lambda t: (t(2, 3, 4, 5), t.filter(10), 3, 2, 1, 3, 9, 8, -1, 9)),
     Call("minibatch_stddev", "strided", lambda t: (t(4, 6, 2, 3), 2, 2, EPS, True, 0)),
     Call("minibatch_stddev", "consecutive", lambda t: (t(6, 4, 2, 3), 3, 1, EPS, False, 1)),
     Call("minibatch_stddev_backward", "strided", lambda t: (t(4, 8, 2, 3), t(4, 6, 2, 3), 4, 2, EPS, True, 0)),

@@ -268,4 +268,43 @@ def _deviations() -> list[Sample]:
     ]
 
 
-SAMPLES = [*_epilogues(), *_convolutions(), *_resamplings(), *_deviations()]
+def _filterings() -> list[Sample]:
+    """upfirdn2d with everybody's 4 taps, longer and lopsided filters, and padding of either sign."""
+
+    def filtering(label: str, f: tuple | Tensor, shape: tuple = (2, 3, 5, 6), **options):
+        drawn = isinstance(f, tuple)
+        taps = torch.randn(f, generator=torch.Generator().manual_seed(sum(f))) if drawn else f
+        return Sample("upfirdn2d", label, {"x": shape}, {"f": taps} | options)
+
+    up, down = dict(up=2, padding=(2, 1, 2, 1), gain=4.0), dict(down=2, padding=1)
+    return [
+        filtering("blur", (4, 4), padding=(2, 1, 2, 1)),
+        filtering("binomial", torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])) / 64, **up),
+        filtering("blur_1d", (4,), padding=(2, 1, 2, 1)),
+        filtering("up", (4, 4), **up),
+        filtering("down", (4, 4), **down),
+        filtering("up_1d", (4,), (2, 5, 7, 3), **up),
+        filtering("down_1d", (4,), (2, 5, 7, 9), **down),
+        filtering("up_channels_33", (4,), (1, 33, 5, 9), **up),
+        filtering("down_channels_33", (4,), (1, 33, 6, 10), **down),
+        filtering("blur_wide", (4, 4), (1, 2, 3, 67), padding=(2, 1, 2, 1)),
+        filtering("up_12", (12,), (1, 2, 9, 21), up=2, padding=(6, 5, 6, 5), gain=4.0),
+        filtering("down_12", (12,), (1, 2, 12, 34), down=2, padding=5),
+        filtering("lopsided", (3, 5), padding=(4, -1, -2, 6), flip_filter=True),
+        filtering("up_3_down_2", (5, 2), up=3, down=2, padding=2),
+        filtering("up_2_down_3", (7,), (1, 2, 9, 8), up=2, down=3, padding=4, gain=-0.5),
+        filtering("axes_apart", (2, 3), up=(1, 4), down=(3, 1), padding=(1, 2, 0, 3)),
+        filtering("fewer_taps_than_phases", (1,), up=3, padding=(1, -1)),
+        filtering("down_5", (6, 6), (1, 2, 11, 23), down=5, padding=4),
+        filtering("cropped", (4, 4), (1, 2, 9, 9), padding=-2),
+        filtering("far_padding", (2, 2), (1, 1, 2, 3), padding=(9, 8, 7, 10)),
+        filtering("one_pixel", (4, 4), (2, 3, 1, 1), **up),
+        filtering("empty_batch", (4, 4), (0, 3, 4, 4), **up),
+        # Larger than one block of any kernel, and no multiple of it.
+        filtering("large_up", (4, 4), (2, 3, 37, 41), **up),
+        filtering("large_down", (4,), (2, 3, 71, 75), **down),
+        filtering("many_channels", (4,), (1, 68, 8, 8), padding=(2, 1, 2, 1)),
+    ]
+
+
+SAMPLES = [*_epilogues(), *_convolutions(), *_resamplings(), *_deviations(), *_filterings()]

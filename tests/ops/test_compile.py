@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pggan_fast import ops, use_impl
-from pggan_fast.ops.dispatch import passed_over
+from pggan_fast.ops.dispatch import unavailable_reason
 from tests.ops.samples import SAMPLES, Sample, laid_out
 from tests.tolerances import COMPILED
 
@@ -21,6 +21,7 @@ LABELS = {
     "fade_in": ("tensor", "number"),
     "fade_reals": ("tensor", "uint8"),
     "minibatch_stddev": ("n8", "n6_consecutive"),
+    "upfirdn2d": ("blur", "up_1d", "lopsided"),
 }
 COMPILABLE = [s for s in SAMPLES if s.label in LABELS[s.op]]
 
@@ -35,7 +36,7 @@ def fresh_compiler():
 # Triton's graphs are another test's, tests/kernels/test_graph_compiled.py: the interpreter has none.
 @pytest.fixture(params=["native", "reference"])
 def impl(request):
-    if (reason := passed_over(request.param, "cpu")) is not None:
+    if (reason := unavailable_reason(request.param, "cpu")) is not None:
         pytest.skip(reason)
     with use_impl(request.param):
         yield request.param
@@ -64,7 +65,7 @@ def test_public_functions(impl, sample, layout, dtype):
         torch.testing.assert_close(actual, expected, **COMPILED)
 
 
-@pytest.mark.parametrize("op", ["bias_act", "fade_in", "minibatch_stddev"])
+@pytest.mark.parametrize("op", ["bias_act", "fade_in", "minibatch_stddev", "upfirdn2d"])
 def test_batch_sizes_share_a_graph(impl, op):
     """A dynamic batch: torch gives up on one that an op made a constant."""
 

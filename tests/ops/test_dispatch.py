@@ -1,5 +1,6 @@
 """Which implementation runs: arguments, context, environment, availability, and backward's loyalty to forward."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pggan_fast
 from pggan_fast import _native, ops
 from pggan_fast.ops import dispatch
-from pggan_fast.ops.dispatch import IMPLEMENTATIONS, OPS, passed_over
+from pggan_fast.ops.dispatch import IMPLEMENTATIONS, OPS, unavailable_reason
 from tests.ops.samples import SAMPLES
 
-TRITON = pytest.mark.skipif(passed_over("triton", "cpu") is not None, reason=str(passed_over("triton", "cpu")))
+TRITON = pytest.mark.skipif(
+    unavailable_reason("triton", "cpu") is not None, reason=str(unavailable_reason("triton", "cpu"))
+)
 NATIVE = pytest.mark.skipif(not _native.cpu_available, reason=_native.cpu_reason)
 FIRST = {s.op: s for s in reversed(SAMPLES)}
 
@@ -83,6 +86,47 @@ def test_use_impl_counts_in_every_thread():
         thread.start()
         thread.join()
     assert seen == [False]
+
+
+def _counted() -> str:
+    """The implementation that `impl="auto"` now stands for, by name."""
+    return dispatch.requested_impl("auto")
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_use_impl_contexts_end_in_any_order(order):
+    """The one entered last of those still open counts; a name may be open twice."""
+    names, default = ["reference", "native", "reference"], _counted()
+    contexts = [pggan_fast.use_impl(name) for name in names]
+    for context in contexts:
+        context.__enter__()
+    open_ones = [0, 1, 2]
+    for index in order:
+        contexts[index].__exit__(None, None, None)
+        open_ones.remove(index)
+        assert _counted() == (names[open_ones[-1]] if open_ones else default)
+
+
+def test_use_impl_of_many_threads_leaves_nothing_behind():
+    default, start = _counted(), threading.Barrier(4)
+
+    def enter_and_leave(name):
+        start.wait()
+        for _ in range(2000):
+            with pggan_fast.use_impl(name):
+                pass
+
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # seconds: threads change in the middle of what must hold together
+    try:
+        threads = [threading.Thread(target=enter_and_leave, args=(n,)) for n in ("reference", "native") * 2]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(switch)
+    assert _counted() == default
 
 
 @NATIVE
@@ -168,7 +212,7 @@ def test_an_implementation_that_cannot_run_says_why(op, monkeypatch):
     assert ops.implementations("cpu")[op]["reference"] == "chosen"
 
 
-@pytest.mark.parametrize("impl", [i for i in IMPLEMENTATIONS[1:] if passed_over(i, "cpu")])
+@pytest.mark.parametrize("impl", [i for i in IMPLEMENTATIONS[1:] if unavailable_reason(i, "cpu")])
 def test_what_is_missing_here_says_why(impl):
     with pytest.raises(RuntimeError, match=f"impl='{impl}' cannot run on cpu: ."):
         ops.pixel_norm(_x(), impl=impl)
@@ -196,7 +240,9 @@ def test_use_impl_refuses_unknown_names():
 
 def _python(program: str, impl: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"PGGAN_FAST_IMPL": impl}
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=1200
+    )
 
 
 def test_environment_variable():

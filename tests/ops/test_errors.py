@@ -17,7 +17,7 @@ HALF = torch.tensor(0.5)
 NORM = (1.0, "lrelu", 0.2, 1.0, True)
 
 CASES = [
-    ("bias_act", (X,), {"act": "swish"}, "act is 'swish', allowed: linear, relu, lrelu"),
+    ("bias_act", (X,), {"act": "gelu"}, "act is 'gelu', allowed: linear, relu, lrelu, tanh, sigmoid, elu, selu, "),
     ("bias_act", (X,), {"slope": -0.1}, "slope is -0.1 and gain is 1.0, both must be at least 0"),
     ("bias_act", (X,), {"gain": -2.0}, "slope is 0.2 and gain is -2.0, both must be at least 0"),
     ("bias_act", (X, torch.zeros(5)), {}, "bias has shape [5], must be [6]"),
@@ -68,6 +68,14 @@ CASES = [
     ("fade_reals", (X.long(), 0.5), {}, "images are torch.int64, must be uint8 or floating"),
     ("fade_reals", (X[0], 0.5), {}, "must be [N, C, H, W], got [6, 4, 4]"),
     ("fade_reals", (X, HALF.half()), {}, "alpha must be a float or a 0-d fp32 tensor, got [] torch.float16"),
+    ("upfirdn2d", (X[0],), {}, "x must be [N, C, H, W], got [6, 4, 4]"),
+    ("upfirdn2d", (X, W), {}, "f has shape [5, 6, 3, 3], must be [taps] or [fh, fw]"),
+    ("upfirdn2d", (X, torch.zeros(0)), {}, "f has shape [0], must be [taps] or [fh, fw]"),
+    ("upfirdn2d", (X, torch.ones(2, requires_grad=True)), {}, "f requires a gradient, must be a constant (f.detach())"),
+    ("upfirdn2d", (X,), {"up": 0}, "up is 0, must be a number from 1 or a pair (x, y) of them"),
+    ("upfirdn2d", (X,), {"down": (1, 2, 3)}, "down is (1, 2, 3), must be a number from 1 or a pair (x, y) of them"),
+    ("upfirdn2d", (X,), {"padding": (1, 2, 3)}, "padding is (1, 2, 3), must be a number, (x, y) or (x0, x1, y0, y1)"),
+    ("upfirdn2d", (X, L), {"padding": (0, 1)}, "the padded image is 6 x 4, must be at least the filter's 5 x 6"),
     ("minibatch_stddev", (X,), {"grouping": "random"}, "grouping is 'random', allowed: strided, consecutive"),
     ("minibatch_stddev", (X, 0), {}, "group_size is 0 and num_channels 1, both must be at least 1"),
     ("minibatch_stddev", (X, 4, 4), {}, "num_channels must divide the 6 channels"),
@@ -85,7 +93,9 @@ def test_one_line(op, args, kwargs, message, impl):
 
 
 @NATIVE
-@pytest.mark.parametrize("op", ["bias_act", "pixel_norm", "upsample2x", "downsample2x", "minibatch_stddev"])
+@pytest.mark.parametrize(
+    "op", ["bias_act", "pixel_norm", "upsample2x", "downsample2x", "minibatch_stddev", "upfirdn2d"]
+)
 def test_integers_are_refused(op):
     with pytest.raises(RuntimeError, match="float64, float32, bfloat16 or float16"):
         getattr(ops, op)(X.long(), impl="native")
@@ -121,6 +131,12 @@ def test_integers_are_refused(op):
         lambda op: op.minibatch_stddev_double_backward(X, Y[:2], X, 4, 1, 1e-8, True, 0),
         lambda op: op.downsample2x(X[0]),
         lambda op: op.upsample2x(X.long()),
+        lambda op: op.upfirdn2d(X[0], L),
+        lambda op: op.upfirdn2d(X, W),
+        lambda op: op.upfirdn2d(X, torch.zeros(0)),
+        lambda op: op.upfirdn2d(X, L[:1, :1], 0),
+        lambda op: op.upfirdn2d(X, torch.ones(9)),
+        lambda op: op.upfirdn2d(X.long(), L[:1, :1]),
     ],
 )
 def test_ops_called_directly_check_too(call):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pggan_fast.ops.dispatch import passed_over
+from pggan_fast.ops.dispatch import unavailable_reason
 from tests.ops.implementations import cuda_kernels_on_cpu
 from tests.ops.op_calls import CALLS, Call, Make
 
@@ -25,7 +25,7 @@ OURS = [call for call in CALLS if call.has_gpu_kernel]
 def form(request) -> Iterator[Callable[[Call], Callable]]:
     """Gives the op of a call, in one implementation's kernels."""
     impl = request.param.removeprefix("gpu_")
-    if not REHEARSED and (reason := passed_over(impl, "cuda")):
+    if not REHEARSED and (reason := unavailable_reason(impl, "cuda")):
         pytest.skip(reason)
     with cuda_kernels_on_cpu() if REHEARSED else nullcontext():
         yield lambda call: call.overload if impl != "triton" else call.triton or pytest.skip("has no Triton form")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pggan_fast.ops.dispatch import passed_over
+from pggan_fast.ops.dispatch import unavailable_reason
 from tests.ops.implementations import op_names
 from tests.ops.op_calls import CALLS, Make
 
@@ -31,7 +31,7 @@ def test_opcheck(call, layout, dtype, only):
     torch.library.opcheck(call.overload, arguments, **({"test_utils": only} if only else {}))
 
 
-@pytest.mark.skipif(passed_over("triton", "cpu") is not None, reason=str(passed_over("triton", "cpu")))
+@pytest.mark.skipif(unavailable_reason("triton", "cpu") is not None, reason=str(unavailable_reason("triton", "cpu")))
 @pytest.mark.parametrize(
     ("layout", "dtype", "only"),
     [("contiguous", torch.float32, None), ("strided", torch.float16, SHAPES_ALONE)],

@@ -29,6 +29,7 @@ from tests.training.runs import config, stats, without_times, write_data
 # 4 px until 64 images, 8 px fades in until 96 and is stable until 160, 16 px fades in until 192: 35 steps.
 SETTINGS = {"total_kimg": 0.320, "checkpoint_kimg": 0.024, "sample_kimg": 0.064, "tick_kimg": 0.064}
 SETTINGS |= {"augment": "ada"}
+LATER = 0.3  # seconds from one checkpoint to about the next
 SLOW_FLUSH = 0.01  # seconds: much of the time goes into saving, so many kills hit there
 
 
@@ -108,14 +109,36 @@ def check_end(out, straight):
     assert not list(out.rglob(".*"))
 
 
+def kill_later(child, folder, chance):
+    """Kill a run some time after its next file in `folder`, the second next or none. Return False if it ended before.
+
+    Waiting for files makes kills hit a run at work, however slow the machine is.
+    """
+    seen = names(folder)
+    for _ in range(chance.randrange(3)):
+        while names(folder) == seen:
+            if os.waitpid(child, os.WNOHANG) != (0, 0):
+                return False
+            time.sleep(0.002)
+        seen = names(folder)
+    time.sleep(chance.uniform(0, LATER))
+    if os.waitpid(child, os.WNOHANG) != (0, 0):
+        return False
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
 def kill_runs(folder, kills, seed):
     """Returns the number of runs and the moments of the kills: the images of the newest checkpoint at each."""
     write_data(folder / "data")
     chance = random.Random(seed)
     straight = folder / "straight"
-    began = time.monotonic()
     finish(folder, start(folder, straight, keep=1000))
-    longest = time.monotonic() - began
     digests = {int(path.stem): digest(load_checkpoint(path)) for path in checkpoints(straight / "checkpoints")}
 
     runs, moments = 1, []
@@ -123,10 +146,7 @@ def kill_runs(folder, kills, seed):
     while True:
         child = start(folder, out)
         if len(moments) < kills:
-            time.sleep(chance.uniform(0, longest / 4))
-            if os.waitpid(child, os.WNOHANG) == (0, 0):
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
+            if kill_later(child, out / "checkpoints", chance):
                 before = check(out, digests, before)
                 moments.append(before[-1] if before else 0)
                 continue

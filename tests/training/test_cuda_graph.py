@@ -8,7 +8,7 @@ import torch
 from pggan_fast import Discriminator, Generator
 from pggan_fast.training import TrainStep
 from pggan_fast.training import step as step_module
-from pggan_fast.training.runtime.cuda_graph import WARM_UP, CapturedStep
+from pggan_fast.training.runtime.cuda_graph import WARM_UP, CUDAGraphStep
 from tests.training.tape import Tape, TapeRecorder
 
 SMALL = dict(fmap_base=32, fmap_max=8)
@@ -50,10 +50,10 @@ STAGES = [(4, 1.0)] * 6 + [(8, torch.tensor(0.1 * i)) for i in range(1, 7)] + [(
 )
 def test_a_recorded_step_gives_the_bits_of_a_plain_one(options, monkeypatch):
     # A tape sees operators, not what their kernels keep: weights are cast and folded in its sight, at every use.
-    monkeypatch.setattr(step_module, "kept_weights", lambda: nullcontext(lambda parameters: None))
+    monkeypatch.setattr(step_module, "cache_folded_weights", lambda: nullcontext(lambda parameters: None))
     plain, recorded = build(**options), build(**options)
     recorder = TapeRecorder(lambda: changed_by(recorded))
-    captured = CapturedStep(recorded, recorder)
+    captured = CUDAGraphStep(recorded, recorder)
     live = None
     random = torch.get_rng_state()
     for index, (real, labels, alpha) in enumerate(batches(STAGES)):

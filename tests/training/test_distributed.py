@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 def launch(count, *arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=1200)
     return done
 
 

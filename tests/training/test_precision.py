@@ -127,12 +127,15 @@ def test_a_step_holds_little_at_once():
 
 
 def test_what_saves_memory_does():
-    """Bytes that one step holds at most above weights and optimizer, maps doubling as sides halve."""
+    """One step holds fewer bytes above weights and optimizer, the maps' bytes doubling as their sides halve.
+
+    Counted between convolutions: the workspace inside one depends on the processor, and is eager's too.
+    """
     real = images(2, 128).contiguous(memory_format=torch.channels_last)
 
     def peak(**options):
         step = TrainStep(*networks(128, fmap_base=1024, fmap_max=32), **options)
-        return peak_bytes(lambda: step(real))
+        return peak_bytes(lambda: step(real), inside_convolutions=False)
 
     plain = peak()
     assert peak(activation_checkpointing=True) < 0.8 * plain

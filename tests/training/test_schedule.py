@@ -59,7 +59,7 @@ def test_defaults_are_the_papers(kimg, resolution, batch_size, learning_rate):
 
 def test_live_layers_change_at_both_ends_of_a_transition():
     schedule = Schedule(resolution=8, stable_images=10, transition_images=10)
-    live = [schedule.at(images).live for images in range(31)]
+    live = [schedule.at(images).active_layers for images in range(31)]
     changes = [images for images in range(1, 31) if live[images] != live[images - 1]]
     assert changes == [11, 20]
     assert [schedule.at(images).alpha for images in (10, 11, 15, 19, 20)] == [1, 0.1, 0.5, 0.9, 1]
@@ -80,7 +80,7 @@ def test_without_stable_phases_it_always_fades():
 
 def test_starting_at_the_full_resolution_never_fades():
     schedule = Schedule(resolution=32, start_resolution=32, stable_images=10)
-    assert {schedule.at(images).live for images in range(0, 2_000_000, 9999)} == {(32, False)}
+    assert {schedule.at(images).active_layers for images in range(0, 2_000_000, 9999)} == {(32, False)}
 
 
 def test_a_first_phase_of_another_length_moves_the_others():

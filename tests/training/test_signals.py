@@ -1,4 +1,4 @@
-"""Requests from outside: signals and the time limit."""
+"""SignalHandler from outside: signals and the time limit."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from pggan_fast.training.runtime import signals
-from pggan_fast.training.runtime.signals import Requests
+from pggan_fast.training.runtime.signals import SignalHandler
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def clock(monkeypatch):
 
 
 def test_the_time_limit_leaves_room_for_the_longest_iteration(clock):
-    requests = Requests(3600.0)  # 30 seconds of them are kept back
+    requests = SignalHandler(3600.0)  # 30 seconds of them are kept back
     for seconds in (10, 140, *[10] * 311):
         clock.now += seconds
         assert not requests.leave()
@@ -32,7 +32,7 @@ def test_the_time_limit_leaves_room_for_the_longest_iteration(clock):
 
 
 def test_a_short_limit_is_not_all_kept_back(clock):
-    requests = Requests(10.0)
+    requests = SignalHandler(10.0)
     clock.now += 0.5
     assert not requests.leave()
     clock.now += 7.8
@@ -40,13 +40,13 @@ def test_a_short_limit_is_not_all_kept_back(clock):
 
 
 def test_without_a_limit_it_never_leaves(clock):
-    requests = Requests()
+    requests = SignalHandler()
     clock.now += 1e9
     assert not requests.leave()
 
 
 def test_a_ctrl_c_that_torchrun_repeats_is_one(clock):
-    with Requests(forwarded=True) as requests:
+    with SignalHandler(forwarded=True) as requests:
         os.kill(os.getpid(), signal.SIGINT)
         clock.now += 0.5
         os.kill(os.getpid(), signal.SIGINT)
@@ -58,7 +58,7 @@ def test_a_ctrl_c_that_torchrun_repeats_is_one(clock):
 
 
 def test_sigterm_after_ctrl_c_changes_nothing():
-    with Requests() as requests:
+    with SignalHandler() as requests:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         assert requests.leave()
@@ -67,7 +67,7 @@ def test_sigterm_after_ctrl_c_changes_nothing():
 def test_a_save_is_asked_for_once_and_handlers_are_put_back():
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = [signal.getsignal(number) for number in numbers]
-    with Requests() as requests:
+    with SignalHandler() as requests:
         assert not requests.save()
         os.kill(os.getpid(), signal.SIGUSR1)
         assert requests.save() and not requests.save() and not requests.leave()

@@ -62,9 +62,9 @@ def test_settings_survive_json():
         ("--seed", "argument --seed: expected one argument"),
         ("--precision fp8", "invalid choice: 'fp8'"),
         ("--resolution 48", "resolution 48: must be a power of two"),
-        ("--resolution 8 --total-kimg 0", "total_images 0"),
-        ("--tick-kimg 0", "--tick-kimg 0.0: must be 0.001 or more"),
-        ("--fmap-max 0", "--fmap-max 0: must be 1 or more"),
+        ("--resolution 8 --total-kimg 0", "--total-kimg 0.0: must be from 0.001"),
+        ("--tick-kimg 0", "--tick-kimg 0.0: must be from 0.001 to"),
+        ("--fmap-max 0", "--fmap-max 0: must be from 1 to 65536"),
         ("--ema-decay 1", "--ema-decay 1.0: must be from 0 to below 1"),
     ],
 )
@@ -75,7 +75,7 @@ def test_mistakes_are_named_in_one_line(arguments, words):
 
 
 def test_a_missing_option_is_named():
-    with pytest.raises(UserError, match="--data is missing: prepared data"):
+    with pytest.raises(UserError, match="--data is missing: Folder of prepared data"):
         from_options(TrainConfig, {"out": Path("o")})
 
 

@@ -1,35 +1,77 @@
-"""Where `prepare` can take pictures from."""
+"""Where `prepare` and `evaluate` take images from."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from pggan_fast.data.manifest import is_prepared
+from pggan_fast.data.names import one_line, printable
 from pggan_fast.data.sources.array import Array
 from pggan_fast.data.sources.files import Folder, Zip
 from pggan_fast.data.sources.huggingface import HuggingFace
-from pggan_fast.data.sources.source import Item, Source
+from pggan_fast.data.sources.source import Item, Source, SourceError
 from pggan_fast.data.sources.tfrecords import LEVEL, TfRecords
 from pggan_fast.data.sources.torch_dataset import TorchDataset
 from pggan_fast.utils.errors import UserError
 
-__all__ = ["Array", "Folder", "HuggingFace", "Item", "Source", "TfRecords", "TorchDataset", "Zip", "open_source"]
+__all__ = [
+    "Array",
+    "Folder",
+    "HuggingFace",
+    "Item",
+    "Source",
+    "SourceError",
+    "TfRecords",
+    "TorchDataset",
+    "Zip",
+    "open_files",
+    "open_source",
+]
 
 
 def open_source(
     images: Path, *, resolution: int | None = None, split: str = "train", streaming: bool = False, workers: int = 0
 ) -> Source:
-    """What `--images` names: a folder, a .zip, .npy or .tfrecords file, hf:NAME, or torch:MODULE:NAME."""
+    """Open what `--images` names: a folder, a .zip, .npy or .tfrecords file, hf:NAME, or torch:MODULE:NAME."""
     name = str(images)
     if name.startswith("hf:"):
         return HuggingFace.open(name, split=split, streaming=streaming)
     if name.startswith("torch:"):
         return TorchDataset.open(name, workers=workers)
-    if not images.exists():
-        raise UserError(f"--images {images}: no such folder or file")
-    if images.is_dir():
-        is_records = any(LEVEL.fullmatch(file.name) for file in images.iterdir())
-        return TfRecords(images, resolution) if is_records else Folder(images)
-    kinds = {".zip": Zip, ".npy": Array, ".tfrecords": lambda path: TfRecords(path, resolution)}
-    if images.suffix not in kinds:
-        raise UserError(f"--images {images}: must be a folder, .zip, .npy, .tfrecords, hf:NAME or torch:MODULE:NAME")
-    return kinds[images.suffix](images)
+    kind = _kind(images, "--images")
+    if kind == ".tfrecords":
+        return TfRecords(images, resolution)
+    if kind not in FILES:
+        raise UserError(
+            f"--images {printable(name)}: must be a folder, .zip, .npy, .tfrecords, hf:NAME or torch:MODULE:NAME"
+        )
+    return FILES[kind](images)
+
+
+def open_files(images: Path, option: str) -> Folder | Zip | Array:
+    """Open a folder, a .zip or a .npy file, whose images can be read in any order."""
+    kind = _kind(images, option)
+    if kind not in FILES:
+        hint = "; prepare it first: pggan-fast prepare" if kind == ".tfrecords" else ""
+        raise UserError(f"{option} {printable(str(images))}: must be a folder, .zip, .npy or prepared data{hint}")
+    return FILES[kind](images, option=option)
+
+
+FILES = {"folder": Folder, ".zip": Zip, ".npy": Array}
+
+
+def _kind(images: Path, option: str) -> str:
+    """Return "folder", ".tfrecords" for one of those too, or what the file's name ends in."""
+    shown = f"{option} {printable(str(images))}"
+    try:
+        if not images.exists():
+            raise UserError(f"{shown}: no such folder or file")
+        if not images.is_dir():
+            return images.suffix.lower()
+        if is_prepared(images):
+            raise UserError(f"{shown}: is prepared data already; train on it with --data")
+        return ".tfrecords" if any(LEVEL.fullmatch(file.name) for file in images.iterdir()) else "folder"
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{shown}: cannot be read ({one_line(error)})") from error

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pggan_fast.data.preprocessing import Picture, from_array
+from pggan_fast.data.names import one_line, printable
+from pggan_fast.data.npy import map_npy
+from pggan_fast.data.preprocessing import AnyImage, from_array
+from pggan_fast.data.sources.listing import file_fingerprint
 from pggan_fast.data.sources.source import Item
 from pggan_fast.utils.errors import UserError
 
@@ -19,19 +22,39 @@ class Array:
 
     classes = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, option: str = "--images") -> None:
         try:
-            self._images = np.load(path, mmap_mode="r", allow_pickle=False)
-            from_array(np.array(self._images[:1]))
-        except (OSError, ValueError, EOFError, IndexError) as error:
-            raise UserError(f"--images {path}: is no array of images ({' '.join(str(error).split())})") from error
-        self.path = path
+            self._images = map_npy(path)
+            if self._images.ndim < 3:
+                raise ValueError(f"an array of shape {list(self._images.shape)} holds no images")
+            if len(self._images):
+                self._check_first()
+        except (OSError, ValueError, IndexError, TypeError) as error:
+            raise UserError(f"{option} {printable(str(path))}: is no array of images ({one_line(error)})") from error
+        if not len(self._images):
+            raise UserError(f"{option} {printable(str(path))}: holds no images")
+        self.place, self.option = path, option
         self.count = len(self._images)
-        self.facts: dict[str, Any] = {"array": str(path.absolute()), "shape": list(self._images.shape)}
+        self.names = range(self.count)
+        self.facts: dict[str, Any] = {
+            "array": printable(str(path.absolute())),
+            "shape": list(self._images.shape),
+            "file": file_fingerprint(path),
+        }
 
     def items(self, start: int = 0) -> Iterator[Item]:
         for index in range(start, self.count):
-            yield Item(f"{self.path.name}[{index}]", None, partial(self._read, index))
+            yield self.item(index)
 
-    def _read(self, index: int) -> Picture:
+    def item(self, index: int) -> Item:
+        return Item(f"{printable(self.place.name)}[{index}]", None, partial(self._read, index))
+
+    def _read(self, index: int) -> AnyImage:
         return from_array(np.array(self._images[index]))
+
+    def _check_first(self) -> None:
+        """Raises ValueError unless the array's shape and dtype are those of images."""
+        first = self._images[:1]
+        if first.nbytes > 1 << 30:
+            raise ValueError(f"images of {first.nbytes:,} bytes each")
+        from_array(np.zeros(first.shape, first.dtype))

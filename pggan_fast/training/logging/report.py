@@ -1,10 +1,10 @@
-"""report.html: what a run is doing, in one file that needs nothing else to be looked at."""
+"""report.html: curves, samples and settings of a run, in one file that needs nothing else to be looked at."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import pairwise
@@ -14,11 +14,13 @@ from typing import Any
 from PIL import Image
 
 from pggan_fast.training.logging.charts import chart
+from pggan_fast.training.logging.statistics import read_lines
 from pggan_fast.training.run_folder import RunFolder
 from pggan_fast.utils.atomic_write import atomic_write
 from pggan_fast.utils.options import to_json
 from pggan_fast.utils.progress_bar import duration
 
+GRID_NAME = re.compile(r"[0-9]{9,18}\.png")
 GRIDS = 12  # of all sample grids, evenly over time and the last one
 WIDEST = 768  # pixels of an embedded grid
 REFRESH_SECONDS = 30  # by the browser, while the run goes on
@@ -63,14 +65,14 @@ class Report:
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
-        self._pictures: dict[Path, str] = {}
+        self._images: dict[Path, str] = {}
 
     def write(self, *, running: bool = True) -> None:
-        """`running`: the browser is asked to load it again now and then."""
-        stats = self.run.stats_file
-        lines = [json.loads(line) for line in stats.read_text(encoding="utf-8").splitlines()] if stats.exists() else []
+        """Write the page; while the run is `running`, the browser is asked to load it again now and then."""
+        lines = read_lines(self.run.stats_file)
         with atomic_write(self.run.path / "report.html") as aside:
-            aside.write_text(self._page(lines, running), encoding="utf-8")
+            # Names of files need not be text.
+            aside.write_text(self._page(lines, running), encoding="utf-8", errors="backslashreplace")
 
     def _page(self, lines: list[Line], running: bool) -> str:
         name = escape(self.run.path.absolute().name)
@@ -95,30 +97,36 @@ class Report:
             return f"<p>0 of {total:,} images</p>"
         last = lines[-1]
         stage = f"{last['resolution']} px, " + (f"alpha {last['alpha']:.2f}" if last["alpha"] < 1 else "stable")
-        return (
-            f"<p>{last['images']:,} of {total:,} images ({last['images'] / total:.0%}), {stage},"
-            f" {duration(last['seconds'])} so far, {last['images_per_second']:g} images per second</p>"
+        text = (
+            f"{last['images']:,} of {total:,} images ({last['images'] / total:.0%}), {stage},"
+            f" {duration(last['seconds'])} so far, {last['images_per_second']:g} images per second"
         )
+        return f"<p>{escape(text)}</p>"
 
     def _settings(self) -> list[tuple[str, str]]:
-        data = self.run.data.facts()
-        about = [("data", f"{data['count']:,} images, {data['channels']} channels, {len(data['classes'])} classes")]
+        data = self.run.data
+        about = [("data", f"{data.count:,} images, {data.channels} channels, {len(data.classes)} classes")]
         return about + [(name, _plain(value)) for name, value in to_json(self.run.config).items() if value is not None]
 
     def _grids(self) -> list[str]:
-        files = sorted(self.run.samples.glob("*.png"))
-        if not files:
+        files = sorted(path for path in self.run.samples.glob("*.png") if GRID_NAME.fullmatch(path.name))
+        chosen = sorted({round(index * (len(files) - 1) / (GRIDS - 1)) for index in range(GRIDS if files else 0)})
+        figures = [self._figure(files[index]) for index in chosen]
+        *before, newest = [figure for figure in figures if figure] or [""]
+        if not newest:
             return []
-        chosen = sorted({round(index * (len(files) - 1) / (GRIDS - 1)) for index in range(GRIDS)})
-        *before, newest = [self._figure(files[index]) for index in chosen]
         return ["<h2>Samples</h2>", newest, f'<div class="grids">{"".join(before)}</div>' if before else ""]
 
     def _figure(self, file: Path) -> str:
-        if file not in self._pictures:
-            self._pictures[file] = _embedded(file)
-        caption = f"{int(file.stem) / 1000:,g} thousand images" if file.stem.isdecimal() else escape(file.stem)
-        source = self._pictures[file]
-        return f'<figure><img src="{source}" alt="samples"><figcaption>{caption}</figcaption></figure>'
+        """Return a sample grid with its caption, nothing for a file that is no image."""
+        if file not in self._images:
+            try:
+                self._images[file] = _embedded(file)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                return ""
+        caption = f"{int(file.stem) / 1000:,g} thousand images"
+        source = self._images[file]
+        return f'<figure><img src="{source}" alt="samples"><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _charts(lines: list[Line]) -> list[str]:
@@ -177,8 +185,8 @@ def _plain(value: Any) -> str:
 
 
 def _embedded(file: Path) -> str:
-    """The picture as a data URL, no wider than WIDEST."""
-    with Image.open(file) as image:
+    """Return the image as a data URL, no wider than WIDEST."""
+    with Image.open(file, formats=["PNG"]) as image:
         image = image.convert("RGB")
         image.thumbnail((WIDEST, 2 * WIDEST))
     buffer = io.BytesIO()

@@ -14,6 +14,39 @@ import torch
 from torch import Tensor
 
 from pggan_fast.training.schedule import Stage
+from pggan_fast.utils.schema import Each, OneOf, any_number, find_problem, number
+
+LINE = Each(
+    str,
+    OneOf(any_number, None),
+    named={
+        "images": number(0, whole=True),
+        "resolution": number(4, 1024, whole=True),
+        "alpha": number(0, 1),
+        "batch_size": number(1, whole=True),
+        "learning_rate": number(0),
+        "seconds": number(0),
+        "images_per_second": number(),
+    },
+)
+"""A line of stats.jsonl; what is not named here is a mean of the steps or a metric."""
+
+
+def read_line(text: str) -> dict[str, Any] | None:
+    """Return the values of a line of stats.jsonl, None for a line that is none."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return None if find_problem(line, LINE) else line
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the values of all lines of a stats.jsonl; foreign ones are left out, and there may be no file."""
+    if not path.exists():
+        return []
+    texts = path.read_bytes().decode("utf-8", "replace").split("\n")
+    return [line for line in map(read_line, texts) if line is not None]
 
 
 class Statistics:
@@ -24,6 +57,7 @@ class Statistics:
         self.writes = writes  # one of several processes does
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
+        self.line_steps: int | None = None  # in the line written last; None where that is not known
         self._noted: dict[str, float] = {}
         self._images = 0  # when the last line was written
         self._seconds = 0.0
@@ -31,13 +65,13 @@ class Statistics:
         self._started = time.monotonic()  # of a clock that stands still while the run does
 
     def add(self, scalars: dict[str, Tensor]) -> None:
-        """One step's scalars. Does not wait for the device."""
+        """Add one step's scalars. Does not wait for the device."""
         for name, value in scalars.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
         self._steps += 1
 
     def note(self, measure: Callable[[], dict[str, float]]) -> None:
-        """What `measure` finds, for the next line; the time it takes is not counted as training."""
+        """Keep what `measure` returns for the next line; the time it takes is not counted as training."""
         started = self.seconds()
         self._noted |= measure()
         self._aside += self.seconds() - started
@@ -53,19 +87,24 @@ class Statistics:
             "learning_rate": stage.learning_rate,
             **{name: value.item() / self._steps for name, value in self._sums.items()},
             "seconds": round(seconds, 2),
-            "images_per_second": round((images - self._images) / (seconds - self._seconds - self._aside), 2),
+            "images_per_second": round((images - self._images) / max(seconds - self._seconds - self._aside, 1e-9), 2),
             "peak_memory_mib": peak_memory_mib(),
             **self._noted,
         }
         if self.writes:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                error.filename = error.filename or str(self.path)  # a full disk does not say which file it was
+                raise
+        self.line_steps = self._steps
         self._sums, self._steps, self._images, self._seconds = {}, 0, images, seconds
         self._noted, self._aside = {}, 0.0
         return line
 
     def seconds(self) -> float:
-        """Spent in this run so far, earlier sessions included."""
+        """Return the time spent in this run so far, earlier sessions included."""
         return time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,18 +116,20 @@ class Statistics:
             "seconds": self._seconds,
             "aside": self._aside,
             "now": self.seconds(),
+            "line_steps": self.line_steps or 0,
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}
         self._steps, self._images = state["steps"], state["images"]
         self._noted = dict(state["noted"])
+        self.line_steps = state.get("line_steps") or None
         self._seconds, self._aside = state["seconds"], state["aside"]
         self._started = time.monotonic() - state["now"]
 
 
 def peak_memory_mib() -> int:
-    """Of the device's memory under CUDA, of the process otherwise."""
+    """Return the peak of the device's memory under CUDA, of the process's otherwise."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() >> 20
     unit = 1 if sys.platform == "darwin" else 1024

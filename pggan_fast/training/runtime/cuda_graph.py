@@ -49,7 +49,7 @@ class CudaRecorder:
         return graph.replay, results
 
 
-class CapturedStep:
+class CUDAGraphStep:
     """A TrainStep, called the same way, that records itself whenever shapes or the kind of alpha change.
 
     The first WARM_UP steps after a change run as usual. The scalars returned are overwritten by the next call.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-SPINS = 10_000  # about half a millisecond; libgomp's own default is thirty times that
+from pggan_fast._startup import SPINS
 
 
 def spin_briefly() -> None:
@@ -13,7 +13,8 @@ def spin_briefly() -> None:
 
     At libgomp's default a thread burns a core for some 15 ms whenever another one is not scheduled:
     with one other busy program on two cores a training step took 8 times as long as with this value,
-    which costs 3% on cores of one's own. libgomp reads it once, when torch is loaded, hence the new start.
+    which costs 3% on cores of one's own. libgomp reads it once, when torch is
+    loaded, hence the new start; the command line has usually settled it before that.
     """
     settled = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ)
     if settled or not sys.platform.startswith("linux"):

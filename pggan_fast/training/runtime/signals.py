@@ -1,19 +1,23 @@
-"""What is asked of a run from outside: by Ctrl-C, by signals, by a time limit."""
+"""Requests to a run from outside: Ctrl-C, signals, a time limit."""
 
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from types import FrameType
+
+from pggan_fast import _startup
 
 MOST_RESERVED = 30.0  # seconds kept back for the first save, whose time is not known yet
 FORWARDED_WITHIN = 2.0  # seconds in which torchrun repeats a Ctrl-C that the terminal has sent already
 
 
-class Requests:
-    """Whether to save and whether to leave. Use as a context manager, in the main thread.
+class SignalHandler:
+    """Whether to save and whether to leave. Use as a context manager; signals reach the main thread alone.
 
-    Ctrl-C and SIGTERM ask to save and leave, SIGUSR1 to save and go on; a second Ctrl-C interrupts at once.
+    Ctrl-C, SIGTERM and SIGHUP (unless it is ignored, as nohup makes it) ask to save and leave, SIGUSR1 to save and go
+    on; a second Ctrl-C interrupts at once. What came before, while the command line started, counts.
     `time_limit` (seconds from here) asks to leave early enough for what an iteration has taken so far.
     `forwarded`: another process passes the terminal's signals on, so that one Ctrl-C arrives twice.
     """
@@ -28,6 +32,10 @@ class Requests:
         if time_limit is not None:
             self._end = self._asked + time_limit - min(MOST_RESERVED, time_limit / 10)
 
+    def begin(self) -> None:
+        """Note that the first iteration begins now."""
+        self._asked = time.monotonic()
+
     def leave(self) -> bool:
         """Whether to save and leave now. Asked once per iteration, it learns how long those take."""
         now = time.monotonic()
@@ -40,11 +48,21 @@ class Requests:
         asked, self._save = self._save, False
         return asked
 
-    def __enter__(self) -> Requests:
+    def __enter__(self) -> SignalHandler:
+        self._before = {}
+        if threading.current_thread() is not threading.main_thread():
+            return self
         handlers = {signal.SIGINT: self._stop, signal.SIGTERM: self._stop}
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            handlers[signal.SIGHUP] = self._stop
         if hasattr(signal, "SIGUSR1"):
             handlers[signal.SIGUSR1] = self._ask_to_save
-        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        for number, handler in handlers.items():
+            self._before[number] = signal.signal(number, handler)
+        # After that, so that none is lost between the old handlers and these.
+        self._save |= _startup.take("save")
+        if _startup.take("stop") and self._stopped_at is None:
+            self._stopped_at = time.monotonic()
         return self
 
     def __exit__(self, *_: object) -> None:

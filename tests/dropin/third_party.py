@@ -1,8 +1,9 @@
 """Networks of packages from PyPI, as they are there.
 
-`pip install --no-deps pro-gan-pth torchgan`, and for `make test-peers` also lightweight-gan and stylegan2-pytorch. The
-latter two refuse to be imported without a GPU, and stylegan2-pytorch without a tracker of experiments: their networks
-need neither, so while they are imported torch says that there is one, and the tracker is an empty module.
+`pip install --no-deps pro-gan-pth torchgan`, and for `make test-third-party` also lightweight-gan and
+stylegan2-pytorch. The latter two refuse to be imported without a GPU, and stylegan2-pytorch without a tracker of
+experiments: their networks need neither, so while they are imported torch says that there is one, and the tracker is
+an empty module.
 """
 
 import importlib
@@ -19,7 +20,7 @@ Made = tuple[nn.Module, tuple]
 
 
 @dataclass(frozen=True)
-class Peer:
+class ThirdParty:
     module: str
     build: Callable[[object], Made]
     fast: bool = False
@@ -65,9 +66,9 @@ def images(n: int, size: int) -> Tensor:
 PROGAN, TORCHGAN = "pro_gan_pytorch.networks", "torchgan.models"
 LIGHTWEIGHT, STYLEGAN2 = "lightweight_gan.lightweight_gan", "stylegan2_pytorch.stylegan2_pytorch"
 WANT_A_GPU = ("lightweight_gan", "stylegan2_pytorch")
-PEERS = {
+THIRD_PARTY = {
     # Its equalized first layer does not run with today's torch: the later blocks, and the generator without.
-    "progan_equalized_blocks": Peer(
+    "progan_equalized_blocks": ThirdParty(
         PROGAN,
         lambda m: (
             nn.Sequential(*(m.GenGeneralConvBlock(i, o, True) for i, o in ((64, 64), (64, 32)))),
@@ -75,58 +76,62 @@ PEERS = {
         ),
         fast=True,
     ),
-    "progan_generator": Peer(
+    "progan_generator": ThirdParty(
         PROGAN,
         lambda m: (m.Generator(depth=3, latent_size=64, use_eql=False), (torch.randn(2, 64), 3, 0.3)),
         fast=True,
     ),
-    "progan_discriminator": Peer(PROGAN, lambda m: (m.Discriminator(depth=3, latent_size=64), (images(4, 8), 3, 0.3))),
-    "progan_conditional_discriminator": Peer(
+    "progan_discriminator": ThirdParty(
+        PROGAN, lambda m: (m.Discriminator(depth=3, latent_size=64), (images(4, 8), 3, 0.3))
+    ),
+    "progan_conditional_discriminator": ThirdParty(
         PROGAN,
         lambda m: (
             m.Discriminator(depth=3, latent_size=64, num_classes=5),
             (images(4, 8), 3, 0.7, torch.tensor([0, 4, 2, 2])),
         ),
     ),
-    "torchgan_dcgan_generator": Peer(
+    "torchgan_dcgan_generator": ThirdParty(
         TORCHGAN, lambda m: (m.DCGANGenerator(step_channels=16), (torch.randn(4, 100),)), replaced=False
     ),
-    "torchgan_dcgan_discriminator": Peer(
+    "torchgan_dcgan_discriminator": ThirdParty(
         TORCHGAN, lambda m: (m.DCGANDiscriminator(step_channels=16), (images(4, 32),))
     ),
-    "torchgan_plain_discriminator": Peer(
+    "torchgan_plain_discriminator": ThirdParty(
         TORCHGAN, lambda m: (m.DCGANDiscriminator(step_channels=16, batchnorm=False), (images(4, 32),))
     ),
-    "torchgan_autoencoder": Peer(
+    "torchgan_autoencoder": ThirdParty(
         TORCHGAN,
         lambda m: (m.AutoEncodingGenerator(step_channels=16, nonlinearity=nn.ReLU()), (torch.randn(4, 100),)),
     ),
-    "torchgan_energy_discriminator": Peer(
+    "torchgan_energy_discriminator": ThirdParty(
         TORCHGAN, lambda m: (m.AutoEncodingDiscriminator(step_channels=16), (images(4, 32),))
     ),
-    "torchgan_infogan_discriminator": Peer(
+    "torchgan_infogan_discriminator": ThirdParty(
         TORCHGAN, lambda m: (m.InfoGANDiscriminator(2, 3, step_channels=16), (images(4, 32),))
     ),
-    "lightweight_generator": Peer(
+    "lightweight_generator": ThirdParty(
         LIGHTWEIGHT,
         lambda m: (m.Generator(image_size=32, latent_dim=32, fmap_max=32), (torch.randn(2, 32),)),
         replaced=False,
     ),
-    "lightweight_discriminator": Peer(
+    "lightweight_discriminator": ThirdParty(
         LIGHTWEIGHT,
         lambda m: (m.Discriminator(image_size=32, fmap_max=8, disc_output_size=1), (images(2, 32),)),
     ),
-    "stylegan2_generator": Peer(
+    "stylegan2_generator": ThirdParty(
         STYLEGAN2,
         lambda m: (m.Generator(32, 16, network_capacity=2), (torch.randn(2, 4, 16), torch.rand(2, 32, 32, 1))),
         replaced=False,
     ),
-    "stylegan2_discriminator": Peer(STYLEGAN2, lambda m: (m.Discriminator(32, network_capacity=2), (images(2, 32),))),
+    "stylegan2_discriminator": ThirdParty(
+        STYLEGAN2, lambda m: (m.Discriminator(32, network_capacity=2), (images(2, 32),))
+    ),
 }
 
 # At the sizes of use: what is timed.
 WIDE = {
-    "progan_equalized_blocks": Peer(
+    "progan_equalized_blocks": ThirdParty(
         PROGAN,
         lambda m: (
             nn.Sequential(*(m.GenGeneralConvBlock(i, o, True) for i, o in ((256, 128), (128, 64)))),
@@ -134,18 +139,20 @@ WIDE = {
         ),
         fast=True,
     ),
-    "progan_generator": Peer(
+    "progan_generator": ThirdParty(
         PROGAN,
         lambda m: (m.Generator(depth=5, latent_size=128, use_eql=False), (torch.randn(4, 128), 5, 0.3)),
         fast=True,
     ),
-    "progan_discriminator": Peer(
+    "progan_discriminator": ThirdParty(
         PROGAN, lambda m: (m.Discriminator(depth=5, latent_size=128), (images(4, 32), 5, 0.3))
     ),
-    "torchgan_dcgan_generator": Peer(TORCHGAN, lambda m: (m.DCGANGenerator(), (torch.randn(16, 100),)), replaced=False),
-    "torchgan_dcgan_discriminator": Peer(TORCHGAN, lambda m: (m.DCGANDiscriminator(), (images(16, 32),))),
-    "torchgan_autoencoder": Peer(
+    "torchgan_dcgan_generator": ThirdParty(
+        TORCHGAN, lambda m: (m.DCGANGenerator(), (torch.randn(16, 100),)), replaced=False
+    ),
+    "torchgan_dcgan_discriminator": ThirdParty(TORCHGAN, lambda m: (m.DCGANDiscriminator(), (images(16, 32),))),
+    "torchgan_autoencoder": ThirdParty(
         TORCHGAN, lambda m: (m.AutoEncodingGenerator(nonlinearity=nn.ReLU()), (torch.randn(16, 100),))
     ),
-    "torchgan_energy_discriminator": Peer(TORCHGAN, lambda m: (m.AutoEncodingDiscriminator(), (images(16, 32),))),
+    "torchgan_energy_discriminator": ThirdParty(TORCHGAN, lambda m: (m.AutoEncodingDiscriminator(), (images(16, 32),))),
 }

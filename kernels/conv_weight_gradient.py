@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pggan_fast.kernels.bias_act import activate, is_positive
 from pggan_fast.kernels.conv import Gate, signs_at
 from pggan_fast.kernels.conv_tiles import MULTIPROCESSORS, dot_precision, on_tensor_cores, tile_shape
 from pggan_fast.kernels.tensors import accumulation_dtype, launch
@@ -107,8 +108,8 @@ def weight_gradient_kernel(
             if gate_a.dtype.element_ty == tl.int32:
                 positive = signs_at(gate_a, (sample * A_H + row) * A_W + column, inside, first_a, C_A, BLOCK_A)
             else:
-                positive = tl.load(gate_a + offsets, mask=mask, other=0.0) > 0
-            of_a = (of_a.to(ACC) * tl.where(positive, gate_above, gate_below)).to(of_a.dtype)
+                positive = is_positive(tl.load(gate_a + offsets, mask=mask, other=0.0), gate_below)
+            of_a = activate(of_a.to(ACC), positive, gate_above, gate_below).to(of_a.dtype)
 
         b_row = row[:, None] * STRIDE - padding + tap_h[None, :]
         b_column = column[:, None] * STRIDE - padding + tap_w[None, :]
@@ -118,8 +119,8 @@ def weight_gradient_kernel(
         of_b = tl.load(b + offsets, mask=mask, other=0.0)
         if gate_b is not None:
             tl.static_assert(gate_b.dtype.element_ty != tl.int32, "signs at every tap are not read")
-            positive = tl.load(gate_b + offsets, mask=mask, other=0.0) > 0
-            of_b = (of_b.to(ACC) * tl.where(positive, gate_above, gate_below)).to(of_b.dtype)
+            positive = is_positive(tl.load(gate_b + offsets, mask=mask, other=0.0), gate_below)
+            of_b = activate(of_b.to(ACC), positive, gate_above, gate_below).to(of_b.dtype)
         of_b = tl.where(is_ones[None, :], tl.full([], 1, of_b.dtype), of_b)
         acc = tl.dot(tl.trans(of_b), of_a, acc, input_precision=PRECISION, out_dtype=ACC)
 

@@ -1,0 +1,44 @@
+"""`basicsr.ops.*` of BasicSR: GFPGAN, CodeFormer and Real-ESRGAN stand on it."""
+
+import torch
+from torch import nn
+
+from pggan_fast.compat import rosinality
+
+
+def fused_leaky_relu(input, bias, negative_slope=0.2, scale=2**0.5):
+    return rosinality.fused_leaky_relu(input, bias, negative_slope, scale)
+
+
+class FusedLeakyReLU(nn.Module):
+    """Bias, leaky ReLU and a scale. State: `bias` [channel]."""
+
+    def __init__(self, channel, negative_slope=0.2, scale=2**0.5):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channel))
+        self.negative_slope, self.scale = negative_slope, scale
+
+    def forward(self, input):
+        return fused_leaky_relu(input, self.bias, self.negative_slope, self.scale)
+
+
+def upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
+    """pad: (before, after) on both axes; whatever follows is not read, as there."""
+    return rosinality.filtered(input, kernel, up, down, (pad[0], pad[1], pad[0], pad[1]))
+
+
+def _activations(module) -> dict[str, object]:
+    return {"FusedLeakyReLU": FusedLeakyReLU, "fused_leaky_relu": fused_leaky_relu}
+
+
+def _filters(module) -> dict[str, object]:
+    return {"upfirdn2d": upfirdn2d, "upfirdn2d_native": rosinality.upfirdn2d_native}
+
+
+MODULES = {
+    "basicsr.ops.fused_act": _activations,
+    "basicsr.ops.fused_act.fused_act": _activations,
+    "basicsr.ops.upfirdn2d": _filters,
+    "basicsr.ops.upfirdn2d.upfirdn2d": _filters,
+}
+"""{module: a function of the module to what it holds}. Each package there takes its names from the module inside."""

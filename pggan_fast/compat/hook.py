@@ -1,0 +1,186 @@
+"""Puts our functions in the place of other codebases' op modules, whether those are imported already or will be."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType, TracebackType
+
+from pggan_fast.compat import basicsr, rosinality, stylegan
+
+Contents = Callable[[ModuleType], dict[str, object]]
+
+CODEBASES = {"stylegan3": "torch_utils", "stylegan2-ada": "torch_utils", "rosinality": "op", "basicsr": "basicsr"}
+"""{codebase: the package that its op modules are in}"""
+
+PACKAGES: dict[str, dict[str, Contents]] = {
+    "torch_utils": stylegan.MODULES,
+    "op": rosinality.MODULES,
+    "basicsr": basicsr.MODULES,
+}
+"""{package: {module: what it holds}}. A module counts under any parent too, as copies of a codebase are nested."""
+
+_KEPT_APART = ("builtins", "numpy", "pggan_fast", "sys", "torch", "triton")
+_installed: dict[str, list[Callable[[], None]]] = {}
+"""Of every package that is installed, what undoes it."""
+_ABSENT = object()
+
+
+class Installation:
+    """Packages that `install` has just installed; as a context manager it uninstalls them at the end."""
+
+    def __init__(self, packages: Sequence[str]):
+        self.packages = tuple(packages)
+
+    def __enter__(self) -> "Installation":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _undo(self.packages)
+
+
+def install(name: str = "all") -> Installation:
+    """Let a codebase's op modules run on our ops, under their own names and signatures.
+
+    name: "stylegan3", "stylegan2-ada" (`torch_utils.ops.*`), "rosinality" (`op.*`), "basicsr" (`basicsr.ops.*`) or
+    "all". Modules that are imported later come from here and their own source never runs, so that nothing is
+    compiled. In modules that are imported already the functions are exchanged, and so is what other modules took from
+    them with `from ... import`.
+
+    Takes effect at once; `with install(...):` ends it behind the block, `uninstall()` at any time. Installing what is
+    installed changes nothing.
+    """
+    fresh = [package for package in _packages("install", name) if package not in _installed]
+    for package in fresh:
+        undo = _installed[package] = _exchange_imported(PACKAGES[package])
+        finder = _Finder(PACKAGES[package])
+        sys.meta_path.insert(0, finder)
+        undo.append(finder.remove)
+    return Installation(fresh)
+
+
+def uninstall(name: str = "all") -> None:
+    """Undo `install`: modules get back what they held, those that came from here are imported anew when next asked for.
+
+    What a module took from rosinality's or BasicSR's ops while they were installed stays ours until that module is
+    imported again: to restore it would compile their extensions.
+    """
+    _undo(_packages("uninstall", name))
+
+
+def _packages(function: str, name: str) -> list[str]:
+    if name != "all" and name not in CODEBASES:
+        raise ValueError(f"{function}: name is {name!r}, allowed: {', '.join((*CODEBASES, 'all'))}")
+    return list(PACKAGES) if name == "all" else [CODEBASES[name]]
+
+
+def _undo(packages: Sequence[str]) -> None:
+    for package in packages:
+        for undo in reversed(_installed.pop(package, [])):
+            undo()
+
+
+def contents_of(modules: dict[str, Contents], name: str) -> Contents | None:
+    """What the module of this dotted name holds, None if it is not one of them."""
+    return next((made for known, made in modules.items() if name == known or name.endswith(f".{known}")), None)
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Finds the modules of one codebase before a search along the path would."""
+
+    def __init__(self, modules: dict[str, Contents]):
+        self.modules, self.made = modules, []
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if contents_of(self.modules, name) is None:
+            return None
+        # As a package it may be asked for a module inside it, which is found here too.
+        return ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        # A module inside that has the name of a function of its package must come before that function.
+        inside = f"{module.__name__}.{module.__name__.rpartition('.')[2]}"
+        if contents_of(self.modules, inside) is not None:
+            importlib.import_module(inside)
+        vars(module).update(contents_of(self.modules, module.__name__)(module))
+        self.made.append(module)
+
+    def remove(self) -> None:
+        """Stop finding, and forget the modules that were made."""
+        sys.meta_path.remove(self)
+        for module in self.made:
+            if sys.modules.get(module.__name__) is module:
+                del sys.modules[module.__name__]
+            parent, _, child = module.__name__.rpartition(".")
+            if getattr(sys.modules.get(parent), child, None) is module:
+                delattr(sys.modules[parent], child)
+        for module in self.made:
+            if ".torch_utils.ops." in f".{module.__name__}":
+                _become_original(module)
+
+
+def _become_original(module: ModuleType) -> None:
+    """Run a codebase's own source in a module that came from here, for those that hold on to the module itself."""
+    ours, name = dict(vars(module)), module.__name__
+    try:
+        spec = importlib.util.find_spec(name)
+        vars(module).clear()
+        vars(module).update(vars(importlib.util.module_from_spec(spec)))
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    except Exception:  # their source is not there, or does not run here: whoever holds on to ours may keep it
+        sys.modules.pop(name, None)
+        vars(module).clear()
+        vars(module).update(ours)
+        return
+    parent, _, child = name.rpartition(".")
+    setattr(sys.modules[parent], child, module)
+    theirs = {id(value): vars(module)[key] for key, value in ours.items() if key in vars(module)}
+    _rebind({i: value for i, value in theirs.items() if callable(value)})
+
+
+def _exchange_imported(modules: dict[str, Contents]) -> list[Callable[[], None]]:
+    """Exchange the functions of modules that are imported already; returns what undoes it."""
+    undo, exchanged = [], {}
+    for name, module in list(sys.modules.items()):
+        made = contents_of(modules, name)
+        if made is None or not isinstance(module, ModuleType):
+            continue
+        for key, value in made(module).items():
+            before = vars(module).get(key, _ABSENT)
+            if callable(before):
+                exchanged[id(before)] = value
+            # The undoing keeps `before` alive, and so its identity its own.
+            undo.append(_setter(module, key, before))
+            setattr(module, key, value)
+    return undo + _rebind(exchanged)
+
+
+def _rebind(exchanged: dict[int, object]) -> list[Callable[[], None]]:
+    """Exchange objects, known by their identity, that modules took from others by name; returns what undoes it."""
+    undo = []
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in _KEPT_APART or not isinstance(module, ModuleType):
+            continue
+        for key, value in list(vars(module).items()):
+            if id(value) in exchanged:
+                undo.append(_setter(module, key, value))
+                setattr(module, key, exchanged[id(value)])
+    return undo
+
+
+def _setter(module: ModuleType, key: str, value: object) -> Callable[[], None]:
+    """Sets an attribute back to what it was, or deletes it if it was absent."""
+
+    def undo() -> None:
+        if value is not _ABSENT:
+            setattr(module, key, value)
+        elif key in vars(module):
+            delattr(module, key)
+
+    return undo

@@ -1,0 +1,57 @@
+"""`op.*` of rosinality's StyleGAN2, and of the many projects that hold a copy."""
+
+import torch
+from torch import Tensor, nn
+
+from pggan_fast import ops
+from pggan_fast.compat.gradfix import conv2d_gradfix
+
+
+def fused_leaky_relu(input, bias=None, negative_slope=0.2, scale=2**0.5):
+    """scale * leaky_relu(input + bias along dimension 1)"""
+    if negative_slope < 0 or scale < 0:  # a fused backward reads the activation's sign off its output
+        y = input if bias is None else input + bias.view(1, -1, *[1] * (input.ndim - 2))
+        return torch.nn.functional.leaky_relu(y, negative_slope) * scale
+    return ops.bias_act(input, bias, act="lrelu", slope=float(negative_slope), gain=float(scale))
+
+
+class FusedLeakyReLU(nn.Module):
+    """Bias, leaky ReLU and a scale. State: `bias` [channel], none with bias=False."""
+
+    def __init__(self, channel, bias=True, negative_slope=0.2, scale=2**0.5):
+        super().__init__()
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(channel))
+        else:
+            self.bias = None
+        self.negative_slope, self.scale = negative_slope, scale
+
+    def forward(self, input):
+        return fused_leaky_relu(input, self.bias, self.negative_slope, self.scale)
+
+
+def filtered(input: Tensor, kernel: Tensor, up, down, pad: tuple[int, int, int, int]) -> Tensor:
+    """A true convolution without a gain; the kernel gets no gradient, as on a GPU there."""
+    return ops.upfirdn2d(input, kernel.detach(), up=up, down=down, padding=pad)
+
+
+def upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
+    """pad: (before, after) on both axes, or (x0, x1, y0, y1)."""
+    pad = tuple(pad) if len(pad) == 4 else (pad[0], pad[1], pad[0], pad[1])
+    return filtered(input, kernel, _pair(up), _pair(down), pad)
+
+
+def _pair(value):
+    return value if isinstance(value, int) else tuple(value)
+
+
+def upfirdn2d_native(input, kernel, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1):
+    return filtered(input, kernel, (up_x, up_y), (down_x, down_y), (pad_x0, pad_x1, pad_y0, pad_y1))
+
+
+MODULES = {
+    "op.fused_act": lambda module: {"FusedLeakyReLU": FusedLeakyReLU, "fused_leaky_relu": fused_leaky_relu},
+    "op.upfirdn2d": lambda module: {"upfirdn2d": upfirdn2d, "upfirdn2d_native": upfirdn2d_native},
+    "op.conv2d_gradfix": conv2d_gradfix,
+}
+"""{module: a function of the module to what it holds}"""

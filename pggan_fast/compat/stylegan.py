@@ -1,0 +1,188 @@
+"""`torch_utils.ops.*` of NVIDIA's StyleGAN2-ADA and StyleGAN3, and of what was made from them."""
+
+from collections.abc import Sequence
+from types import ModuleType, SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from pggan_fast import ops
+from pggan_fast.compat.gradfix import conv2d_gradfix
+from pggan_fast.ops.activations import ACTIVATIONS, activate
+from pggan_fast.ops.upfirdn2d import Pair, filter_size
+from pggan_fast.reference import each_axis, each_side
+
+
+def _pair(value: Pair) -> Pair:
+    """As our ops take it: lists may hold numbers of numpy."""
+    return int(value) if not isinstance(value, Sequence) else tuple(int(v) for v in value)
+
+
+def _check_impl(impl: str) -> None:
+    assert impl in ("ref", "cuda"), f"impl is {impl!r}, allowed: ref, cuda"
+
+
+def _init() -> bool:
+    """There is no extension that could fail to compile."""
+    return True
+
+
+# ---- upfirdn2d
+
+
+def setup_filter(f, device=torch.device("cpu"), normalize=True, flip_filter=False, gain=1, separable=None):  # noqa: B008
+    return ops.setup_filter(
+        f, device=device, normalize=normalize, flip_filter=flip_filter, gain=gain, separable=separable
+    )
+
+
+def upfirdn2d(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1, impl="cuda"):
+    _check_impl(impl)
+    options = dict(up=_pair(up), down=_pair(down), padding=_pair(padding))
+    return ops.upfirdn2d(x, f, **options, flip_filter=flip_filter, gain=gain)
+
+
+def filter2d(x, f, padding=0, flip_filter=False, gain=1, impl="cuda"):
+    _check_impl(impl)
+    return ops.filter2d(x, f, padding=_pair(padding), flip_filter=flip_filter, gain=gain)
+
+
+def upsample2d(x, f, up=2, padding=0, flip_filter=False, gain=1, impl="cuda"):
+    _check_impl(impl)
+    return ops.upsample2d(x, f, _pair(up), padding=_pair(padding), flip_filter=flip_filter, gain=gain)
+
+
+def downsample2d(x, f, down=2, padding=0, flip_filter=False, gain=1, impl="cuda"):
+    _check_impl(impl)
+    return ops.downsample2d(x, f, _pair(down), padding=_pair(padding), flip_filter=flip_filter, gain=gain)
+
+
+def _parse_scaling(scaling):
+    return each_axis(_pair(scaling))
+
+
+def _parse_padding(padding):
+    return each_side(_pair(padding))
+
+
+def _get_filter_size(f):
+    """(width, height), in this order."""
+    return filter_size(f)[::-1]
+
+
+# ---- bias_act
+
+
+def _activation(name: str, index: int, ref: str, has_2nd_grad: bool) -> SimpleNamespace:
+    known = ACTIVATIONS[name]
+    function = lambda x, alpha=known.slope, **_: activate(x, name, alpha)  # noqa: E731
+    return SimpleNamespace(
+        func=function,
+        def_alpha=known.slope,
+        def_gain=known.gain,
+        cuda_idx=index,
+        ref=ref,
+        has_2nd_grad=has_2nd_grad,
+    )
+
+
+activation_funcs = {
+    "linear": _activation("linear", 1, "", False),
+    "relu": _activation("relu", 2, "y", False),
+    "lrelu": _activation("lrelu", 3, "y", False),
+    "tanh": _activation("tanh", 4, "y", True),
+    "sigmoid": _activation("sigmoid", 5, "y", True),
+    "elu": _activation("elu", 6, "y", True),
+    "selu": _activation("selu", 7, "y", True),
+    "softplus": _activation("softplus", 8, "y", True),
+    "swish": _activation("swish", 9, "x", True),
+}
+
+
+def bias_act(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, impl="cuda"):
+    _check_impl(impl)
+    assert clamp is None or clamp >= 0, f"clamp is {clamp}, must be at least 0"
+    known = ACTIVATIONS[act]
+    alpha = known.slope if alpha is None else float(alpha)
+    gain = known.gain if gain is None else float(gain)
+    if gain < 0 or alpha < 0:  # a fused backward reads the activation's sign off its output
+        y = x if b is None else x + b.reshape([-1 if i == dim else 1 for i in range(x.ndim)])
+        y = activate(y, act, alpha) * gain
+        return y if clamp is None else y.clamp(-clamp, clamp)
+    if b is None:
+        dim = 1
+    return ops.bias_act(x, b, dim=dim, act=act, slope=alpha, gain=gain, clamp=clamp)
+
+
+# ---- the others
+
+
+def conv2d_resample(x, w, f=None, up=1, down=1, padding=0, groups=1, flip_weight=True, flip_filter=False):
+    options = dict(up=int(up), down=int(down), padding=_pair(padding), groups=int(groups))
+    return ops.conv2d_resample(x, w, f, **options, flip_weight=flip_weight, flip_filter=flip_filter)
+
+
+def _get_weight_shape(w):
+    return [int(size) for size in w.shape]
+
+
+def filtered_lrelu(
+    x,
+    fu=None,
+    fd=None,
+    b=None,
+    up=1,
+    down=1,
+    padding=0,
+    gain=2**0.5,
+    slope=0.2,
+    clamp=None,
+    flip_filter=False,
+    impl="cuda",
+):
+    _check_impl(impl)
+    options = dict(up=int(up), down=int(down), padding=_pair(padding), gain=float(gain), slope=float(slope))
+    return ops.filtered_lrelu(x, fu, fd, b, **options, clamp=clamp, flip_filter=flip_filter)
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a * b + c"""
+    return torch.addcmul(c, a, b) if a.dtype == b.dtype == c.dtype else a * b + c
+
+
+def grid_sample(input, grid):
+    return ops.grid_sample(input, grid.to(input.dtype))
+
+
+def _gradfix_of_grids(module: ModuleType) -> dict[str, object]:
+    return {"grid_sample": grid_sample, "enabled": vars(module).get("enabled", True)}
+
+
+_FILTERING = {
+    "_init": _init,
+    "_parse_scaling": _parse_scaling,
+    "_parse_padding": _parse_padding,
+    "_get_filter_size": _get_filter_size,
+}
+_UPFIRDN2D = {
+    "setup_filter": setup_filter,
+    "upfirdn2d": upfirdn2d,
+    "filter2d": filter2d,
+    "upsample2d": upsample2d,
+    "downsample2d": downsample2d,
+    **_FILTERING,
+}
+_BIAS_ACT = {"bias_act": bias_act, "activation_funcs": activation_funcs, "_init": _init}
+_RESAMPLE = {"conv2d_resample": conv2d_resample, "_get_weight_shape": _get_weight_shape}
+_FILTERED = {"filtered_lrelu": filtered_lrelu, **_FILTERING}
+
+MODULES = {
+    "torch_utils.ops.upfirdn2d": lambda module: dict(_UPFIRDN2D),
+    "torch_utils.ops.bias_act": lambda module: dict(_BIAS_ACT),
+    "torch_utils.ops.conv2d_resample": lambda module: dict(_RESAMPLE),
+    "torch_utils.ops.filtered_lrelu": lambda module: dict(_FILTERED),
+    "torch_utils.ops.fma": lambda module: {"fma": fma},
+    "torch_utils.ops.grid_sample_gradfix": _gradfix_of_grids,
+    "torch_utils.ops.conv2d_gradfix": conv2d_gradfix,
+}
+"""{module: a function of the module to what it holds}"""

@@ -1,0 +1,353 @@
+"""A module whose calls run through TorchDynamo: its guards, our rewriting of its graphs, PyTorch's own autograd.
+
+The callable lies where `nn.Module.compile` puts its own, so that class, parameters, names, hooks and every attribute
+stay what and where they are. Graphs run eagerly, op by op: there is no AOTAutograd and no Inductor.
+"""
+
+import copy
+import os
+import re
+import sys
+import threading
+import types
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._C import _is_tracing
+from torch._C._functorch import peek_interpreter_stack as _interpreters
+from torch._dynamo import config, convert_frame, eval_frame, pgo
+from torch._dynamo.exc import TorchDynamoException, Unsupported, UserError
+from torch._dynamo.types import ConvertFrameReturn
+from torch.autograd import forward_ad
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+from torch.nn.modules.module import _has_any_global_hook
+
+from pggan_fast.dropin.graph import meaning
+from pggan_fast.dropin.rewrite import Options, Rewriter
+
+STATE = "_pggan_fast"
+JIT_IGNORED = "__jit_ignored_attributes__"
+MOST_GRAPHS = 128
+"""Captures of one function; a network that asks for more (a setting that changes at each call) runs as the original."""
+STATIC_GRAPHS = 24
+"""Captures of one function after which sizes that vary become symbols, which fewer patterns know."""
+MOST_FAILURES = 3
+"""Failed captures of one function after which it is left alone."""
+MOST_KINDS = 256
+"""Kinds of call that are remembered as having nothing to fuse."""
+
+_SETTINGS = dict(
+    # Without limits of Dynamo's own: those are per code, which all instances of a class and all users share.
+    recompile_limit=1 << 20,
+    accumulated_recompile_limit=1 << 20,
+    fail_on_recompile_limit_hit=False,
+    error_on_recompile=False,
+    suppress_errors=False,
+    # Sound guards: hooks that come later, parameters whose data is exchanged under the same name.
+    skip_nnmodule_hook_guards=False,
+    skip_tensor_guards_with_matching_dict_tags=False,
+    assume_dunder_attributes_remain_unchanged=False,
+    # Floats that vary (a fade's alpha) become symbols, not constants.
+    specialize_float=False,
+    assume_static_by_default=True,
+    automatic_dynamic_shapes=True,
+    # NumPy keeps its own random numbers and rounding.
+    trace_numpy=False,
+    capture_profiler_record_function=True,
+    # No compiled backward whose buckets matter, nothing written to disk.
+    optimize_ddp=False,
+    automatic_dynamic_local_pgo=False,
+    automatic_dynamic_remote_pgo=False,
+)
+_KNOWN_SETTINGS = {name: value for name, value in _SETTINGS.items() if hasattr(config, name)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """`module` is a path; `status` "replaced" or "left"; `what` the operations replaced, or why they were left."""
+
+    module: str
+    kind: str
+    status: str
+    what: str
+
+
+@dataclass
+class Graph:
+    """The outcome of one captured graph."""
+
+    function: str
+    rows: list[Row] = field(default_factory=list)
+    ends: str = ""
+    """Why it ends before the function does."""
+    runs: int = 0
+
+
+class Accelerated:
+    """The compiled call of one module. Copies and pickles of the module get one of their own, which captures anew."""
+
+    def __init__(self, options: Options, module: nn.Module | None = None):
+        self.options = options
+        self.graphs: list[Graph] = []
+        self.reasons: dict[str, None] = {}
+        """Why functions were left as they are, in order."""
+        self.calls = self.fused_runs = 0
+        self._useless: set[tuple] = set()
+        self._lock = threading.Lock()
+        self._run: Any = None
+        self._watched = Watched()
+        if module is not None:
+            self.attach(module)
+
+    def attach(self, module: nn.Module) -> None:
+        self.module = module
+        vars(module)[STATE] = vars(module)["_compiled_call_impl"] = self
+        ignored = getattr(type(module), JIT_IGNORED, [])  # torch.jit.script looks at every attribute
+        vars(module)[JIT_IGNORED] = [*ignored, STATE, "_compiled_call_impl"]
+
+    def __reduce__(self) -> tuple:
+        return Accelerated, (self.options,), self.module
+
+    def __setstate__(self, module: nn.Module) -> None:
+        self.attach(module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.module._call_impl(*args, **kwargs)
+        # A shallow copy (a replica of DataParallel) has this very object, and parameters of its own.
+        module = sys._getframe(1).f_locals.get("self", self.module)
+        if module is not self.module or _is_transformed():
+            return module._call_impl(*args, **kwargs)
+        if getattr(_thread, "inside", False):
+            # Around it runs an accelerated module: its Dynamo captures this one too, if there was a graph break.
+            return _inlined(module, *args, **kwargs)
+        _thread.inside = True
+        try:
+            return self._outermost(module, args, kwargs)
+        finally:
+            _thread.inside = False
+
+    def _outermost(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        if self._watched.changed():
+            self._run, self._watched, self._useless = None, Watched(), set()
+        kind = (module.training, *[a.shape if isinstance(a, Tensor) else a.__class__ for a in args])
+        if kind in self._useless:
+            return module._call_impl(*args, **kwargs)
+        before = self.fused_runs
+        try:
+            return self.run(module, *args, **kwargs)
+        except TorchDynamoException as error:
+            self.leave(error)
+            return module._call_impl(*args, **kwargs)
+        finally:
+            self.calls += 1
+            if self.fused_runs == before and len(self._useless) < MOST_KINDS:
+                self._useless.add(kind)
+
+    @property
+    def run(self) -> Any:
+        """`nn.Module._call_impl` under Dynamo: a function of (module, *args, **kwargs)."""
+        if self._run is None:
+            with self._lock:
+                self._run = self._run or self._optimized()
+        return self._run
+
+    def _optimized(self) -> Any:
+        options = {"isolate_recompiles": True} if "isolate_recompiles" in _parameters(eval_frame._optimize) else {}
+        context = torch._dynamo.optimize(backend=lambda *captured: self._backend(*captured), **options)
+        if not isinstance(context, eval_frame.OptimizeContext):
+            self.leave("TorchDynamo is disabled")
+            return nn.Module._call_impl
+        self.capture = context.callback = Capture(context.callback, self)
+        return context(_inlined)
+
+    def leave(self, reason: Any) -> None:
+        """Remembers why something runs as the original."""
+        self.reasons[_reason(reason)] = None
+
+    def _backend(self, captured: fx.GraphModule, example_inputs: list[Any]) -> Any:
+        graph = Graph(self.capture.function)
+        self._watched.add(torch._dynamo.utils.get_traced_code() or [], self.module)
+        ends = getattr(captured, "compile_subgraph_reason", None)
+        if ends is not None and ends.graph_break:
+            graph.ends = _at(ends.reason, ends.user_stack)
+        run = captured.forward
+        try:
+            rewriter = Rewriter(copy.deepcopy(captured.graph), self.options)
+            if rewriter.run():
+                rewriter.graph.lint()
+                run = fx.GraphModule(captured, rewriter.graph).forward
+            graph.rows = self._rows(rewriter)
+        except Exception as error:
+            run = captured.forward
+            graph.rows = [Row("", "", "left", f"rewriting failed: {_reason(error)}")]
+        self.graphs.append(graph)
+        fuses = any(row.status == "replaced" for row in graph.rows)
+
+        def counted(*args: Any) -> Any:
+            graph.runs += 1
+            if fuses:
+                self.fused_runs += 1
+            return run(*args)
+
+        return counted
+
+    def _rows(self, rewriter: Rewriter) -> list[Row]:
+        rows = [Row(*self.capture.place(meta), "replaced", what) for meta, what in rewriter.replaced]
+        for node in rewriter.graph.nodes:
+            name = op.name if (op := meaning(node)) is not None else ""
+            reason = rewriter.reasons.get(node, "nothing about it is fused")
+            if name in ("conv", "up", "down", "batch_norm", "lrelu", "relu") or node in rewriter.reasons:
+                rows.append(Row(*self.capture.place(node.meta), "left", f"{name or node.name}: {reason}"))
+        return rows
+
+
+_thread = threading.local()
+"""`inside`: whether an accelerated module runs, whose parts need not begin anew."""
+
+
+def _inlined(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The module's call in a frame of ours: those of torch's own modules are skipped unless another inlines them."""
+    return self._call_impl(*args, **kwargs)
+
+
+class Watched:
+    """Things that captured code depends on without a guard of Dynamo's: methods of classes, environment variables."""
+
+    def __init__(self) -> None:
+        self.methods: dict[tuple[type, str], Any] = {}
+        self.environment: dict | None = None
+
+    def changed(self) -> bool:
+        if self.environment is not None and self.environment != os.environ._data:
+            return True
+        return any(cls.__dict__.get(name) is not method for (cls, name), method in self.methods.items())
+
+    def add(self, codes: list[types.CodeType], model: nn.Module) -> None:
+        if any({"environ", "getenv"} & {*code.co_names, *code.co_freevars} for code in codes):
+            self.environment = dict(os.environ._data)
+        names = {code.co_name for code in codes}
+        held = [value for module in model.modules() for value in (module, *vars(module).values())]
+        for cls in {cls for value in held for cls in type(value).__mro__ if not is_torchs(cls)}:
+            self.methods |= {(cls, n): m for n, m in vars(cls).items() if n in names}
+
+
+def is_torchs(cls: Any) -> bool:
+    """Whether a class or function is of torch or of Python itself."""
+    return cls.__module__.partition(".")[0] in ("torch", "builtins", "collections", "functools")
+
+
+class Capture:
+    """The callback by which Dynamo captures a function: its own way to do it, under our settings and limits."""
+
+    def __init__(self, inner: Any, state: Accelerated):
+        self._torchdynamo_orig_backend = inner  # where Dynamo looks for the backend
+        self.state = state
+        self.function = ""
+        self.captures: Counter = Counter()
+        self.varying: defaultdict = defaultdict(pgo.CodeState)
+        self.failures: Counter = Counter()
+        # Dynamo's own callback without the last layer, which swallows the reason of what fails.
+        self.strict = strict = getattr(inner._torchdynamo_orig_backend, "_inner_convert", None)
+        self.inner = inner if strict is None else convert_frame.catch_errors_wrapper(strict, inner.hooks)
+
+    def __call__(self, frame: Any, cache_entry: Any, frame_state: Any) -> ConvertFrameReturn:
+        code = frame.f_code
+        name = getattr(code, "co_qualname", code.co_name)
+        name = name if code is not _inlined.__code__ else f"{type(self.state.module).__name__}.forward"
+        as_original = ConvertFrameReturn(apply_to_code=False)
+        if self.failures[code] >= MOST_FAILURES:
+            return as_original
+        if self.captures[code] >= MOST_GRAPHS:
+            self.state.leave(f"{name} asked for more than {MOST_GRAPHS} graphs: from then on it ran as the original")
+            return as_original
+        with convert_frame.compile_lock:
+            self.captures[code] += 1
+            source = code if code is not _inlined.__code__ else type(self.state.module).forward.__code__
+            self.function = f"{name} ({source.co_filename.rpartition('/')[2]}:{source.co_firstlineno})"
+            self.locals = frame.f_locals
+            with (
+                warnings.catch_warnings(),
+                config.patch(**_KNOWN_SETTINGS),
+                self._own_sizes(keep=self.captures[code] > STATIC_GRAPHS),
+            ):
+                try:
+                    warnings.simplefilter("ignore")  # Dynamo's own: the model's come when it runs
+                    if code is nn.Sequential.forward.__code__ and self.strict is not None:
+                        # Which Dynamo skips, as all of torch's own, where it is not inlined.
+                        return self.strict(frame, cache_entry, self.inner.hooks, frame_state)
+                    return self.inner(frame, cache_entry, frame_state)
+                except Exception as error:
+                    for_good = isinstance(error, (Unsupported, UserError))
+                    self.failures[code] += MOST_FAILURES if for_good else 1
+                    self.state.leave(f"{name}: {_reason(error)}")
+                    return as_original
+                finally:
+                    self.locals = {}
+
+    @contextmanager
+    def _own_sizes(self, keep: bool) -> Iterator[None]:
+        """Inside, Dynamo learns from this model's captures alone what varies: floats, and sizes if `keep`."""
+        before = pgo._CODE_STATE
+        for state in () if keep else self.varying.values():
+            for name, entry in list(state.automatic_dynamic.items()):
+                if not isinstance(entry.scalar, float) and entry.scalar is not pgo.auto_dynamic:
+                    del state.automatic_dynamic[name]
+        pgo._CODE_STATE = self.varying
+        try:
+            yield
+        finally:
+            pgo._CODE_STATE = before
+
+    def place(self, meta: dict) -> tuple[str, str]:
+        """(path of the module whose code a node comes from, its class)."""
+        stack = meta.get("nn_module_stack")
+        if not stack:
+            return self._path(self.locals.get("self"), ""), ""
+        path, kind = list(stack.values())[-1]
+        kind = kind.__name__ if isinstance(kind, type) else str(kind).rpartition(".")[2]
+        found = re.match(r"L\['(\w+)'\]\.?(.*)", path)
+        if found is None:
+            return path, kind
+        return self._path(self.locals.get(found[1]), found[2]), kind
+
+    def _path(self, start: Any, below: str) -> str:
+        names = {id(module): name for name, module in self.state.module.named_modules()}
+        below = re.sub(r"\._modules\['(\w+)'\]|\[(\d+)\]", lambda m: f".{m[1] or m[2]}", below)
+        return f"{names.get(id(start), '')}.{below}".strip(".")
+
+
+def _is_transformed() -> bool:
+    """Whether a transformation is at work that the ops do not know, or a hook that Dynamo does not see."""
+    return (
+        _interpreters() is not None
+        or forward_ad._current_level >= 0
+        or _is_tracing()
+        or is_fx_symbolic_tracing()
+        or _has_any_global_hook()
+    )
+
+
+def _parameters(function: Any) -> tuple[str, ...]:
+    return function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount]
+
+
+def _reason(error: Any) -> str:
+    """The first line of an error, with the line of the source where Dynamo says it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return _at(text, getattr(error, "real_stack", None) or [])
+
+
+def _at(reason: str, stack: Any) -> str:
+    reason = reason.strip().partition("\n")[0]
+    if not stack:
+        return reason
+    line = list(stack)[-1]
+    return f"{reason} at {line.filename.rpartition('/')[2]}:{line.lineno}: {line.line or ''}".strip(": ")

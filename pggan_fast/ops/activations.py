@@ -1,0 +1,127 @@
+"""bias_act with every activation of the StyleGAN family, a clamp, and the bias along any dimension.
+
+linear, relu and lrelu take the fused pass; a clamp is one pass more. The smooth activations are composites of torch's
+functions, in fp32 for half precision: differentiable twice, which the gradient penalties of a network with them need.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pggan_fast.ops.bias_act import bias_act as fused_bias_act
+from pggan_fast.ops.bias_act import pixel_norm as fused_pixel_norm
+from pggan_fast.ops.dispatch import choose
+from pggan_fast.reference import accumulation_dtype
+
+
+class Activation(NamedTuple):
+    function: Callable[[Tensor, float], Tensor]  # of its input and the slope
+    gain: float  # that keeps the variance, as StyleGAN's layers use it
+    slope: float
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "linear": Activation(lambda u, slope: u, 1.0, 0.0),
+    "relu": Activation(lambda u, slope: u.relu(), 2**0.5, 0.0),
+    "lrelu": Activation(lambda u, slope: torch.where(u > 0, u, u * slope), 2**0.5, 0.2),
+    "tanh": Activation(lambda u, slope: u.tanh(), 1.0, 0.0),
+    "sigmoid": Activation(lambda u, slope: u.sigmoid(), 1.0, 0.0),
+    "elu": Activation(lambda u, slope: F.elu(u), 1.0, 0.0),
+    "selu": Activation(lambda u, slope: F.selu(u), 1.0, 0.0),
+    "softplus": Activation(lambda u, slope: F.softplus(u), 1.0, 0.0),
+    "swish": Activation(lambda u, slope: u * u.sigmoid(), 2**0.5, 0.0),
+}
+"""The nine activations by name."""
+
+FUSED = ("linear", "relu", "lrelu")
+
+
+def bias_act(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    act: str = "lrelu",
+    slope: float = 0.2,
+    gain: float = 1.0,
+    pixel_norm: bool = False,
+    eps: float = 1e-8,
+    dim: int = 1,
+    clamp: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Compute, in this order:
+
+    1. `scale * x + bias`, the bias along dimension `dim`, broadcast over the others;
+    2. the activation: "linear", "relu", "lrelu" with `slope` below zero, "tanh", "sigmoid", "elu", "selu", "softplus"
+       or "swish";
+    3. `* gain`;
+    4. if `clamp` is given, limits of -clamp and clamp, between which alone gradients pass;
+    5. if `pixel_norm`, division by `sqrt(mean over channels of its square + eps)` (paper, section 4.2).
+
+    x: [N, C, *spatial], any strides; fp64, fp32, bf16 or fp16, computed in fp32 (fp64 for fp64). With another `dim`
+    than 1, of any shape. linear, relu and lrelu take one pass over memory, and one more for a clamp.
+    bias: as long as x's dimension `dim`, of any floating dtype, or None; it stays in fp32 under mixed precision.
+    Returns a tensor like x, in x's layout. Twice differentiable in x and bias.
+    Raises ValueError for an unknown act, a slope or gain below 0 (backward reads the activation's sign off the
+    output), a clamp below 0, or a bias of another length.
+    """
+    if dim == 1 and clamp is None and act in FUSED:
+        return fused_bias_act(
+            x, bias, scale=scale, act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps, impl=impl
+        )
+    _check(x, bias, act, slope, gain, pixel_norm, dim, clamp)
+    impl = choose("bias_act", x, impl)
+    if act in FUSED:
+        y = _fused_along(x, bias, dim, scale=scale, act=act, slope=slope, gain=gain, impl=impl)
+    else:
+        y = activate(_biased(x, bias, dim, scale), act, slope)
+        y = y if gain == 1 else y * gain
+    if clamp is not None:
+        # The same as clamp, with a backward of one pass instead of four; no gradient passes on the limits themselves.
+        y = F.hardtanh(y, -clamp, clamp)
+    y = y.to(x.dtype)
+    return fused_pixel_norm(y, eps, impl=impl) if pixel_norm else y
+
+
+def activate(u: Tensor, act: str, slope: float) -> Tensor:
+    """The activation of this name alone."""
+    return ACTIVATIONS[act].function(u, slope)
+
+
+def _fused_along(x: Tensor, bias: Tensor | None, dim: int, **options) -> Tensor:
+    """The fused pass with dimension `dim` in the place of channels."""
+    if x.ndim > 1 and x.shape[1] and (bias is None or dim == 1):
+        return fused_bias_act(x, bias, **options)
+    before, channels = x.shape[:dim].numel(), x.shape[dim]
+    if channels == 0:
+        return x.clone()
+    # -1 has no meaning for a tensor without elements.
+    after = x.shape[dim + 1 :].numel()
+    return fused_bias_act(x.reshape(before, channels, after), bias, **options).reshape(x.shape)
+
+
+def _biased(x: Tensor, bias: Tensor | None, dim: int, scale: float) -> Tensor:
+    u = x.to(accumulation_dtype(x.dtype))
+    u = u if scale == 1 else u * scale
+    return u if bias is None else u + bias.to(u.dtype).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
+
+
+def _check(x, bias, act, slope, gain, pixel_norm, dim, clamp) -> None:
+    if act not in ACTIVATIONS:
+        raise ValueError(f"bias_act: act is {act!r}, allowed: {', '.join(ACTIVATIONS)}")
+    if slope < 0 or gain < 0:
+        raise ValueError(f"bias_act: slope is {slope} and gain is {gain}, both must be at least 0")
+    if clamp is not None and clamp < 0:
+        raise ValueError(f"bias_act: clamp is {clamp}, must be at least 0")
+    if bias is not None and not 0 <= dim < x.ndim:
+        raise ValueError(f"bias_act: dim is {dim}, must be 0 to {x.ndim - 1}")
+    if bias is not None and bias.shape != x.shape[dim : dim + 1]:
+        raise ValueError(f"bias_act: bias has shape {list(bias.shape)}, must be [{x.shape[dim]}]")
+    if pixel_norm and dim != 1:
+        raise ValueError(f"bias_act: dim is {dim}, must be 1 with pixel_norm")
+    if not x.is_floating_point():
+        raise ValueError(f"bias_act: x is {x.dtype}, must be floating")

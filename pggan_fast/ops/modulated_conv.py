@@ -1,0 +1,169 @@
+"""Convolutions of the StyleGAN family: with resampling by a filter, and with weights that a style modulates.
+
+    conv2d_resample        upsample, pad, filter, convolve, filter, downsample (Karras et al. 2020)
+    modulated_conv2d       the same with weight * style of each sample, demodulated
+
+A modulated convolution needs no weight of its own for each sample: as a convolution is linear in each input channel,
+x is scaled instead, and the output by the factor that demodulates.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pggan_fast.ops.upfirdn2d import Pair, filter_size, upfirdn2d
+from pggan_fast.reference import accumulation_dtype, each_side
+
+EPS = 1e-8
+
+
+def conv2d_resample(
+    x: Tensor,
+    weight: Tensor,
+    f: Tensor | None = None,
+    *,
+    up: int = 1,
+    down: int = 1,
+    padding: Pair = 0,
+    groups: int = 1,
+    flip_weight: bool = True,
+    flip_filter: bool = False,
+    impl: str = "auto",
+) -> Tensor:
+    """Convolve images at another resolution: upsample by zeros, pad, filter (`up`), convolve, filter and keep each
+    `down`-th pixel (`down`).
+
+    x: [N, C_in, H, W]. weight: [C_out, C_in / groups, kh, kw]; flip_weight=True correlates, as torch's conv2d does.
+    f: as `upfirdn2d` takes it, only used where up or down is above 1. padding: a number, (x, y) or (x0, x1, y0, y1) of
+    the upsampled image, in addition to what keeps it centred.
+    """
+    _check_convolution(x, weight, up, down, groups)
+    weight = (weight if flip_weight else weight.flip((2, 3))).to(x.dtype)
+    (fh, fw), (kh, kw) = filter_size(f), weight.shape[2:]
+    x0, x1, y0, y1 = each_side(padding)
+    if up > 1:
+        x0, x1, y0, y1 = x0 + (fw + up - 1) // 2, x1 + (fw - up) // 2, y0 + (fh + up - 1) // 2, y1 + (fh - up) // 2
+    if down > 1:
+        x0, x1 = x0 + (fw - down + 1) // 2, x1 + (fw - down) // 2
+        y0, y1 = y0 + (fh - down + 1) // 2, y1 + (fh - down) // 2
+    sides, filtering = (x0, x1, y0, y1), dict(flip_filter=flip_filter, impl=impl)
+    pointwise = kh == kw == 1
+    if pointwise and down > 1 and up == 1:
+        # A 1x1 convolution commutes with resampling: of fewer pixels it is cheaper.
+        return F.conv2d(upfirdn2d(x, f, down=down, padding=sides, **filtering), weight, groups=groups)
+    if pointwise and up > 1 and down == 1:
+        return upfirdn2d(F.conv2d(x, weight, groups=groups), f, up=up, padding=sides, gain=up**2, **filtering)
+    if down > 1 and up == 1:
+        return F.conv2d(upfirdn2d(x, f, padding=sides, **filtering), weight, stride=down, groups=groups)
+    if up > 1:
+        # Convolving zeros is left out by a transposed convolution; the filter comes after it, as the two commute.
+        y = F.conv_transpose2d(x, _transposed(weight, groups), stride=up, groups=groups)
+        sides = (x0 - kw + 1, x1 - kw + up, y0 - kh + 1, y1 - kh + up)
+        y = upfirdn2d(y, f, padding=sides, gain=up**2, **filtering)
+        return y if down == 1 else upfirdn2d(y, f, down=down, **filtering)
+    if x0 == x1 and y0 == y1 and x0 >= 0 and y0 >= 0:
+        return F.conv2d(x, weight, padding=(y0, x0), groups=groups)
+    return F.conv2d(F.pad(x, sides), weight, groups=groups)
+
+
+def _transposed(weight: Tensor, groups: int) -> Tensor:
+    """The weight [C_in, C_out / groups, kh, kw] with which conv_transpose2d correlates an image with zeros between."""
+    flipped = weight.flip((2, 3))
+    if groups == 1:
+        return flipped.transpose(0, 1)
+    return flipped.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def modulated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    *,
+    noise: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: Pair = 0,
+    resample_filter: Tensor | None = None,
+    demodulate: bool = True,
+    flip_weight: bool = True,
+    fused_modconv: bool | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Convolve each sample with its own `weight * styles[n]` along input channels (Karras et al. 2020, section 2.2).
+
+    With `demodulate`, each output channel's weights are divided by the root of the sum of their squares plus 1e-8.
+    Then `noise`, which broadcasts to the output, is added. up, down, padding, resample_filter as `conv2d_resample`.
+
+    x: [N, C_in, H, W]; weight: [C_out, C_in, kh, kw]; styles: [N, C_in].
+    fused_modconv: True makes a weight per sample and one grouped convolution; False scales x and the output
+    instead, with one weight for all. The default takes the second, but for a single sample. Twice differentiable.
+    """
+    if styles.shape != x.shape[:2]:
+        raise ValueError(f"modulated_conv2d: styles has shape {list(styles.shape)}, must be {list(x.shape[:2])}")
+    wide = accumulation_dtype(x.dtype)
+    weight, styles = weight.to(wide), styles.to(wide)
+    if x.dtype == torch.float16 and demodulate:
+        # Demodulation makes both magnitudes cancel, and products of them might overflow before.
+        weight = weight / weight.abs().amax((1, 2, 3), keepdim=True)
+        styles = styles / styles.abs().amax(1, keepdim=True)
+    geometry = dict(up=up, down=down, padding=padding, flip_weight=flip_weight, impl=impl)
+    factors = None
+    if demodulate:
+        factors = torch.rsqrt(styles.square() @ weight.square().sum((2, 3)).T + EPS)  # [N, C_out]
+    n = x.shape[0]
+    if n and (fused_modconv or (fused_modconv is None and n == 1)):
+        own = weight * styles[:, None, :, None, None]
+        own = own if factors is None else own * factors[:, :, None, None, None]
+        images, own = x.reshape(1, -1, *x.shape[2:]), own.flatten(0, 1).to(x.dtype)
+        y = conv2d_resample(images, own, resample_filter, groups=n, **geometry)
+        y = y.reshape(n, -1, *y.shape[2:])
+    else:
+        y = _scaled(x, weight, styles, factors, resample_filter, geometry)
+    return y if noise is None else y + noise.to(y.dtype)
+
+
+def _scaled(x, weight, styles, factors, f, geometry) -> Tensor:
+    y = conv2d_resample(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), f, **geometry)
+    return y if factors is None else y * factors.to(x.dtype)[:, :, None, None]
+
+
+def modulated_conv2d_stylegan3(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    *,
+    demodulate: bool = True,
+    padding: int | Sequence[int] = 0,
+    input_gain: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Convolve as StyleGAN3 does (Karras et al. 2021, appendix): normalised weights and styles, then a gain.
+
+    With `demodulate`, weight is divided by the root mean square of each output channel and styles by that of the whole
+    batch first. input_gain: [], [C_in] or [N, C_in], without effect on the demodulation. padding: a number or (y, x).
+    """
+    if demodulate:
+        weight = weight * weight.square().mean((1, 2, 3), keepdim=True).rsqrt()
+        styles = styles * styles.square().mean().rsqrt()
+    wide = accumulation_dtype(x.dtype)
+    factors = None
+    if demodulate:
+        squares = weight.to(wide).square().sum((2, 3))
+        factors = torch.rsqrt(styles.to(wide).square() @ squares.T + EPS)
+    if input_gain is not None:
+        styles = styles * input_gain.expand_as(styles)
+    along_y, along_x = (padding, padding) if isinstance(padding, int) else padding
+    sides = (along_x, along_x, along_y, along_y)
+    return _scaled(x, weight, styles, factors, None, dict(padding=sides, impl=impl))
+
+
+def _check_convolution(x: Tensor, weight: Tensor, up: int, down: int, groups: int) -> None:
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1] * groups:
+        raise ValueError(
+            "conv2d_resample: x must be [N, C_in, H, W] and weight [C_out, C_in / groups, kh, kw], "
+            f"got {list(x.shape)} and {list(weight.shape)} with groups={groups}"
+        )
+    if up < 1 or down < 1:
+        raise ValueError(f"conv2d_resample: up is {up} and down is {down}, both must be at least 1")

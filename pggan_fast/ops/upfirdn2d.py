@@ -1,0 +1,225 @@
+"""upfirdn2d: upsample by zeros, pad, filter, downsample; and the filters and resamplings of the StyleGAN family.
+
+With U zeros behind each pixel, F the convolution with f and D the choice of each `down`-th pixel, y = D F U x is
+linear in x, and its adjoint is the same op: up and down exchanged, the filter flipped, other padding. Gradients of any
+order are therefore upfirdn2d again. f is a constant: it gets no gradient.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from pggan_fast import reference
+from pggan_fast.ops.dispatch import choose
+from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms
+from pggan_fast.ops.resample import check_image, like_layout
+from pggan_fast.reference import each_axis, each_side
+
+Pair = int | Sequence[int]
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor | None = None,
+    *,
+    up: Pair = 1,
+    down: Pair = 1,
+    padding: Pair = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+    impl: str = "auto",
+) -> Tensor:
+    """Upsample, pad, filter and downsample images in one pass over memory (Karras et al. 2020, appendix B):
+
+    1. put `up - 1` zeros behind each pixel;
+    2. pad with zeros (or crop, where negative), counted in upsampled pixels;
+    3. convolve every channel with f, valid positions only; with `flip_filter` correlate instead;
+    4. keep pixels 0, down, 2 * down...; multiply by `gain`.
+
+    x: [N, C, H, W], any strides; fp64, fp32, bf16 or fp16, accumulated in fp32 (fp64 for fp64).
+    f: [fh, fw], or [taps] applied along x and along y, or None; a constant without a gradient.
+    up, down: a number or (x, y). padding: a number, (x, y), or (x0, x1, y0, y1).
+    Returns [N, C, (H * upy + y0 + y1 - fh) // downy + 1, (W * upx + x0 + x1 - fw) // downx + 1] in x's dtype and
+    layout. Differentiable in x to any order.
+    """
+    check_image("upfirdn2d", x)
+    arguments = (*_checked_pair("up", up), *_checked_pair("down", down), *_checked_padding(padding))
+    _check_filter(x, f, *arguments)
+    impl = choose("upfirdn2d", x, impl)
+    if impl == "reference":
+        return reference.upfirdn2d(x, f, up=up, down=down, padding=padding, flip_filter=flip_filter, gain=gain)
+    f = torch.ones(1, 1, device=x.device) if f is None else f
+    arguments = (x, f, *arguments, flip_filter, float(gain))
+    if torch.compiler.is_compiling():
+        return _upfirdn2d[impl](*arguments)
+    return Upfirdn2d.apply(*arguments, impl)
+
+
+def setup_filter(
+    f: Tensor | Sequence | float | None,
+    *,
+    device: str | torch.device = "cpu",
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+    separable: bool | None = None,
+) -> Tensor:
+    """Return an fp32 filter for `upfirdn2d` of a list, tensor, number or None (one tap).
+
+    `normalize` divides by the sum; `gain` multiplies by gain ** (dimensions / 2), so that a filter applied along both
+    axes gains as much as one in two dimensions. `separable=None` keeps a 1-d filter of 8 taps or more in one
+    dimension; a shorter one becomes its outer product.
+    """
+    f = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device=device)
+    if f.ndim > 2 or f.numel() == 0:
+        raise ValueError(f"setup_filter: f has shape {list(f.shape)}, must be a number, [taps] or [fh, fw]")
+    f = f[None] if f.ndim == 0 else f
+    separable = f.ndim == 1 and f.numel() >= 8 if separable is None else separable
+    if separable and f.ndim == 2:
+        raise ValueError(f"setup_filter: separable is True, f of shape {list(f.shape)} must then be [taps]")
+    f = torch.outer(f, f) if f.ndim == 1 and not separable else f
+    f = f / f.sum() if normalize else f
+    f = f.flip(tuple(range(f.ndim))) if flip_filter else f
+    return f * gain ** (f.ndim / 2)
+
+
+def filter2d(x: Tensor, f: Tensor | None, *, padding: Pair = 0, flip_filter: bool = False, gain: float = 1.0) -> Tensor:
+    """Filter images to the same size; `padding` is added to what that takes. Arguments as `upfirdn2d`."""
+    fh, fw = filter_size(f)
+    sides = (fw // 2, (fw - 1) // 2, fh // 2, (fh - 1) // 2)
+    return upfirdn2d(x, f, padding=_added(padding, sides), flip_filter=flip_filter, gain=gain)
+
+
+def upsample2d(
+    x: Tensor, f: Tensor | None, up: Pair = 2, *, padding: Pair = 0, flip_filter: bool = False, gain: float = 1.0
+) -> Tensor:
+    """Upsample images to `up` times the size with f's interpolation, brightness kept; `padding` is added to that."""
+    (upx, upy), (fh, fw) = _checked_pair("up", up), filter_size(f)
+    sides = ((fw + upx - 1) // 2, (fw - upx) // 2, (fh + upy - 1) // 2, (fh - upy) // 2)
+    return upfirdn2d(x, f, up=up, padding=_added(padding, sides), flip_filter=flip_filter, gain=gain * upx * upy)
+
+
+def downsample2d(
+    x: Tensor, f: Tensor | None, down: Pair = 2, *, padding: Pair = 0, flip_filter: bool = False, gain: float = 1.0
+) -> Tensor:
+    """Filter images with f and keep every `down`-th pixel; `padding` is added to what keeps them centred."""
+    (downx, downy), (fh, fw) = _checked_pair("down", down), filter_size(f)
+    sides = ((fw - downx + 1) // 2, (fw - downx) // 2, (fh - downy + 1) // 2, (fh - downy) // 2)
+    return upfirdn2d(x, f, down=down, padding=_added(padding, sides), flip_filter=flip_filter, gain=gain)
+
+
+def _added(padding: Pair, sides: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip(_checked_padding(padding), sides, strict=True))
+
+
+def filter_size(f: Tensor | None) -> tuple[int, int]:
+    """(fh, fw)"""
+    return (1, 1) if f is None else (f.shape[0], f.shape[-1])
+
+
+def _checked_pair(name: str, value: Pair) -> tuple[int, int]:
+    x_and_y = each_axis(value)
+    if len(x_and_y) != 2 or min(x_and_y) < 1:
+        raise ValueError(f"upfirdn2d: {name} is {value}, must be a number from 1 or a pair (x, y) of them")
+    return x_and_y
+
+
+def _checked_padding(padding: Pair) -> tuple[int, int, int, int]:
+    sides = each_side(padding)
+    if len(sides) != 4:
+        raise ValueError(f"upfirdn2d: padding is {padding}, must be a number, (x, y) or (x0, x1, y0, y1)")
+    return sides
+
+
+def _check_filter(x: Tensor, f: Tensor | None, upx, upy, downx, downy, x0, x1, y0, y1) -> None:
+    if f is not None:
+        if f.ndim not in (1, 2) or f.numel() == 0:
+            raise ValueError(f"upfirdn2d: f has shape {list(f.shape)}, must be [taps] or [fh, fw]")
+        if f.requires_grad:
+            raise ValueError("upfirdn2d: f requires a gradient, must be a constant (f.detach())")
+    (fh, fw), (h, w) = filter_size(f), x.shape[2:]
+    if h * upy + y0 + y1 < fh or w * upx + x0 + x1 < fw:
+        raise ValueError(
+            f"upfirdn2d: the padded image is {h * upy + y0 + y1} x {w * upx + x0 + x1}, "
+            f"must be at least the filter's {fh} x {fw}"
+        )
+
+
+class Upfirdn2d(Function):
+    """(x, f, upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain, impl) -> y"""
+
+    @staticmethod
+    def forward(x, f, *rest):
+        *options, impl = rest
+        return below_autograd(_upfirdn2d[impl], x, f, *options)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.f, *ctx.options, ctx.impl = inputs
+        ctx.sizes = (*x.shape[2:], *output.shape[2:])
+
+    @staticmethod
+    def backward(ctx, dy):
+        options = adjoint(ctx.f, *ctx.sizes, *ctx.options)
+        return Upfirdn2d.apply(dy, ctx.f, *options, ctx.impl), *[None] * 12
+
+    @staticmethod
+    def jvp(ctx, t_x, *_):
+        return Upfirdn2d.apply(t_x, ctx.f, *ctx.options, ctx.impl)
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return _fold_batch(Upfirdn2d.apply, in_dims, *arguments)
+
+
+def _fold_batch(function, in_dims: tuple, x: Tensor, f: Tensor, *rest) -> tuple[Tensor, int]:
+    """Run `function` on a batch of batches of images as on one batch: (result, its batch dimension)."""
+    if in_dims[1] is not None:
+        raise ValueError("upfirdn2d: f cannot be batched by vmap, it is one filter for all images")
+    images = x.movedim(in_dims[0], 0)
+    return function(images.flatten(0, 1), f, *rest).unflatten(0, images.shape[:2]), 0
+
+
+def adjoint(f: Tensor, h: int, w: int, oh: int, ow: int, upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain):
+    """The options with which upfirdn2d maps [.., oh, ow] back to [.., h, w], transposed."""
+    fh, fw = filter_size(f)
+    left, top = fw - 1 - x0, fh - 1 - y0
+    right = w * upx - ow * downx + x0 - upx + 1
+    bottom = h * upy - oh * downy + y0 - upy + 1
+    return downx, downy, upx, upy, left, right, top, bottom, not flip_filter, gain
+
+
+def _fake(x, f, upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain):
+    (fh, fw), (n, c, h, w) = filter_size(f), x.shape
+    return like_layout(x, [n, c, (h * upy + y0 + y1 - fh) // downy + 1, (w * upx + x0 + x1 - fw) // downx + 1])
+
+
+def _fallback(x, f, upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain):
+    y = _fake(x, f, upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain)
+    if x.numel() == 0 or y.numel() == 0:  # the gradient of an image that was all padding has no pixels
+        return y.zero_()
+    up, down, padding = (upx, upy), (downx, downy), (x0, x1, y0, y1)
+    return reference.upfirdn2d(x, f, up=up, down=down, padding=padding, flip_filter=flip_filter, gain=gain)
+
+
+_upfirdn2d = define_forms(
+    "upfirdn2d(Tensor x, Tensor f, int upx=1, int upy=1, int downx=1, int downy=1, SymInt x0=0, SymInt x1=0, "
+    "SymInt y0=0, SymInt y1=0, bool flip_filter=False, float gain=1.0) -> Tensor",
+    fallback=_fallback,
+    fake=_fake,
+    triton="upfirdn2d.upfirdn2d",
+)
+differentiate_forms(_upfirdn2d, Upfirdn2d.apply)
+
+
+def _register_vmap(op: torch._ops.OpOverload) -> None:
+    def batched(info, in_dims, *arguments):
+        return _fold_batch(op, in_dims, *arguments)
+
+    torch.library.register_vmap(op, batched)
+
+
+for _op in _upfirdn2d.values():
+    _register_vmap(_op)

@@ -1,0 +1,29 @@
+"""Files of torch.save that somebody else wrote, read without running what is in them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def load_weights_only(path: Path, allowed: Sequence[Any] = ()) -> Any:
+    """Return what the file holds, tensors on the CPU. `allowed`: classes beside tensors, as `safe_globals` takes them.
+
+    Raise ValueError, in one line, for a damaged file and for one that names other classes.
+    """
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
+            warnings.simplefilter("ignore")  # what torch warns about on its way to an error
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a damaged file can raise nearly anything
+        text = " ".join(str(error).split())
+        for advice in ("In PyTorch 2.6", "Please file", "Check the documentation"):
+            text = text.partition(advice)[0]
+        reason = text.strip()[:160] or type(error).__name__
+        raise ValueError(f"torch.load reads no weights from it: {reason}") from error

@@ -1,0 +1,183 @@
+"""Other codebases' imports, before and after `compat.install`, and what is left when it is undone."""
+
+import importlib
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from pggan_fast import compat, ops
+from tests.compat import standins
+
+TOPS = ("torch_utils", "training", "op", "model", "basicsr", "vendored")
+
+
+@pytest.fixture
+def imports(tmp_path, monkeypatch):
+    """Writes stand-ins into a folder of the path; everything that is imported of them is forgotten at the end."""
+
+    def forget():
+        for name in [n for n in sys.modules if n.partition(".")[0] in TOPS]:
+            del sys.modules[name]
+
+    def write(files, compiles=True, under=""):
+        standins.write(tmp_path / under, files, compiles)
+        importlib.invalidate_caches()
+
+    forget()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield write
+    compat.uninstall()
+    forget()
+
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ["stylegan3", "stylegan2-ada", "all"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_stylegan(imports, name, when):
+    imports(standins.STYLEGAN)
+    if when == "before":
+        from training import networks
+
+        compat.install(name)
+    else:
+        compat.install(name)
+        from training import networks
+    layer = networks.Layer()
+    y = layer(X)
+    f = layer.resample_filter
+    expected = ops.conv2d_resample(X, layer.weight, f, up=2, padding=1)
+    expected = ops.bias_act(ops.downsample2d(expected, f), layer.bias, gain=2**0.5, clamp=256)
+    torch.testing.assert_close(y, expected)
+    assert isinstance(networks.filtered_lrelu(X), torch.Tensor)
+    torch.testing.assert_close(networks.fma.fma(X, X, X), X * X + X)
+    assert networks.bias_act.activation_funcs["lrelu"].def_gain == 2**0.5
+    assert networks.upfirdn2d._get_filter_size(torch.zeros(3, 5)) == (5, 3)
+    assert networks.upfirdn2d._parse_padding([1, 2]) == (1, 1, 2, 2)
+    assert list(layer.state_dict()) == ["weight", "bias", "resample_filter"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_uninstall_gives_the_originals_back(imports, when):
+    imports(standins.STYLEGAN)
+    if when == "before":
+        from training import networks
+    with compat.install("stylegan3"):
+        from training import networks
+
+        assert isinstance(networks.filtered_lrelu(X), torch.Tensor)
+    assert networks.upfirdn2d.upfirdn2d(X, None) == "the original upfirdn2d"
+    assert networks.bias_act.bias_act(X) == "the original bias_act"
+    assert networks.filtered_lrelu(X) == "the original filtered_lrelu"
+    assert not hasattr(networks.upfirdn2d, "_parse_padding")
+    from torch_utils.ops import fma, upfirdn2d
+
+    assert fma.fma(1, 2, 3) == "the original fma"
+    assert upfirdn2d is networks.upfirdn2d
+
+
+def test_installing_twice_and_again(imports):
+    imports(standins.STYLEGAN)
+    from torch_utils.ops import upfirdn2d
+
+    for _ in range(2):
+        with compat.install("stylegan3"):
+            with compat.install("stylegan2-ada"):  # the same modules
+                assert isinstance(upfirdn2d.upfirdn2d(X, None), torch.Tensor)
+            assert isinstance(upfirdn2d.upfirdn2d(X, None), torch.Tensor)
+        assert upfirdn2d.upfirdn2d(X, None) == "the original upfirdn2d"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_rosinality(imports, when):
+    imports(standins.ROSINALITY, compiles=when == "after")
+    if when == "before":
+        import model
+    compat.install("rosinality")
+    import model
+
+    torch.manual_seed(0)
+    D = model.Discriminator()
+    assert list(D.state_dict()) == ["weight", "kernel", "activate.bias"]
+    y = D(X)
+    expected = nn.functional.conv2d(ops.upfirdn2d(X, D.kernel, padding=2), D.weight, stride=2)
+    torch.testing.assert_close(y, nn.functional.leaky_relu(expected, 0.2) * 2**0.5)
+    assert callable(model.upfirdn2d) and not isinstance(model.upfirdn2d, type(sys))
+
+
+def test_rosinality_nested_in_another_project(imports):
+    """Encoders into its latent space carry a copy of it as models.stylegan2.op."""
+    imports({"vendored/__init__.py": "", **{f"vendored/{k}": v for k, v in standins.ROSINALITY.items()}})
+    compat.install("rosinality")
+    from vendored.op import FusedLeakyReLU, upfirdn2d
+
+    assert FusedLeakyReLU.__module__.startswith("pggan_fast")
+    assert upfirdn2d(X, torch.ones(2, 2)).shape == (2, 3, 7, 7)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_basicsr(imports, when):
+    imports(standins.BASICSR, compiles=when == "after")
+    if when == "before":
+        import basicsr.archs.arch as arch
+    compat.install("basicsr")
+    import basicsr.archs.arch as arch
+    from basicsr.ops.fused_act.fused_act import FusedLeakyReLU
+    from basicsr.ops.upfirdn2d.upfirdn2d import upfirdn2d
+
+    assert arch.FusedLeakyReLU is FusedLeakyReLU and arch.upfirdn2d is upfirdn2d
+    from basicsr.ops.upfirdn2d import upfirdn2d as of_package
+
+    assert of_package is upfirdn2d
+    assert list(FusedLeakyReLU(3).state_dict()) == ["bias"]
+    torch.testing.assert_close(FusedLeakyReLU(3, 0.1, 2.0)(X), nn.functional.leaky_relu(X, 0.1) * 2.0)
+
+
+def test_without_install_the_stand_ins_compile(imports):
+    """Or the tests above would show nothing."""
+    imports(standins.ROSINALITY)
+    with pytest.raises(RuntimeError, match="would be compiled"):
+        import model  # noqa: F401
+
+
+def test_uninstalled_modules_are_forgotten(imports):
+    imports(standins.ROSINALITY)
+    with compat.install("rosinality"):
+        import op.upfirdn2d  # noqa: F401
+    sys.modules.pop("op", None)
+    with pytest.raises(RuntimeError, match="would be compiled"):
+        importlib.import_module("op")
+
+
+def test_weight_gradients_can_be_switched_off(imports):
+    imports(standins.STYLEGAN)
+    compat.install("stylegan3")
+    from torch_utils.ops import conv2d_gradfix
+
+    assert conv2d_gradfix.weight_gradients_disabled is False
+    conv2d_gradfix.enabled = True  # as trainers set it
+    x, weight = X.clone().requires_grad_(), torch.randn(4, 3, 3, 3, requires_grad=True)
+    for function in (conv2d_gradfix.conv2d, lambda x, w: conv2d_gradfix.conv_transpose2d(x, w.transpose(0, 1))):
+        weight.grad = None
+        with conv2d_gradfix.no_weight_gradients():
+            assert conv2d_gradfix.weight_gradients_disabled is True
+            y = function(x, weight)
+            (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        assert conv2d_gradfix.weight_gradients_disabled is False
+        dx.square().sum().backward()  # R1: the gradient of a gradient reaches the weights
+        assert weight.grad is not None and weight.grad.any()
+        weight.grad = None
+        y = function(x, weight).sum()
+        with conv2d_gradfix.no_weight_gradients():
+            y.backward()
+        assert weight.grad is None
+
+
+def test_unknown_names():
+    for function in (compat.install, compat.uninstall):
+        message = f"^{function.__name__}: name is 'gan', allowed: stylegan3, stylegan2-ada, rosinality, basicsr, all$"
+        with pytest.raises(ValueError, match=message):
+            function("gan")
