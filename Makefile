@@ -46,7 +46,7 @@ test-kill: lint
 # Damaged and hostile files of every kind of data: each is read or refused in one line.
 test-hostile: lint
 	PGGAN_FAST_HOSTILE=200 PGGAN_FAST_TEST_HOSTILE=1 $(BIN)/python -m pytest \
-	    tests/data/test_hostile_files.py tests/interop/test_hostile_weights.py tests/training -q -k hostile
+	    tests/data/test_hostile_files.py tests/interop tests/training -q -k hostile
 # Thousands of random op calls, where `make test` tries some dozens.
 test-fuzz: lint
 	PGGAN_FAST_FUZZ=20000 $(BIN)/python -m pytest tests/ops/test_fuzz.py -q -rs

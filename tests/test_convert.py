@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pggan_fast import Discriminator, Generator
@@ -143,3 +144,40 @@ def test_settings_beside_the_networks_are_passed_over(capsys, tmp_path, files, m
         capsys, "import", "--from", "gan-zoo", "--weights", tmp_path / "full.pt", "--out", tmp_path / "out"
     )
     assert code == 0, error
+
+
+@pytest.mark.parametrize("full_at", [1, 2])
+def test_a_full_disk_leaves_nothing_of_an_import(capsys, tmp_path, files, monkeypatch, full_at):
+    """At the generator or at the discriminator; the library raises an error of its own, which is no OSError."""
+    calls = 0
+
+    def save_file(tensors, path):
+        nonlocal calls
+        calls += 1
+        path.write_bytes(b"half of it")
+        if calls == full_at:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", save_file)
+    file = files["gan-zoo"][0]
+    code, _, error = run(capsys, "import", "--from", "gan-zoo", "--weights", file, "--out", tmp_path / "out")
+    name = ("generator", "discriminator")[full_at - 1]
+    assert code == 2 and f"{name}.safetensors: cannot be written" in error and error.count("\n") == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("form", "function"),
+    [("gan-zoo", "torch.save"), ("torch-export", "pggan_fast.convert.program_bytes")],
+)
+def test_a_full_disk_leaves_nothing_of_an_export(capsys, tmp_path, files, monkeypatch, form, function):
+    run(capsys, "import", "--from", "gan-zoo", "--weights", files["gan-zoo"][0], "--out", tmp_path / "out")
+
+    def fails(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(function, fails)
+    weights, out = tmp_path / "out" / "generator.safetensors", tmp_path / "new" / "g.pt"
+    code, _, error = run(capsys, "export", "--weights", weights, "--format", form, "--out", out)
+    assert code == 2 and f"--out {out}: cannot be written" in error and error.count("\n") == 1
+    assert list(out.parent.iterdir()) == []

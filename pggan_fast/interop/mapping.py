@@ -41,6 +41,8 @@ def checked(state_dict: Weights) -> dict[str, Tensor]:
             raise ValueError(f"weights: {shown} is a {type(value).__name__}, must be a dense tensor")
         if value.device.type == "meta":
             raise ValueError(f"weights: {shown} is on the meta device, without values")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"weights: {shown} is larger than what the file holds of it")
         if value.is_floating_point() and not is_finite(value):
             raise ValueError(f"weights: {shown} has values that are not finite")
     return dict(state_dict)

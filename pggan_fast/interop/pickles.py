@@ -2,27 +2,112 @@
 
 A file holds one `tfutil.Network`, or a tuple of them: (G, D, Gs), Gs being the average of G's weights. A network's
 state has `name`, `static_kwargs` (the options it was built with), `variables` (name and array of each) and the source
-code that built it, which is neither run nor kept.
+code that built it, which is neither run nor kept. NumPy does not take part: arrays are made here, of plain numbers,
+from bytes whose count is checked.
 """
 
-import io
 import math
-import pickle
-from collections import OrderedDict
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pggan_fast.interop.build import MOST_LATENTS, some_of
 from pggan_fast.interop.official import from_official
+from pggan_fast.interop.plain_pickle import Global, HasState, Malformed, load
 from pggan_fast.networks import Discriminator, Generator
+from pggan_fast.utils.schema import Optional, find_problem, number
 
-MAX_DIMS = 8
-NUMERIC_KINDS = "biuf"  # NumPy's letters for booleans, integers and floats
+PLAIN_DTYPES = re.compile(r"[<>|=]?([iu][1248]|f[248]|b1)")  # no objects, structures, text or dates
+MOST_DIMENSIONS = 8
+LARGEST_SIZE = 1 << 40
+MOST_NETWORKS = 16
 
 
-class OfficialNetwork:
+class _DType(HasState):
+    """A numeric dtype, "f4" at first; its state tells the order of the bytes."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.order = text[-2:], "="
+
+    @property
+    def numpy(self) -> np.dtype:
+        return np.dtype(self.order + self.text)
+
+    def set_state(self, state: Any) -> None:
+        plain = (None, None, None, -1, -1, 0)  # neither a structure nor a subarray; no size of its own, no flags
+        if type(state) is not tuple or len(state) != 8 or state[0] != 3 or state[2:] != plain:
+            raise Malformed("has a dtype that is more than a plain number")
+        if not isinstance(state[1], str) or state[1] not in ("<", ">", "=", "|"):
+            raise Malformed("has a dtype of an unknown order of bytes")
+        self.order = state[1]
+
+
+class _Array(HasState):
+    """An array that gets shape, dtype and values with its state."""
+
+    values: np.ndarray
+
+    def set_state(self, state: Any) -> None:
+        if type(state) is not tuple or len(state) != 5:
+            raise Malformed("has an array with another state than version, shape, dtype, order and values")
+        _, shape, dtype, fortran, data = state
+        if type(shape) is not tuple or len(shape) > MOST_DIMENSIONS or not all(_is_size(n) for n in shape):
+            raise Malformed("has an array with a shape that is none")
+        if not isinstance(dtype, _DType) or type(fortran) not in (bool, int):
+            raise Malformed("has an array of something else than plain numbers")
+        data = _as_bytes(data)
+        if len(data) != math.prod(shape) * dtype.numpy.itemsize:
+            raise Malformed(f"has an array of shape {str(shape)[:60]} and {len(data)} bytes, which do not fit")
+        values = np.frombuffer(data, dtype.numpy).astype(dtype.numpy.newbyteorder("="), copy=False)
+        self.values = values.reshape(shape, order="F" if fortran else "C")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_SIZE
+
+
+def _as_bytes(data: Any) -> bytes:
+    if not isinstance(data, bytes):
+        raise Malformed(f"has a {type(data).__name__} in the place of an array's bytes")
+    return data
+
+
+def _dtype(text: Any, align: Any = False, copy: Any = False) -> _DType:
+    if not isinstance(text, str) or not PLAIN_DTYPES.fullmatch(text):
+        raise Malformed(f"has an array of dtype {str(text)[:20]!r}, must be plain numbers")
+    return _DType(text)
+
+
+def _reconstruct(kind: Any, shape: Any, typecode: Any) -> _Array:
+    if kind is not NDARRAY:
+        raise Malformed("builds an array of what is no ndarray")
+    return _Array()
+
+
+def _scalar(dtype: Any, data: Any) -> np.generic:
+    if not isinstance(dtype, _DType) or len(_as_bytes(data)) != dtype.numpy.itemsize:
+        raise Malformed("has a number that is none")
+    return np.frombuffer(_as_bytes(data), dtype.numpy)[0]
+
+
+class _Encode:
+    """The function `_codecs.encode` in pickles of bytes; its results together are at most as long as the file."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+
+    def __call__(self, text: Any, encoding: Any) -> bytes:
+        if encoding != "latin1" or not isinstance(text, str):
+            raise Malformed("has bytes in an encoding that is not latin1")
+        self.budget -= len(text)
+        if self.budget < 0:
+            raise Malformed("has bytes that are longer than the file")
+        return text.encode("latin1")
+
+
+class OfficialNetwork(HasState):
     """The data of a `tfutil.Network`, without its behaviour.
 
     Attributes: `name`; `options`, a dict of the official build function's arguments; `variables`, arrays by name.
@@ -32,129 +117,67 @@ class OfficialNetwork:
     options: dict[str, Any]
     variables: dict[str, np.ndarray]
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: Any) -> None:
+        """Take name, options and variables of the official class's state."""
         try:
-            name, options = state["name"], dict(state["static_kwargs"])
-            variables = {name: _as_array(value) for name, value in dict(state["variables"]).items()}
+            name, options, variables = (state[key] for key in ("name", "static_kwargs", "variables"))
+            pairs = list(variables.items() if isinstance(variables, dict) else variables)
+            variables = {key: _number_array(value) for key, value in pairs}
         except (KeyError, TypeError, ValueError) as error:
-            raise pickle.UnpicklingError("a network's state has no name, static_kwargs and variables") from error
-        # Nothing nested: a few bytes of a pickle can nest more tuples than any message could show.
-        if not all(isinstance(text, str) for text in (name, *options, *variables)):
-            raise pickle.UnpicklingError("a network has names that are no text")
-        for option, value in options.items():
-            if not isinstance(value, bool | int | float | str | None):
-                raise pickle.UnpicklingError(f"a network's option {option[:40]!r} is a {type(value).__name__}")
-        self.name, self.options, self.variables = name, options, variables
+            if isinstance(error, Malformed):
+                raise
+            raise Malformed("a network's state has no name, static_kwargs and variables") from error
+        if not isinstance(name, str) or not isinstance(options, dict):
+            raise Malformed("a network's state has a name that is no text, or static_kwargs that are no dict")
+        if not all(isinstance(key, str) for key in (*options, *variables)):
+            raise Malformed("a network's state has options or variables whose names are no text")
+        self.name = name
+        self.options = {key: _plain_option(key, value) for key, value in options.items()}
+        self.variables = variables
 
 
-class _DType:
-    """A numeric `numpy.dtype` as a pickle describes it: a kind and size, then a byte order."""
-
-    def __init__(self, code: object, align: object = False, copy: object = True) -> None:
-        try:
-            dtype = np.dtype(code) if isinstance(code, str) and len(code) <= 3 else None
-        except TypeError:
-            dtype = None
-        if dtype is None or dtype.kind not in NUMERIC_KINDS:
-            raise pickle.UnpicklingError(f"has an array of {str(code)[:20]!r}, must be of plain numbers")
-        self.dtype = dtype
-
-    def __setstate__(self, state: object) -> None:
-        # (version, byte order, no subtype, no names, no fields, -1, -1, 0): sizes, fields and flags are not taken over.
-        if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError("has a dtype whose state is damaged")
-        if any(part is not None for part in state[2:5]):
-            raise pickle.UnpicklingError("has an array with fields, must be of plain numbers")
-        self.dtype = self.dtype.newbyteorder(state[1])
+def _number_array(value: Any) -> np.ndarray:
+    if isinstance(value, _Array) and value.filled:
+        return value.values
+    if isinstance(value, np.generic | float | int):
+        return np.asarray(value)
+    raise Malformed("a network's state has a variable that is no array")
 
 
-class _Array:
-    """A `numpy.ndarray` of a pickle. NumPy itself would follow what the file says about its memory."""
-
-    value: np.ndarray
-
-    def __setstate__(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) != 5:
-            raise pickle.UnpicklingError("has an array whose state is damaged")
-        _, shape, dtype, fortran, data = state
-        if isinstance(data, str):  # bytes of Python 2
-            data = _encode(data, "latin1")
-        if not isinstance(dtype, _DType) or not isinstance(data, bytes):
-            raise pickle.UnpicklingError("has an array that does not hold plain numbers")
-        whole = isinstance(shape, tuple) and len(shape) <= MAX_DIMS and all(type(n) is int and n >= 0 for n in shape)
-        if not whole or math.prod(shape) * dtype.dtype.itemsize != len(data):
-            raise pickle.UnpicklingError("has an array whose shape does not fit its bytes")
-        values = np.frombuffer(data, dtype.dtype).astype(dtype.dtype.newbyteorder("="))
-        self.value = values.reshape(shape, order="F" if fortran else "C")
+def _plain_option(name: str, value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise Malformed(f"a network's option {name[:40]!r} is neither a number nor text")
 
 
-def _as_array(value: object) -> np.ndarray:
-    """Return a variable's array. Raise TypeError for anything else than numbers."""
-    if isinstance(value, _Array) and hasattr(value, "value"):
-        return value.value
-    if isinstance(value, bool | int | float | np.number):
-        return np.asarray(value, dtype=np.float64)
-    raise TypeError(f"a variable is a {type(value).__name__}")
+NETWORK = Global(make=OfficialNetwork)
+NDARRAY = Global()
 
 
-def _reconstruct(kind: object, shape: object, typecode: object) -> _Array:
-    """Return an empty array for `_Array.__setstate__` to fill, as `numpy.core.multiarray._reconstruct` does."""
-    if kind is not _Array:
-        raise pickle.UnpicklingError("has an array of a class of its own")
-    return _Array()
+def _globals(size: int) -> dict[tuple[str, str], Global]:
+    """Return what a file of `size` bytes may name: data alone."""
+    allowed = {
+        ("tfutil", "Network"): NETWORK,
+        ("collections", "OrderedDict"): Global(call=_empty_dict),
+        ("_codecs", "encode"): Global(call=_Encode(size)),
+        ("__builtin__", "bytes"): Global(call=_empty_bytes),  # empty ones, in protocol 2
+        ("builtins", "bytes"): Global(call=_empty_bytes),
+        ("numpy", "ndarray"): NDARRAY,
+        ("numpy", "dtype"): Global(call=_dtype),
+    }
+    for core in ("core", "_core"):
+        allowed[f"numpy.{core}.multiarray", "_reconstruct"] = Global(call=_reconstruct)
+        allowed[f"numpy.{core}.multiarray", "scalar"] = Global(call=_scalar)
+    return allowed
 
 
-def _scalar(dtype: object, data: object) -> np.number:
-    """Return the number that `numpy.core.multiarray.scalar` would."""
-    array = _Array()
-    array.__setstate__((1, (), dtype, False, data))
-    return array.value[()]
+def _empty_dict() -> dict:
+    return {}
 
 
-def _encode(text: object, encoding: object) -> bytes:
-    """Return bytes as `_codecs.encode` does in pickles of bytes."""
-    if encoding != "latin1" or not isinstance(text, str):
-        raise pickle.UnpicklingError("has bytes in an encoding of its own")
-    return text.encode("latin1")
-
-
-def _no_bytes(*arguments: object) -> bytes:
-    """Return b"", which pickles of protocol 2 write as a call of `bytes` without arguments."""
-    if arguments:
-        raise pickle.UnpicklingError("has bytes in an encoding of its own")
+def _empty_bytes() -> bytes:
     return b""
-
-
-# Data alone: none of these calls anything that the file could name, and no memory but Python's own is written.
-ALLOWED = {
-    ("tfutil", "Network"): OfficialNetwork,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): _no_bytes,
-    ("builtins", "bytes"): _no_bytes,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _DType,
-    **{
-        (f"numpy.{core}.multiarray", name): function
-        for core in ("core", "_core")
-        for name, function in (("_reconstruct", _reconstruct), ("scalar", _scalar))
-    },
-}
-
-
-class _AllowListUnpickler(pickle._Unpickler):
-    """The unpickler written in Python: the one in C allocates as much as a file's numbers ask for."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"names {module}.{name}, which is none of the few classes that are read"
-            ) from None
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("refers to objects outside the file")
 
 
 def read_official_pickle(path: str | Path) -> list[OfficialNetwork]:
@@ -164,16 +187,16 @@ def read_official_pickle(path: str | Path) -> list[OfficialNetwork]:
         ValueError: not such a file, or one that names any class or function that is not allow-listed; none is called.
         OSError: it cannot be opened.
     """
-    # From memory: a length beyond the end of the file then asks for no more than there is.
-    contents = io.BytesIO(Path(path).read_bytes())
     try:
-        loaded = _AllowListUnpickler(contents, encoding="latin1").load()
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        loaded = load(path, _globals(Path(path).stat().st_size))
+    except Malformed as error:
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: not a pickle of official networks: {reason}") from error
     networks = list(loaded) if isinstance(loaded, tuple | list) else [loaded]
+    if len(networks) > MOST_NETWORKS:
+        raise ValueError(f"{path}: holds {len(networks)} objects, must hold at most {MOST_NETWORKS} networks")
     for network in networks:
-        if not isinstance(network, OfficialNetwork) or not hasattr(network, "variables"):
+        if not isinstance(network, OfficialNetwork) or not network.filled:
             raise ValueError(f"{path}: holds a {type(network).__name__}, must hold tfutil.Network objects")
     return networks
 
@@ -185,10 +208,16 @@ RENAMED = {
     "pixelnorm_epsilon": "pixel_norm_eps",
     **{n: n for n in ("fmap_base", "fmap_decay", "fmap_max", "use_wscale", "normalize_latents", "mbstd_group_size")},
 }
-# What one kind of network has; the other is given it too and ignores it, its leaky ReLUs included.
+# Options of one kind of network; the other is given them too and ignores them, its leaky ReLUs included.
 GENERATORS_ALONE = {"latent_size", "normalize_latents", "use_pixelnorm", "pixelnorm_epsilon", "use_leakyrelu"}
 DISCRIMINATORS_ALONE = {"mbstd_group_size"}
 READ_OFF_VARIABLES = {"num_channels", "resolution", "fused_scale"}
+KWARGS = {
+    "label_dim": Optional(number(0, MOST_LATENTS, whole=True)),
+    "use_wscale": Optional(bool),
+    "fmap_base": Optional(number(1, 1 << 32)),
+    "fmap_decay": Optional(number(0, 16)),
+}
 NO_INFLUENCE = {"structure", "dtype", "is_template_graph"}  # how the graph is built, not what it computes
 
 
@@ -198,7 +227,7 @@ def network_from_pickled(pickled: OfficialNetwork) -> Generator | Discriminator:
     Raises:
         ValueError: an option that our networks do not have, or variables that do not fit (see `from_official`).
     """
-    kwargs = {}
+    kwargs: dict[str, Any] = {}
     generator = any(name.startswith("ToRGB_lod") for name in pickled.variables)
     for name, value in pickled.options.items():
         if name in (DISCRIMINATORS_ALONE if generator else GENERATORS_ALONE):
@@ -209,11 +238,14 @@ def network_from_pickled(pickled: OfficialNetwork) -> Generator | Discriminator:
             if value is not None:
                 kwargs[RENAMED[name]] = value
         elif name not in READ_OFF_VARIABLES | NO_INFLUENCE:
-            raise ValueError(f"network {pickled.name}: has the unknown option {name}")
+            raise ValueError(f"network {some_of({pickled.name})}: has the unknown option {some_of({name})}")
+    name = some_of({pickled.name})
     try:
+        if problem := find_problem(kwargs, KWARGS, "options"):
+            raise ValueError(problem)
         return from_official(pickled.variables, **kwargs)
-    except ValueError as error:
-        raise ValueError(f"network {pickled.name}: {error}") from error
+    except (ValueError, ArithmeticError) as error:  # the latter of channels that options beyond reason give
+        raise ValueError(f"network {name}: {error}") from error
 
 
 def load_official_pickle(path: str | Path) -> dict[str, Generator | Discriminator]:

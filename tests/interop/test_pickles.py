@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import struct
+import subprocess
 import sys
 import types
 
@@ -157,3 +159,70 @@ def test_the_command_line_takes_the_average(official, tmp_path, capsys):
     golden = load("nets_r16_l5_fused_taper")
     images = G(tensor(golden, "latents"), tensor(golden, "labels"))
     assert_close(images, golden["G_out/lod0.0"] + 1, IMAGE_TOLERANCE)
+
+
+def _text(text):
+    data = text.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _array(dtype, shape, data):
+    """The operations that build an array of the allowed names alone."""
+    empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tB\x01\x00\x00\x00btR"
+    return empty + b"(K\x01(" + shape + b"t" + dtype + b"\x89B" + struct.pack("<I", len(data)) + data + b"tb"
+
+
+PLAIN = b"cnumpy\ndtype\n(" + _text("f4") + b"\x89\x88tR"
+OBJECTS = b"cnumpy\ndtype\n(" + _text("O") + b"\x89\x88tR"
+# Eight bytes with an object at 0, whose flags, the last number, say that there is none.
+HIDDEN = b"cnumpy\ndtype\n(" + _text("V8") + b"\x89\x88tR"
+FIELDS = b"(K\x03" + _text("|") + b"N(" + _text("a") + b"t}" + _text("a") + OBJECTS + b"K\x00\x86sK\x08K\x01K\x00tb"
+AS_FIELDS = b"(K\x03" + _text("<") + b"N(" + _text("a") + b"t}" + _text("a") + OBJECTS + b"K\x00\x86sK\x08K\x01K\x00tb"
+WITH_FLAGS = b"(K\x03" + _text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb"
+ADDRESS = struct.pack("<Q", 0x414141410000)
+
+
+# What stands in the place of a network's name, and the reason that is given.
+BAD = [
+    (_array(HIDDEN + FIELDS, b"K\x01", ADDRESS), "dtype 'V8'"),
+    (_array(PLAIN + AS_FIELDS, b"K\x02", ADDRESS), "dtype 'O'"),
+    (_array(OBJECTS, b"K\x01", ADDRESS), "dtype 'O'"),
+    (_array(PLAIN, b"J\xff\xff\xff\x7f", ADDRESS), "do not fit"),
+    (_array(PLAIN, b"J\xff\xff\xff\xff", ADDRESS), "a shape that is none"),
+    (b"cnumpy.core.multiarray\nscalar\n(" + HIDDEN + b"B\x08\x00\x00\x00" + ADDRESS + b"tR", "dtype 'V8'"),
+    (b"cnumpy\nndarray\n)\x81(K\x01tb", "no class"),
+    (
+        _array(PLAIN + b"(K\x03" + _text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb", b"K\x02", ADDRESS),
+        "more than",
+    ),
+    (b"cnumpy\ndtype\n(K\x01tb", "state to an object that has none"),
+    (b"K\x01r\xff\xff\xff\xff", None),  # a place in the memo that a table would need 32 GB for
+    (b"(" * 200_000 + b"t" * 200_000, None),  # a tuple whose hash overflows the stack
+    (b"}" + b"(" * 99_999 + b"t" * 99_999 + b"Ns", "a dict with a key of type tuple"),
+    (b"}" + b")" + b"\x85" * 3_000_000 + b"Ns", "operations"),  # a key whose hash overflows the stack
+    (b"\x8e" + struct.pack("<Q", 1 << 60), "damaged"),  # bytes that are not there
+]
+READ = """
+import sys
+from pggan_fast.interop import read_official_pickle
+for path in sys.argv[1:]:
+    try:
+        read_official_pickle(path)
+    except ValueError as error:
+        print(error, flush=True)
+"""
+
+
+def test_files_of_allowed_names_alone_do_not_crash(tmp_path):
+    """In a process of its own, as an ordinary unpickler follows some of them to memory of the file's choosing."""
+    paths = []
+    for index, (name, _) in enumerate(BAD):
+        state = b"}" + _text("name") + name + b"s" + _text("static_kwargs") + b"}s" + _text("variables") + b"}s"
+        paths.append(tmp_path / f"{index}.pkl")
+        paths[-1].write_bytes(b"\x80\x02ctfutil\nNetwork\n)\x81" + state + b"b.")
+    ended = subprocess.run([sys.executable, "-c", READ, *map(str, paths)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    reasons = ended.stdout.splitlines()
+    assert len(reasons) == len(BAD)
+    for path, reason, (_, expected) in zip(paths, reasons, BAD, strict=True):
+        assert reason.startswith(f"{path}: not a pickle of official networks: ") and (expected or "") in reason

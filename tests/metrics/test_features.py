@@ -1,5 +1,6 @@
 """Feature metrics: what torch-fidelity computes, from networks that give what their packages give."""
 
+import pickle
 import sys
 
 import numpy as np
@@ -202,3 +203,26 @@ def test_missing_weights_are_named_with_their_address(fidelity, tmp_path, monkey
 def test_too_few_images_are_refused_in_a_line():
     with pytest.raises(ValueError, match="4 real and 9 generated images: linear features need 5 or more of each"):
         measure(images(32, "A")[:4], images(32, "B")[:9])
+
+
+class _Touches:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_no_file_of_inception_weights_is_unpickled(fidelity, tmp_path):
+    """Whatever is in a file, nothing of it is run; the error is one line that names it."""
+    pickled = pickle.dumps(_Touches(tmp_path / "ran"))
+    (tmp_path / "pickle.pth").write_bytes(pickled)
+    torch.save(_Touches(tmp_path / "ran"), tmp_path / "saved.pth")
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "empty.pth").touch()
+    for name in ("pickle", "saved", "other", "list", "empty"):
+        with pytest.raises(ValueError, match=f"{name}.pth") as caught:
+            Inception(CPU, tmp_path / f"{name}.pth")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
