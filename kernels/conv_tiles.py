@@ -182,7 +182,7 @@ def table_path(device: int) -> Path:
 
 
 def measurement(problem: Problem) -> dict | None:
-    """Return what `tune` found on the current GPU for such a problem: {"tile": [...], "fused": whether it is faster}."""
+    """Return what `tune` found on this GPU for such a problem: {"tile": [...], "fused": whether it is faster}."""
     return _table(torch.cuda.current_device()).get(key(problem)) if torch.cuda.is_initialized() else None
 
 
