@@ -62,7 +62,7 @@ class Variation:
         return {"pairs": self._sets["fakes"].count}
 
     def values(self) -> dict[str, float]:
-        """Return the values of the generated images and of the reals, to compare; ValueError for a set without a pair."""
+        """Return the values of the generated images and of the reals; ValueError for a set without a pair."""
         for name, pairs in self._sets.items():
             if not pairs.count:
                 raise ValueError(f"{name}: MS-SSIM needs 2 images or more")
