@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from pggan_fast import _startup
 
@@ -9,7 +10,6 @@ if _startup.is_command_line():  # before torch is imported
     _startup.prepare()
 
 from pggan_fast import _moved, compat
-from pggan_fast.dropin import accelerate, explain, restore
 from pggan_fast.layers import (
     Blur,
     Downsample2x,
@@ -52,6 +52,16 @@ from pggan_fast.ops import (
 )
 
 _moved.install()
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs TorchDynamo at its first use: that takes as long as torch itself."""
+    if name in ("accelerate", "explain", "restore"):
+        from pggan_fast import dropin
+
+        return getattr(dropin, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 try:
     __version__ = version("pggan-fast")

@@ -15,6 +15,10 @@ and for the gradient (g, g_b) of (dx, db), with h = k (g + g_b / scale):
 Only y and r are kept for backward, and y is what the next layer keeps anyway.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -127,7 +131,7 @@ def remember_epilogue(ctx, y: Tensor, r: Tensor, bias: Tensor | None, options: t
     An affine map's gradient does not.
     """
     _, act, _, _, pixel_norm, _ = options
-    ctx.epilogue, ctx.impl = options[:-1], impl
+    ctx.epilogue, ctx.impl, ctx.keeps_zeros = options[:-1], impl, not getattr(_this_thread, "omits_zeros", False)
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.set_materialize_grads(False)
     if pixel_norm:
@@ -152,8 +156,8 @@ def epilogue_backward(ctx, dy, dr, y, r, bias_wanted: bool) -> tuple[Tensor, Ten
     if through_dispatcher():
         dx, db = _backward[ctx.impl](*arguments)
     elif torch.is_grad_enabled():
-        ctx.gets_zeros = not affine
-        dx, db = BiasActBackward.apply(*arguments, ctx.impl)
+        ctx.gets_zeros = ctx.keeps_zeros and not affine
+        dx, db = BiasActBackward.apply(*arguments, ctx.impl, ctx.keeps_zeros)
     else:
         dx, db = below_autograd(_backward[ctx.impl], *arguments)
     if not bias_wanted:
@@ -162,11 +166,14 @@ def epilogue_backward(ctx, dy, dr, y, r, bias_wanted: bool) -> tuple[Tensor, Ten
 
 
 class BiasActBackward(OpFunction):
-    """(dy, dr, y, r, *epilogue, bias_wanted, impl) -> (dx, db); r None without pixel norm, db empty unless wanted."""
+    """(dy, dr, y, r, *epilogue, bias_wanted, impl, keeps_zeros) -> (dx, db).
+
+    r is None without pixel norm, db empty unless wanted.
+    """
 
     @staticmethod
     def forward(ctx, dy, dr, y, r, *options):
-        *ctx.epilogue, bias_wanted, ctx.impl = options
+        *ctx.epilogue, bias_wanted, ctx.impl, ctx.keeps_zeros = options
         dx, db = below_autograd(_backward[ctx.impl], dy, dr, y, r, *ctx.epilogue, bias_wanted)
         ctx.save_for_backward(dy, dr, y, r)
         ctx.set_materialize_grads(False)
@@ -190,12 +197,27 @@ class BiasActBackward(OpFunction):
         d_dy, d_y, d_r, d_dr = call_op(_double_backward[ctx.impl], g, g_bias, *ctx.saved_tensors, *ctx.epilogue)
         if not pixel_norm:
             # As torch's own activations: they are zero, and an optimizer tells that from absent.
-            d_y = zeros_like(y) if act != "linear" and ctx.needs_input_grad[2] else None
+            d_y = zeros_like(y) if ctx.keeps_zeros and act != "linear" and ctx.needs_input_grad[2] else None
             d_r = d_dr = None
-        return d_dy, d_dr if dr is not None else None, d_y, d_r, None, None, None, None, None, None, None
+        return d_dy, d_dr if dr is not None else None, d_y, d_r, *[None] * 8
 
 
 # Zeros that flow through a second backward are never computed with: each is one value, expanded and marked.
+_this_thread = threading.local()
+
+
+@contextmanager
+def omit_zeros() -> Iterator[None]:
+    """Inside, this thread's calls leave out second derivatives that are known to be zero, instead of giving zeros.
+
+    An optimizer that gets every parameter's gradient from elsewhere saves the launches that write and add them.
+    """
+    before = getattr(_this_thread, "omits_zeros", False)
+    _this_thread.omits_zeros = True
+    try:
+        yield
+    finally:
+        _this_thread.omits_zeros = before
 
 
 def zeros_like(t: Tensor) -> Tensor:
@@ -209,9 +231,16 @@ def is_zeros(gradient: Tensor | None) -> bool:
     return getattr(gradient, "are_zeros", False)
 
 
+# What hands a gradient on in another shape or dtype, without the mark.
+RESHAPED = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "CloneBackward0", "ToCopyBackward0"}
+
+
 def input_zeros(t: Tensor) -> Tensor | None:
     """Zeros for the input of an op; None where its maker gets some anyway: the engine's sum would be computed with."""
-    return None if getattr(t.grad_fn, "gets_zeros", False) else zeros_like(t)
+    maker = t.grad_fn
+    while maker is not None and maker.name() in RESHAPED:
+        maker = maker.next_functions[0][0]
+    return None if getattr(maker, "gets_zeros", False) else zeros_like(t)
 
 
 def bias_zeros(ctx, dy: Tensor) -> Tensor | None:
@@ -376,7 +405,7 @@ _double_backward = define_forms(
     triton="bias_act.double_backward",
 )
 differentiate_forms(_forward, lambda x, bias, *rest: BiasAct.apply(x, bias, rest[:-1], rest[-1]))
-differentiate_forms(_backward, BiasActBackward.apply)
+differentiate_forms(_backward, lambda *args: BiasActBackward.apply(*args, True))
 refuse_derivatives(_double_backward)
 
 

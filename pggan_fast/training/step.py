@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pggan_fast.networks import AutoencoderDiscriminator, Discriminator, Generator
 from pggan_fast.ops import cache_folded_weights
+from pggan_fast.ops.bias_act import omit_zeros
 from pggan_fast.reference import stddev_group
 from pggan_fast.training.adam import MomentumFreeAdam
 from pggan_fast.training.augment import AUGMENTS, AdaptiveAugment, DiffAugment
@@ -141,7 +142,7 @@ class TrainStep:
         if self.d_steps > 1:
             parts = (None,) * self.d_steps if labels is None else labels.split(n)
             batches = list(zip(real.split(n), parts, strict=True))
-        with cache_folded_weights() as invalidate:
+        with omit_zeros(), cache_folded_weights() as invalidate:
             skipped = torch.zeros((), device=self.device)
             for reals, labels in batches:
                 z, mixing = self._draw(torch.randn, n, self.G.latent_dim), self._draw(torch.rand, n, 1, 1, 1)
