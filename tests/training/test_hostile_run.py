@@ -108,6 +108,7 @@ def test_statistics_of_other_types(run, capsys):
         Report(opened).write()
         opened.drop_stats_after(80)
         Report(opened).write()
+    assert (run / "report.html").read_text(encoding="utf-8").startswith("<!")
 
 
 def test_checkpoints_of_other_types(run):
