@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bench.roofline.aot import Compiled, compiling
 from pggan_fast.kernels import bias_act, fade, resample, stddev, upfirdn2d
-from tests.kernels.aot import Compiled, compiling
 
 EPILOGUE = (0.1, "lrelu", 0.2, 1.0)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

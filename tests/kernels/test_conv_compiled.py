@@ -13,10 +13,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from bench.roofline.aot import CAPABILITIES, SHARED_MEMORY, Compiled, compiling  # noqa: E402
 from pggan_fast.kernels import conv  # noqa: E402
 from pggan_fast.kernels import conv_weight_gradient as of_weights  # noqa: E402
 from pggan_fast.kernels.conv import Gate  # noqa: E402
-from tests.kernels.aot import CAPABILITIES, SHARED_MEMORY, Compiled, compiling  # noqa: E402
 from tests.kernels.memory_bound import occupancy  # noqa: E402
 
 EVERY_GPU = "PGGAN_FAST_TEST_KERNELS" in os.environ

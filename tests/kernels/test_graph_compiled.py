@@ -9,9 +9,9 @@ from torch.fx import GraphModule
 pytest.importorskip("triton")
 from functorch.compile import aot_function, make_boxed_func, min_cut_rematerialization_partition  # noqa: E402
 
+from bench.roofline.aot import assumed_gpu  # noqa: E402
 from pggan_fast import ops  # noqa: E402
 from pggan_fast.ops import dispatch  # noqa: E402
-from tests.kernels.aot import assumed_gpu  # noqa: E402
 
 # function, shapes, kernels in the forward and in the backward graph
 CALLS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from tests.kernels.aot import CAPABILITIES, SHARED_MEMORY  # noqa: E402
+from bench.roofline.aot import CAPABILITIES, SHARED_MEMORY  # noqa: E402
 from tests.kernels.memory_bound import CASES, LAYOUTS, Case, share_of_128_bits  # noqa: E402
 
 # Every GPU, shape and width of value takes long: in `make test-kernels`.
