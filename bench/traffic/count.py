@@ -8,7 +8,7 @@ multi-tensor kernels do. Of our own ops, `bench.traffic.kernels` says what their
 from collections import Counter
 from collections.abc import Iterable
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,11 +21,25 @@ RELABELS = {"detach", "alias", "lift_fresh", "view_as", "_reshape_alias", "_unsa
 OVERWRITES = {"fill_", "zero_", "copy_", "normal_", "uniform_"}
 NO_META_KERNEL = {"_fused_adam_", "_amp_foreach_non_finite_check_and_unscale_"}
 CONVOLUTIONS = {"convolution", "convolution_backward"}
+# Their last two arguments are the factors.
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 
 # of torch's MultiTensorApply.cuh
 CHUNK = 65536
 MOST_BLOCKS = 320
 MOST_TENSORS = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
+
+
+class Call(NamedTuple):
+    """One counted call: usually one launch."""
+
+    name: str
+    bytes: int
+    launches: int
+    operations: float
+    """Multiplications and additions, of convolutions and matrix products alone."""
+    launch: object
+    """A kernel's own launch, where whoever counted keeps it."""
 
 
 class Traffic(TorchDispatchMode):
@@ -36,10 +50,12 @@ class Traffic(TorchDispatchMode):
         self.rules = rules or {}
         self.launches: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
+        self.calls: list[Call] = []
 
-    def add(self, name: str, bytes: float, launches: int = 1) -> None:
+    def add(self, name: str, bytes: float, launches: int = 1, operations: float = 0.0, launch: object = None) -> None:
         self.launches[name] += launches
         self.bytes[name] += round(bytes)
+        self.calls.append(Call(name, round(bytes), launches, operations, launch))
 
     @property
     def total_launches(self) -> int:
@@ -68,21 +84,24 @@ class Traffic(TorchDispatchMode):
         if name == "convolution_backward":
             dz, x, weight = args[:3]
             of_x, of_weight, of_bias = args[-1]
+            operations = _operations(x, weight, dz, transposed=args[7])
             if of_x:
-                self.add(name, distinct_bytes(dz, weight, x))
+                self.add(name, distinct_bytes(dz, weight, x), operations=operations)
             if of_weight:
-                self.add(name, distinct_bytes(dz, x, weight))
+                self.add(name, distinct_bytes(dz, x, weight), operations=operations)
             if of_bias:
                 self.add("bias gradient", distinct_bytes(dz, result[2]))
             result = tuple(made if made is None else _laid_out(made, dz, x, weight) for made in result)
         elif name == "convolution":
             x, weight, bias = args[:3]
-            self.add(name, distinct_bytes(x, weight, result))
+            operations = _operations(x, weight, result, transposed=args[6])
+            self.add(name, distinct_bytes(x, weight, result), operations=operations)
             if bias is not None:
                 self.add("bias", 2 * distinct_bytes(result) + distinct_bytes(bias))
             result = _laid_out(result, x, weight)
         else:
-            self.add(name, _moved(func, name, args, kwargs, result))
+            operations = 2 * args[-2].numel() * args[-1].shape[-1] if name in PRODUCTS else 0.0
+            self.add(name, _moved(func, name, args, kwargs, result), operations=operations)
         return result
 
     def _on_lists(self, func: torch._ops.OpOverload, name: str, args: tuple, kwargs: dict) -> object:
@@ -102,6 +121,11 @@ class Traffic(TorchDispatchMode):
         moved += written * distinct_bytes(*tensors)
         self.add(name, moved, multi_tensor_launches([t.numel() for t in tensors], len(lists) + outputs))
         return result
+
+
+def _operations(x: Tensor, weight: Tensor, y: Tensor, transposed: bool) -> float:
+    """Multiplications and additions of a convolution x -> y, those with the padding's zeros among them."""
+    return 2.0 * (x if transposed else y).numel() * weight[0].numel()
 
 
 def _laid_out(made: Tensor, *inputs: Tensor) -> Tensor:

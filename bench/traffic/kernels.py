@@ -9,10 +9,12 @@ most. A convolution's tensors count once, as cuDNN's do, though each tap issues 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import NamedTuple
 from unittest import mock
 
 import torch
 from torch import Tensor
+from triton.runtime import JITFunction
 
 from bench.traffic.count import Traffic, distinct_bytes
 from pggan_fast.kernels import (
@@ -84,6 +86,20 @@ HOSTS = {
 """{op: the function of pggan_fast.kernels that launches for it}"""
 
 MODULES = (bias_act, bias_act_pixel_norm, conv, conv_weight_gradient, fade, fold, resample, stddev, upfirdn2d)
+
+
+class TritonLaunch(NamedTuple):
+    """A launch as Triton was asked for it."""
+
+    kernel: JITFunction
+    grid: tuple[int, ...]
+    args: tuple
+    options: dict
+
+    @property
+    def named(self) -> dict[str, object]:
+        """Arguments by name, constants and compilation options included."""
+        return dict(zip(self.kernel.arg_names, self.args, strict=False)) | self.options
 
 
 def native_launches(op: str, given: dict) -> int:
@@ -172,7 +188,7 @@ def counted(impl: str) -> Iterator[Traffic]:
 
     def launch(kernel, grid, *args, **options) -> None:
         tensors = {n: a for n, a in zip(kernel.arg_names, args, strict=False) if isinstance(a, Tensor)}
-        traffic.add(kernel.__name__, triton_bytes(kernel, tensors))
+        traffic.add(kernel.__name__, triton_bytes(kernel, tensors), launch=TritonLaunch(kernel, grid, args, options))
 
     with ExitStack() as stack:
         # Meta tensors have no kernels of their own, so no implementation offers itself for them.

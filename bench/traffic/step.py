@@ -14,11 +14,13 @@ from functools import cache, partial
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 from bench.baseline import eager
 from bench.traffic.count import Traffic
 from bench.traffic.kernels import counted
 from pggan_fast.networks import Discriminator, Generator
+from pggan_fast.ops import conv, linear
 from pggan_fast.training import TrainStep
 
 SIZES = {4: 128, 8: 128, 16: 128, 32: 16, 64: 16, 128: 16, 256: 8, 512: 4, 1024: 4}
@@ -35,9 +37,14 @@ def _meta_as_gpu(bf16: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(torch.optim, "Adam", adam))
         stack.enter_context(mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()))
-        stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda _: bf16))
-        stack.enter_context(mock.patch.object(torch, "get_autocast_dtype", lambda _: torch.bfloat16))
+        if bf16:
+            for module in (conv, linear):
+                stack.enter_context(mock.patch.object(module, "autocast_input", _to_bf16))
         yield
+
+
+def _to_bf16(x: Tensor) -> Tensor:
+    return x.to(torch.bfloat16)
 
 
 @cache

@@ -8,6 +8,7 @@ pytest.importorskip("triton")
 from bench.bench_traffic import traffic_records  # noqa: E402
 from bench.traffic.count import Traffic, multi_tensor_launches  # noqa: E402
 from bench.traffic.report import plot, rows  # noqa: E402
+from bench.traffic.step import step_traffic  # noqa: E402
 
 
 def meta(*shape: int) -> torch.Tensor:
@@ -81,6 +82,14 @@ def test_a_step_reaches_its_aims(resolution, batch):
     assert counts["triton"] <= 1.6 * counts["convolutions"]
     assert counts["auto"] <= (1.6 if resolution >= 256 else 2.1) * counts["convolutions"]
     assert counts["convolutions"] < counts["triton"] < counts["auto"] < counts["native"] < counts["eager"] / 1.9
+
+
+def test_bf16_halves_what_images_move():
+    """Weights and their gradients stay in fp32: what is left above a half."""
+    fp32, bf16 = (step_traffic("native", 256, 8, bf16) for bf16 in (False, True))
+    assert 0.5 <= bf16.of_convolutions / fp32.of_convolutions < 0.55
+    assert 0.5 < bf16.total_bytes / fp32.total_bytes < 0.6
+    assert sum(call.operations for call in bf16.calls) == sum(call.operations for call in fp32.calls) > 4e12
 
 
 def test_the_table_and_the_plot_hold_the_counts(tmp_path):
