@@ -61,6 +61,13 @@ test-third-party: lint
 	    kornia-rs einops fire termcolor retry decorator py adabelief-pytorch colorama tabulate
 	$(BIN)/python -m pytest tests/dropin/test_third_party.py -q -rs
 
+# Runs tracked by wandb, MLflow and trackio without a server; those that pip cannot install are skipped.
+test-trackers: lint
+	for name in wandb mlflow trackio; do \
+	    $(BIN)/python -m pip install -q $$name || echo "test-trackers: pip cannot install $$name"; \
+	done
+	$(BIN)/python -m pytest tests/training/test_trackers.py -q -rs
+
 bench: $(DEVELOPING)
 	$(BIN)/python -m pytest bench/
 
@@ -126,4 +133,4 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
-.PHONY: demo test test-hostile test-kernels test-kill test-metrics test-third-party bench lint format clean wheel gpu-check test-older-torch test-fuzz
+.PHONY: demo test test-hostile test-kernels test-kill test-metrics test-third-party bench lint format clean wheel gpu-check test-older-torch test-fuzz test-trackers

@@ -17,6 +17,8 @@ from pggan_fast.utils.options import check_options, flag, option, table, table_t
 
 # What `AutoencoderDiscriminator` has no place for.
 NOT_IN_AN_AUTOENCODER = ("labels", "attention_at", "residual", "minibatch_discrimination")
+# The trackers, by the name of their module and of their extra.
+TRACKED = ("wandb", "mlflow", "trackio", "tensorboard")
 MOST_KIMG = 1e9  # a trillion images
 SEEDS = (1 << 63) - 1
 
@@ -189,6 +191,12 @@ class TrainConfig:
     tensorboard: bool | None = option(
         None, help="Write events for TensorBoard (default: if it is installed).", changeable=True
     )
+    track: str = option(
+        "none",
+        help="Experiment trackers, comma-separated: wandb, mlflow, trackio, tensorboard.",
+        metavar="NAME,...",
+        changeable=True,
+    )
     metrics: str = option(
         "", help="Metrics to measure while training, comma-separated: see evaluate --help.", changeable=True
     )
@@ -207,6 +215,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_options(self)
         _check_together(self)
+
+    def trackers(self) -> list[str]:
+        """Return the names in `track`."""
+        names = [name.strip() for name in self.track.split(",")]
+        return list(dict.fromkeys(name for name in names if name not in ("", "none")))
 
     def schedule(self) -> Schedule:
         """Return the growth schedule; `resolution` must be known."""
@@ -244,6 +257,9 @@ def _check_together(config: TrainConfig) -> None:
         raise UserError("--activation-checkpointing: does not go with --spectral-norm, which each pass would move on")
     if config.tensorboard:
         require("tensorboard", extra="tensorboard", what="--tensorboard")
+    for name in config.trackers():
+        if name not in TRACKED:
+            raise UserError(f"--track {config.track}: {name} must be one of: none, {', '.join(TRACKED)}")
     if config.label_mode != "acgan" and not config.labels:
         raise UserError(f"--label-mode {config.label_mode}: needs --labels")
     if config.objective == "ebgan":

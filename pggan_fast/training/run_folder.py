@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import secrets
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class RunFolder:
 
     def _refuse_links(self) -> None:
         """Raise UserError for a part that is a link: what it names is not this run's to change."""
-        for name in ("config.json", "stats.jsonl", "report.html", "samples", "final", "tensorboard"):
+        for name in ("config.json", "stats.jsonl", "report.html", "samples", "final", "tensorboard", "wandb", "mlflow"):
             if (self.path / name).is_symlink():
                 raise UserError(f"--resume {self.path}: {name} is a link; put what it names there instead")
 
@@ -151,6 +152,9 @@ class RunFolder:
             raise UserError(
                 f"--cuda-graphs: is for one process on a CUDA device, this is {process_count()} on {device}"
             )
+        for name in config.trackers():
+            if find_spec(name) is None:
+                raise UserError(f"--track {name}: needs {name}; pip install 'pggan-fast[{name}]', or --track none")
         if config.resolution > data.resolution:
             raise UserError(f"--resolution {config.resolution}: the data in {data.path} end at {data.resolution} px")
         if data.count == 0:
