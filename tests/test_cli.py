@@ -1,5 +1,6 @@
 """The command line as people use it: commands end to end, errors of one line, exit codes."""
 
+import json
 import os
 import pty
 import select
@@ -12,12 +13,18 @@ import pytest
 from PIL import Image
 
 from pggan_fast.cli import main
+from pggan_fast.utils.program import python
 
 TINY_SETTINGS = """
     --stable-kimg 0.032 --transition-kimg 0.032 --total-kimg 0.128 --batch-size 16
     --fmap-base 32 --fmap-max 8 --device cpu
 """
 TINY = TINY_SETTINGS.split()
+
+
+def as_module(*arguments):
+    """The command as a message of `python -m pggan_fast` has it."""
+    return " ".join([f"{python()} -m pggan_fast", *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +75,7 @@ def test_runs_as_a_module_without_a_traceback():
     assert done.returncode == 2
     assert done.stderr == (
         "pggan-fast: error: --data /nowhere: no such folder; make one with:"
-        " pggan-fast prepare --images FOLDER --out DATA\n"
+        f" {as_module('prepare')} --images FOLDER --out DATA\n"
     )
 
 
@@ -124,7 +131,7 @@ def test_generate_from_an_unfinished_run(work):
         ("train --data {work}/data --out {new} --total-kmg 3", "did you mean --total-kimg?"),
         ("train --out {new}", "--data is missing"),
         ("train --data {work}/data", "--out is missing"),
-        ("train --data {work}/data --out {work}/run", "resume it by `pggan-fast train --resume"),
+        ("train --data {work}/data --out {work}/run", "/pggan-fast train --resume {work}/run` or choose"),
         ("train --data {work} --out {new}", "no prepared folder"),
         ("train --data {work}/data --out {new} --resolution 16", "the data in"),
         ("train --data {work}/data --out {new} --device abacus", "--device abacus"),
@@ -144,13 +151,15 @@ def test_generate_from_an_unfinished_run(work):
         ("generate --run {work}/run --out {new} --label green", "must be 0 to 1 or one of: blue, red"),
         ("generate --run {work}/run --out {new} --label 2", "must be 0 to 1"),
         ("generate --run {work}/run --out {new} --count 0", "--count 0"),
+        ("generate --run {work}/run --out {new} --config {work}/none.toml", "none.toml: no such file"),
+        ("generate --config {work}/run/config.json", "unknown setting data"),
         ("demo --speed", "unknown option --speed"),
         ("doctor --what", "unknown option --what"),
     ],
 )
 def test_mistakes(work, tmp_path, capsys, arguments, words):
     new = tmp_path / "new"
-    assert words in fails(capsys, *(part.format(work=work, new=new) for part in arguments.split()))
+    assert words.format(work=work) in fails(capsys, *(part.format(work=work, new=new) for part in arguments.split()))
     assert not new.exists()
 
 
@@ -179,6 +188,30 @@ def test_resume_without_a_path_takes_out(work, capsys):
     assert "finished after 128 images" in capsys.readouterr().out
 
 
+def test_settings_from_a_file(work, tmp_path, capsys):
+    """A run's own config.json makes the same run elsewhere; settings that a run has fixed may stand in the file."""
+    settings = work / "run" / "config.json"
+    assert main(["train", "--config", str(settings), "--out", str(tmp_path / "run"), "--tick-kimg", "2"]) == 0
+    made = [json.loads((run / "config.json").read_text())["settings"] for run in (work / "run", tmp_path / "run")]
+    assert {name for name in made[0] if made[0][name] != made[1][name]} == {"out", "tick_kimg"}
+    for folder in ("final", "samples"):
+        for path in (work / "run" / folder).iterdir():
+            assert path.read_bytes() == (tmp_path / "run" / folder / path.name).read_bytes()
+    assert main(["train", "--resume", str(tmp_path / "run"), "--config", str(settings)]) == 0
+    assert "finished after 128 images" in capsys.readouterr().out
+    other = tmp_path / "other.toml"
+    other.write_text("fmap_max = 9")
+    assert "--fmap-max: is fixed by" in fails(capsys, "train", "--resume", tmp_path / "run", "--config", other)
+    other.write_text(f"run = {str(work / 'run')!r}\nout = {str(tmp_path / 'g')!r}\ncount = 3")
+    assert main(["generate", "--config", str(other), "--count", "2"]) == 0
+    assert len(list((tmp_path / "g").iterdir())) == 2
+    other.write_text("preset = 'cpu-small'\nfmap_max = 8")
+    arguments = ["train", "--config", str(other), "--data", str(work / "data"), "--out", str(tmp_path / "small")]
+    assert main([*arguments, *TINY]) == 0
+    kept = json.loads((tmp_path / "small/config.json").read_text())["settings"]
+    assert (kept["ema_decay"], kept["fmap_max"]) == (0.998, 8)
+
+
 def test_plain_lines_without_a_terminal(work, tmp_path):
     command = [sys.executable, "-m", "pggan_fast", "train", "--data", work / "data", *TINY, "--out"]
     done = subprocess.run([*command, tmp_path / "run"], capture_output=True, text=True)
@@ -202,7 +235,7 @@ def test_ctrl_c_on_a_terminal_saves_and_leaves_with_130(work, tmp_path):
     printed, _ = process.communicate()
     os.close(master)
     assert process.returncode == 130
-    assert "stopped and saved; resume with: pggan-fast train --resume" in printed
+    assert f"stopped and saved; resume with: {as_module('train', '--resume')}" in printed
     assert "Traceback" not in printed
     assert len(list((run / "checkpoints").iterdir())) == 1
     text = bar.decode()

@@ -11,6 +11,7 @@ import pytest
 from pggan_fast import demo as module
 from pggan_fast.cli import main
 from pggan_fast.training import PreparedData, UserError
+from pggan_fast.utils.program import program
 
 DIGITS = np.random.default_rng(0).integers(0, 256, (30, 784))
 
@@ -63,8 +64,8 @@ def test_says_where_the_grid_is_and_how_to_go_on(here, capsys):
     printed = capsys.readouterr().out
     assert "sample grid: runs/demo/samples/000000112.png" in printed
     assert (here / "runs/demo/samples/000000112.png").is_file()
-    assert "-m pggan_fast prepare --images FOLDER --out DATA" in printed
-    assert "-m pggan_fast train --data DATA --out RUN" in printed
+    assert f"{program()} prepare --images FOLDER --out DATA" in printed
+    assert f"{program()} train --data DATA --out RUN" in printed
 
 
 def test_a_second_demo_downloads_nothing_and_takes_another_folder(here, monkeypatch):

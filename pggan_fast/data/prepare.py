@@ -22,6 +22,7 @@ from pggan_fast.networks.resolutions import HIGHEST, LOWEST
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.memory import advice_when_out_of_memory, is_out_of_memory
 from pggan_fast.utils.options import option
+from pggan_fast.utils.program import command
 from pggan_fast.utils.progress_bar import bar_over
 
 SHARE_LARGE_ENOUGH = 0.9  # of the images, for the resolution that is chosen when none is given
@@ -261,4 +262,4 @@ def _report(config: PrepareConfig, writer: DatasetWriter, source: Source) -> Non
             print(f"  {name}: {reason}")
         if len(writer.skipped) > REPORTED:
             print(f"  and {len(writer.skipped) - REPORTED} more, all named in {out}/dataset.json")
-    print(f"train on it: pggan-fast train --data {out} --out RUN")
+    print(f"train on it: {command('train', '--data', out)} --out RUN")

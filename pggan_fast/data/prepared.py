@@ -13,6 +13,7 @@ from pggan_fast.data.npy import map_npy
 from pggan_fast.data.rows import ImageRows
 from pggan_fast.networks.resolutions import SQUARE, image_size, resolutions_up_to
 from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.program import program
 
 SAMPLED_BYTES = 1 << 22  # of each resolution, for the fingerprint
 LEAST_SAMPLED = 4  # images
@@ -29,7 +30,7 @@ class PreparedData:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._shown = f"--data {printable(str(path))}"
-        hint = "make one with: pggan-fast prepare --images FOLDER --out DATA"
+        hint = f"make one with: {program()} prepare --images FOLDER --out DATA"
         if not self.path.is_dir():
             raise UserError(f"{self._shown}: no such folder; {hint}")
         if not (self.path / MANIFEST).is_file():

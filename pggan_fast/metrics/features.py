@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pggan_fast.metrics.rows import RowStore
+from pggan_fast.utils.optional import pip_install
 from pggan_fast.utils.torch_files import load_weights_only
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -221,5 +222,5 @@ def _library(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(
-            f"{name}: cannot be imported ({error}); pip install 'pggan-fast[metrics]' installs what these metrics need"
+            f"{name}: cannot be imported ({error}); {pip_install('metrics')} installs what these metrics need"
         ) from error

@@ -23,6 +23,7 @@ from pggan_fast.utils.device import find_device
 from pggan_fast.utils.distributed import process_count
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.options import flag, from_json, to_json
+from pggan_fast.utils.program import command
 from pggan_fast.utils.schema import Each, Optional, read_json
 
 CONFIG = {
@@ -89,7 +90,8 @@ class RunFolder:
         """
         kept, config = read_config(out, "--resume")
         for field in dataclasses.fields(TrainConfig):
-            if field.name in changes and not field.metadata["changeable"]:
+            same = changes.get(field.name) == getattr(config, field.name)
+            if field.name in changes and not same and not field.metadata["changeable"]:
                 hint = f"; a new run can --grow-from {out}" if field.name == "resolution" else ""
                 raise UserError(f"{flag(field.name)}: is fixed by {config_file(out)} and cannot change{hint}")
         config = dataclasses.replace(config, **changes)
@@ -211,7 +213,8 @@ def _check_new(out: Path) -> None:
     begun = [out / "stats.jsonl", out / "final", *checkpoints(out / "checkpoints"), *(out / "samples").glob("*")]
     if any(path.exists() for path in begun):
         raise UserError(
-            f"--out {out}: holds a run already; resume it by `pggan-fast train --resume {out}` or choose another folder"
+            f"--out {out}: holds a run already; resume it by `{command('train', '--resume', out)}`"
+            " or choose another folder"
         )
     try:
         read_json(config_file(out), CONFIG)

@@ -44,6 +44,7 @@ from pggan_fast.utils.device import AsyncScalar, find_device, sent
 from pggan_fast.utils.distributed import Processes
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.memory import advice_when_out_of_memory
+from pggan_fast.utils.program import command
 from pggan_fast.utils.progress_bar import duration
 from pggan_fast.utils.streams import lasting_streams
 
@@ -176,7 +177,7 @@ def _train(
                 save()
 
     if images < schedule.total_images:
-        print(f"stopped and saved; resume with: pggan-fast train --resume {run.path}")
+        print(f"stopped and saved; resume with: {command('train', '--resume', run.path)}")
         return False
     if stats.line_steps and int(step.bad_steps) >= stats.line_steps:
         raise UserError(f"no finite step in the last tick, so no final/, {_what_helps(run, images)}")

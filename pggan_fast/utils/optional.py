@@ -6,6 +6,12 @@ import importlib
 from types import ModuleType
 
 from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.program import python
+
+
+def pip_install(extra: str) -> str:
+    """Return the command that installs an extra beside this Python."""
+    return f"{python()} -m pip install 'pggan-fast[{extra}]'"
 
 
 def require(module: str, *, extra: str, what: str) -> ModuleType:
@@ -13,4 +19,4 @@ def require(module: str, *, extra: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"{what}: needs {module} ({error}); pip install 'pggan-fast[{extra}]'") from error
+        raise UserError(f"{what}: needs {module} ({error}); {pip_install(extra)}") from error

@@ -105,18 +105,23 @@ def check_options(config: Any) -> None:
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value is None and _may_be_none(hints[field.name]):
+        if value is None and may_be_none(hints[field.name]):
             continue
-        if problem := _find_problem(value, hints[field.name], field):
-            shown = table_text(value) if isinstance(value, dict) else value
-            shown = str(shown) if len(str(shown)) <= 80 else f"{str(shown)[:80]}..."
-            raise UserError(f"{flag(field.name)} {shown}: must be {problem}")
+        if problem := find_problem(value, hints[field.name], field):
+            raise UserError(f"{flag(field.name)} {shown_value(value)}: must be {problem}")
 
 
-def _find_problem(value: Any, hint: Any, field: dataclasses.Field) -> str | None:
-    kind = _plain_type(hint)
+def shown_value(value: Any) -> str:
+    """Return `value` for a message: a table as the command line takes it, and the beginning of what is long."""
+    text = str(table_text(value) if isinstance(value, dict) else value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def find_problem(value: Any, hint: Any, field: dataclasses.Field) -> str | None:
+    """Return what the value of `field`, whose type is `hint`, must be, or None if it is that."""
+    kind = plain_type(hint)
     if kind is dict:
-        keys, values = typing.get_args(_without_none(hint))
+        keys, values = typing.get_args(without_none(hint))
         if not isinstance(value, dict) or not value:
             return "a table of numbers by resolution"
         if not all(_is_a(key, keys) and 1 <= key <= 1024 for key in value):
@@ -184,7 +189,7 @@ class Parser(argparse.ArgumentParser):
                 "default": argparse.SUPPRESS,
                 "help": field.metadata["help"] + _default_text(field),
             }
-            kind = _plain_type(hints[field.name])
+            kind = plain_type(hints[field.name])
             if kind is bool:
                 settings["action"] = argparse.BooleanOptionalAction
             else:
@@ -193,7 +198,7 @@ class Parser(argparse.ArgumentParser):
                 if not field.metadata["choices"]:
                     settings["metavar"] = field.metadata["metavar"] or METAVARS.get(kind) or "RES:N,..."
             group.add_argument(flag(field.name), **settings)
-            if _required(field):
+            if is_required(field):
                 shown = settings.get("metavar") or "{" + ",".join(map(str, field.metadata["choices"])) + "}"
                 needed.append(f"{flag(field.name)} {shown}")
         self.usage = " ".join([self.prog, *needed, "[options]"])
@@ -202,7 +207,7 @@ class Parser(argparse.ArgumentParser):
 def from_options(config: type[Config], given: dict[str, Any]) -> Config:
     """Return `config` made from the options given. Raises UserError naming one that is missing or out of bounds."""
     for field in dataclasses.fields(config):
-        if _required(field) and field.name not in given:
+        if is_required(field) and field.name not in given:
             raise UserError(f"{flag(field.name)} is missing: {field.metadata['help']}")
     names = {field.name for field in dataclasses.fields(config)}
     made = config(**{name: value for name, value in given.items() if name in names})
@@ -230,10 +235,10 @@ def from_json(config: type[Config], plain: dict[str, Any]) -> Config:
     values = {}
     for field in dataclasses.fields(config):
         if field.name not in plain:
-            if _required(field):
+            if is_required(field):
                 raise UserError(f"setting {field.name} is missing")
             continue
-        value, kind = plain[field.name], _plain_type(hints[field.name])
+        value, kind = plain[field.name], plain_type(hints[field.name])
         if kind is Path and isinstance(value, str):
             value = Path(value)
         elif kind is dict and isinstance(value, dict):
@@ -286,32 +291,39 @@ def _path(text: str) -> Path:
 _path.__name__ = "a path, it is empty"
 
 
-def _without_none(hint: Any) -> Any:
+def without_none(hint: Any) -> Any:
     """Return `int` for `int | None`."""
     if isinstance(hint, types.UnionType):
         return next(part for part in typing.get_args(hint) if part is not type(None))
     return hint
 
 
-def _may_be_none(hint: Any) -> bool:
+def may_be_none(hint: Any) -> bool:
+    """Return whether None is among the values of a type."""
     return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
 
 
-def _plain_type(hint: Any) -> type:
+def plain_type(hint: Any) -> type:
     """Return `int` for `int | None`, `dict` for `dict[int, float]`."""
-    hint = _without_none(hint)
+    hint = without_none(hint)
     return typing.get_origin(hint) or hint
 
 
-def _required(field: dataclasses.Field) -> bool:
+def is_required(field: dataclasses.Field) -> bool:
+    """Return whether `field` has no default."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """Return the default of a field that has one."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _default_text(field: dataclasses.Field) -> str:
     """Return the default in brackets, unless the help names it itself."""
     if "(default" in field.metadata["help"]:
         return ""
-    if _required(field):
+    if is_required(field):
         return " (required)"
     if field.default_factory is not dataclasses.MISSING:
         return f" (default: {table_text(field.default_factory())})"

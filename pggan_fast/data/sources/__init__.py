@@ -13,6 +13,7 @@ from pggan_fast.data.sources.source import Item, Source, SourceError
 from pggan_fast.data.sources.tfrecords import LEVEL, TfRecords
 from pggan_fast.data.sources.torch_dataset import TorchDataset
 from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.program import program
 
 __all__ = [
     "Array",
@@ -52,7 +53,7 @@ def open_files(images: Path, option: str) -> Folder | Zip | Array:
     """Open a folder, a .zip or a .npy file, whose images can be read in any order."""
     kind = _kind(images, option)
     if kind not in FILES:
-        hint = "; prepare it first: pggan-fast prepare" if kind == ".tfrecords" else ""
+        hint = f"; prepare it first: {program()} prepare" if kind == ".tfrecords" else ""
         raise UserError(f"{option} {printable(str(images))}: must be a folder, .zip, .npy or prepared data{hint}")
     return FILES[kind](images, option=option)
 
