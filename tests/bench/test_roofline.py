@@ -1,0 +1,75 @@
+"""bench.roofline reads machine code as counted by hand, and puts a launch's floors where its work says."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from bench.roofline import sass  # noqa: E402
+from bench.roofline.__main__ import summary, table  # noqa: E402
+from bench.roofline.floors import CUDNN_SHARE, Floor, floor  # noqa: E402
+from bench.traffic.count import Call  # noqa: E402
+from bench.traffic.kernels import counted  # noqa: E402
+from pggan_fast.kernels.conv import convolve  # noqa: E402
+from pggan_fast.kernels.gpu_limits import A100, H200  # noqa: E402
+
+CODE = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;                   /* 0x00000a00ff017b82 */
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;         /* 0x0000000402047981 */
+        /*0020*/                   LDGSTS.E.BYPASS.128 [R9], [R2.64] ;      /* 0x0000000002097fae */
+        /*0030*/                   HMMA.16816.F32.BF16 R4, R8, R10, R4 ;    /* 0x0000000a0804723c */
+        /*0040*/              @!P0 BRA 0x20 ;                               /* 0xfffffffc00008947 */
+        /*0050*/                   STG.E desc[UR4][R2.64], R4 ;             /* 0x0000000402007986 */
+        /*0060*/                   EXIT ;                                   /* 0x000000000000794d */
+        /*0070*/                   BRA 0x70;                                /* 0xfffffffc00fc7947 */
+        /*0080*/                   NOP;                                     /* 0x0000000000007918 */
+"""
+
+
+def test_the_loop_counts_as_often_as_it_runs():
+    work = sass.work(CODE, steps=10)
+    assert list(sass.loops(sass.instructions(CODE))) == [(0x20, 0x40)]
+    assert work.instructions == 5 + 10 * 3
+    assert work.multiplications == 10 * 16 * 8 * 16
+    assert work.bytes == 32 * (16 + 10 * 16)  # LDG once, the copy to shared memory in the loop
+    assert not work.is_group_wide
+
+
+def test_an_unrolled_loop_runs_until_its_products_are_done():
+    assert sass.work(CODE, steps=10, multiplications=4 * 16 * 8 * 16).instructions == 5 + 4 * 3
+
+
+def test_a_warp_has_a_quarter_of_its_groups_products():
+    work = sass.work("        /*0000*/  HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24 ;")
+    assert work.multiplications == 64 * 128 * 16 / 4 and work.is_group_wide
+
+
+@pytest.mark.parametrize("gpu", [A100, H200], ids=lambda gpu: gpu.name)
+@pytest.mark.parametrize("channels", [16, 64])
+def test_a_convolution_does_its_products_once_and_fetches_its_taps(gpu, channels):
+    x = torch.empty(4, channels, 256, 256, dtype=torch.bfloat16, device="meta", memory_format=torch.channels_last)
+    weight = torch.empty_like(x[:1, :, :3, :3].expand(channels, -1, -1, -1), memory_format=torch.channels_last)
+    with counted("triton") as traffic:
+        convolve(x, weight.to(memory_format=torch.channels_last), size=(256, 256), padding=1)
+    call = next(call for call in traffic.calls if call.launch)
+    found = floor(call, gpu)
+    operations = 2 * 9 * channels * x.numel()
+    assert found.tensor == pytest.approx(operations / gpu.half_flops)
+    # Nine taps of each value, and the weight for every tile of 128 pixels.
+    fetched = 9 * 2 * x.numel() + 9 * channels**2 * 2 * x.numel() / (128 * channels)
+    # Lanes without a part of a narrow weight count as if they had one.
+    assert fetched <= found.l2 * gpu.l2_bytes_per_second <= {16: 1.5, 64: 1.15}[channels] * fetched
+    assert found.hbm == call.bytes / gpu.hbm_bytes_per_second
+    assert found.seconds == max(found.hbm, found.l2, found.tensor, found.issue) == getattr(found, found.bound)
+
+
+def test_torchs_convolutions_have_bytes_and_operations_alone():
+    found = floor(Call("convolution", 43 * 10**8, 1, 79e10, None), H200)
+    assert found.hbm == pytest.approx(1e-3) and found.tensor == pytest.approx(1e-3 / CUDNN_SHARE)
+    assert (found.l2, found.issue, found.bound) == (0, 0, "tensor")
+
+
+def test_the_table_adds_what_is_alike():
+    slow, fast = Floor("slow", 1, 2e-3, 0, 1e-3, 0), Floor("fast", 1, 1e-6, 0, 0, 3e-6)
+    assert "5.00 ms" in summary([slow, slow, Floor("last", 1, 0, 1e-3, 0, 0)])
+    rows = table([fast, slow, slow], 5).splitlines()[2:]
+    assert rows[0].startswith("| slow | 2 | 2000 | hbm |") and rows[1].startswith("| fast | 1 | 3 | issue |")
