@@ -7,7 +7,7 @@
 namespace pggan_fast {
 namespace {
 
-int64_t units_of(const Shape& s, const Epilogue& e) {
+int64_t work_items_of(const Shape& s, const Epilogue& e) {
   if (s.n * s.p == 0) return 0;
   if (bias_act_by_planes(s, e)) {
     const int64_t planes = bias_act_planes(s);
@@ -18,7 +18,7 @@ int64_t units_of(const Shape& s, const Epilogue& e) {
   return s.layout == Layout::contiguous ? s.n * blocks(s.p) : blocks(s.n * s.p);
 }
 
-int64_t unit_elements(const Shape& s, const Epilogue& e) {
+int64_t item_elements(const Shape& s, const Epilogue& e) {
   if (bias_act_by_planes(s, e)) return std::min(s.n * s.c * s.p, kPlanePixels);
   return std::min(bias_act_block(s), s.layout == Layout::contiguous ? s.p : s.n * s.p) * s.c;
 }
@@ -28,7 +28,7 @@ Tensor run_forward(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias
   const auto shift = per_channel(bias, x);
   const BiasActForward work{dtype_of(x), shape_of(x, layout), e, data(x), data(shift), y.mutable_data_ptr(),
                             r.mutable_data_ptr()};
-  parallel(units_of(work.shape, e), unit_elements(work.shape, e),
+  parallel(work_items_of(work.shape, e), item_elements(work.shape, e),
            [&](int64_t begin, int64_t end) { kernels().bias_act_forward(work, begin, end); });
   return r;
 }
@@ -55,29 +55,30 @@ Tensor bias_act_inplace(Tensor x, std::optional<Tensor> bias, double scale, std:
 
 std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr, Tensor y, std::optional<Tensor> r,
                                              double scale, std::string act, double slope, double gain, bool pixel_norm,
-                                             bool bias_wanted) {
+                                             bool needs_db) {
   const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, 0);
   const Layout layout = working_layout(y);
   Output dx(fresh_like(y), layout);
-  const Tensor dy_ = like("dy", dy, y, layout), y_ = with_layout(y, layout);
-  const auto dr_ = per_pixel("dr", dr, y);
-  const auto r_ = factors(r, y, pixel_norm);
+  const Tensor dy_dense = like("dy", dy, y, layout), y_dense = with_layout(y, layout);
+  const auto dr_dense = per_pixel("dr", dr, y);
+  const auto r_dense = factors(r, y, pixel_norm);
   const int64_t c = y.size(1);
-  Tensor db = empty_vector(bias_wanted ? c : 0, accumulation_type(y));
-  BiasActBackward work{dtype_of(y), shape_of(y, layout), e, data(dy_), data(dr_), data(y_), data(r_),
-                       dx.buffer.mutable_data_ptr(), nullptr};
-  const int64_t units = units_of(work.shape, e), elements = unit_elements(work.shape, e);
+  Tensor db = empty_vector(needs_db ? c : 0, accumulation_type(y));
+  BiasActBackward work{
+      dtype_of(y),   shape_of(y, layout),          e,      data(dy_dense), data(dr_dense), data(y_dense),
+      data(r_dense), dx.buffer.mutable_data_ptr(), nullptr};
+  const int64_t items = work_items_of(work.shape, e), elements = item_elements(work.shape, e);
   // One row of sums for each of a number of ranges that does not depend on the threads: the same result with any.
-  const int64_t ranges = bias_wanted ? std::min<int64_t>(units, 64) : units;
-  std::vector<double> sums(bias_wanted ? ranges * c : 0);
-  parallel(ranges, ranges ? elements * (units / ranges) : 0, [&](int64_t begin, int64_t end) {
+  const int64_t ranges = needs_db ? std::min<int64_t>(items, 64) : items;
+  std::vector<double> sums(needs_db ? ranges * c : 0);
+  parallel(ranges, ranges ? elements * (items / ranges) : 0, [&](int64_t begin, int64_t end) {
     for (int64_t range = begin; range < end; ++range) {
       BiasActBackward part = work;
-      part.db = bias_wanted ? &sums[range * c] : nullptr;
-      kernels().bias_act_backward(part, units * range / ranges, units * (range + 1) / ranges);
+      part.db = needs_db ? &sums[range * c] : nullptr;
+      kernels().bias_act_backward(part, items * range / ranges, items * (range + 1) / ranges);
     }
   });
-  if (bias_wanted) {
+  if (needs_db) {
     for (int64_t range = 1; range < ranges; ++range)
       for (int64_t j = 0; j < c; ++j) sums[j] += sums[range * c + j];
     sums.resize(c);
@@ -98,15 +99,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(std::optiona
   std::optional<Output> d_y;
   if (pixel_norm) d_y.emplace(fresh_like(y), layout);
   Tensor d_r = empty_factors(y, pixel_norm), d_dr = empty_factors(y, pixel_norm);
-  const Tensor dy_ = like("dy", dy, y, layout), y_ = with_layout(y, layout);
-  const auto r_ = factors(r, y, pixel_norm);
-  const auto g_ = like("g", g, y, layout), dr_ = per_pixel("dr", dr, y);
-  const auto g_bias_ = per_channel(g_bias, y);
-  const BiasActDoubleBackward work{dtype_of(y), shape_of(y, layout), e, data(g_), data(g_bias_), data(dy_), data(dr_),
-                                   data(y_), data(r_), d_dy.buffer.mutable_data_ptr(),
-                                   d_y ? d_y->buffer.mutable_data_ptr() : nullptr, d_r.mutable_data_ptr(),
+  const Tensor dy_dense = like("dy", dy, y, layout), y_dense = with_layout(y, layout);
+  const auto r_dense = factors(r, y, pixel_norm);
+  const auto g_dense = like("g", g, y, layout), dr_dense = per_pixel("dr", dr, y);
+  const auto g_bias_dense = per_channel(g_bias, y);
+  const BiasActDoubleBackward work{dtype_of(y),
+                                   shape_of(y, layout),
+                                   e,
+                                   data(g_dense),
+                                   data(g_bias_dense),
+                                   data(dy_dense),
+                                   data(dr_dense),
+                                   data(y_dense),
+                                   data(r_dense),
+                                   d_dy.buffer.mutable_data_ptr(),
+                                   d_y ? d_y->buffer.mutable_data_ptr() : nullptr,
+                                   d_r.mutable_data_ptr(),
                                    d_dr.mutable_data_ptr()};
-  parallel(units_of(work.shape, e), unit_elements(work.shape, e),
+  parallel(work_items_of(work.shape, e), item_elements(work.shape, e),
            [&](int64_t begin, int64_t end) { kernels().bias_act_double_backward(work, begin, end); });
   Tensor no_d_y = d_y ? d_y->finish() : empty_factors(y, false);
   return {d_dy.finish(), no_d_y, d_r, d_dr};

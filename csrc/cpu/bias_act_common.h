@@ -1,4 +1,4 @@
-// What bias_act's kernels share in both layouts: the activation, a unit's pixels.
+// What bias_act's kernels share in both layouts: the activation, an item's pixels.
 #pragma once
 
 #include <algorithm>
@@ -12,15 +12,15 @@ namespace pggan_fast::LEVEL {
 // is at most NaN.
 template <class A>
 struct Activation {
-  Vec<A> positive, negative, dead;
+  Vec<A> positive_slope, negative_slope, dead;
   explicit Activation(const Epilogue& e)
-      : positive(broadcast<A>(A(e.gain))),
-        negative(broadcast<A>(A(e.slope == 0 ? e.gain : e.gain * e.slope))),
+      : positive_slope(broadcast<A>(A(e.gain))),
+        negative_slope(broadcast<A>(A(e.slope == 0 ? e.gain : e.gain * e.slope))),
         dead(broadcast<A>(e.slope == 0 ? A(0) : A(NAN))) {}
   // gain * act(u); also gain * act'(y) times u, where y is any vector of the output's signs.
   Vec<A> operator()(Vec<A> u) const { return (*this)(u, u); }
   Vec<A> operator()(Vec<A> u, Vec<A> sign) const {
-    return (sign <= dead ? Vec<A>{} : u) * (sign > Vec<A>{} ? positive : negative);
+    return (sign <= dead ? Vec<A>{} : u) * (sign > Vec<A>{} ? positive_slope : negative_slope);
   }
 };
 
@@ -33,16 +33,16 @@ inline const A* padded(const void* values, int64_t c, int which) {
   return copy;
 }
 
-// Pixels of one unit: `first` counts pixels of sample n (contiguous) or of all samples (channels_last).
+// Pixels of one item: `first` counts pixels of sample n (contiguous) or of all samples (channels_last).
 struct Block {
   int64_t n, first, count;
 };
 
-inline Block block_of(const Shape& s, int64_t unit) {
+inline Block block_of(const Shape& s, int64_t item) {
   const int64_t pixels = s.layout == Layout::contiguous ? s.p : s.n * s.p;
   const int64_t size = bias_act_block(s), blocks = (pixels + size - 1) / size;
-  const int64_t first = unit % blocks * size;
-  return {unit / blocks, first, std::min(size, pixels - first)};
+  const int64_t first = item % blocks * size;
+  return {item / blocks, first, std::min(size, pixels - first)};
 }
 
 }  // namespace pggan_fast::LEVEL

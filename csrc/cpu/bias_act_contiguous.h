@@ -12,9 +12,9 @@ struct Planes {
   int64_t first, count;  // pixels of each
 };
 
-inline Planes planes_of(const Shape& s, int64_t unit) {
+inline Planes planes_of(const Shape& s, int64_t item) {
   const int64_t planes = bias_act_planes(s), chunks = bias_act_chunks(s);
-  const int64_t begin = unit / chunks * planes, first = unit % chunks * kPlanePixels;
+  const int64_t begin = item / chunks * planes, first = item % chunks * kPlanePixels;
   return {begin, std::min(begin + planes, s.n * s.c), first, std::min(kPlanePixels, s.p - first)};
 }
 

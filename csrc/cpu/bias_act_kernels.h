@@ -12,12 +12,12 @@ inline void bias_act_forward(const BiasActForward& a, int64_t begin, int64_t end
   with_type(a.dtype, [&](auto type) {
     using T = decltype(type);
     const auto* bias = padded<Acc<T>>(a.bias, a.shape.c, 0);
-    for (int64_t unit = begin; unit < end; ++unit) {
+    for (int64_t item = begin; item < end; ++item) {
       if (bias_act_by_planes(a.shape, a.epilogue)) {
-        forward_planes<T>(a, planes_of(a.shape, unit), bias);
+        forward_planes<T>(a, planes_of(a.shape, item), bias);
         continue;
       }
-      const Block block = block_of(a.shape, unit);
+      const Block block = block_of(a.shape, item);
       if (a.shape.layout == Layout::contiguous) forward_contiguous<T>(a, block, bias);
       else forward_channels_last<T>(a, block, bias);
     }
@@ -27,12 +27,12 @@ inline void bias_act_forward(const BiasActForward& a, int64_t begin, int64_t end
 inline void bias_act_backward(const BiasActBackward& a, int64_t begin, int64_t end) {
   with_type(a.dtype, [&](auto type) {
     using T = decltype(type);
-    for (int64_t unit = begin; unit < end; ++unit) {
+    for (int64_t item = begin; item < end; ++item) {
       if (bias_act_by_planes(a.shape, a.epilogue)) {
-        backward_planes<T>(a, planes_of(a.shape, unit));
+        backward_planes<T>(a, planes_of(a.shape, item));
         continue;
       }
-      const Block block = block_of(a.shape, unit);
+      const Block block = block_of(a.shape, item);
       if (a.shape.layout == Layout::contiguous) backward_contiguous<T>(a, block);
       else backward_channels_last<T>(a, block);
     }
@@ -43,12 +43,12 @@ inline void bias_act_double_backward(const BiasActDoubleBackward& a, int64_t beg
   with_type(a.dtype, [&](auto type) {
     using T = decltype(type);
     const auto* g_bias = padded<Acc<T>>(a.g_bias, a.shape.c, 0);
-    for (int64_t unit = begin; unit < end; ++unit) {
+    for (int64_t item = begin; item < end; ++item) {
       if (bias_act_by_planes(a.shape, a.epilogue)) {
-        double_backward_planes<T>(a, planes_of(a.shape, unit), g_bias);
+        double_backward_planes<T>(a, planes_of(a.shape, item), g_bias);
         continue;
       }
-      const Block block = block_of(a.shape, unit);
+      const Block block = block_of(a.shape, item);
       if (a.shape.layout == Layout::contiguous) double_backward_contiguous<T>(a, block, g_bias);
       else double_backward_channels_last<T>(a, block, g_bias);
     }

@@ -20,9 +20,9 @@ Tensor fade_in(Tensor low, Tensor high, std::optional<Tensor> alpha, double numb
                   "fade_in: low must be [N, C, H, W] and high [N, C, 2H, 2W] of the same dtype");
   const Layout layout = working_layout(high);
   Tensor y = empty_with_layout(high.sizes(), high.scalar_type(), layout);
-  const Tensor low_ = with_layout(low, layout), high_ = with_layout(high, layout);
-  run(kernels().fade_in, {dtype_of(high), grid_of(high, layout), value_of(alpha, number), false, data(low_),
-                          data(high_), nullptr, y.mutable_data_ptr()});
+  const Tensor low_dense = with_layout(low, layout), high_dense = with_layout(high, layout);
+  run(kernels().fade_in, {dtype_of(high), grid_of(high, layout), value_of(alpha, number), false, data(low_dense),
+                          data(high_dense), nullptr, y.mutable_data_ptr()});
   return y;
 }
 
@@ -34,9 +34,9 @@ std::tuple<Tensor, Tensor> fade_in_backward(Tensor dy, std::optional<Tensor> alp
   const int64_t sizes[] = {dy.size(0), dy.size(1), dy.size(2) / 2, dy.size(3) / 2};
   Tensor d_low = empty_with_layout(sizes, dy.scalar_type(), layout);
   Tensor d_high = empty_with_layout(dy.sizes(), dy.scalar_type(), layout);
-  const Tensor dy_ = with_layout(dy, layout);
+  const Tensor dy_dense = with_layout(dy, layout);
   run(kernels().fade_in_backward, {dtype_of(dy), grid_of(dy, layout), value_of(alpha, number), false, nullptr,
-                                   data(dy_), d_low.mutable_data_ptr(), d_high.mutable_data_ptr()});
+                                   data(dy_dense), d_low.mutable_data_ptr(), d_high.mutable_data_ptr()});
   return {d_low, d_high};
 }
 

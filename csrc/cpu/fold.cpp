@@ -10,8 +10,8 @@ constexpr int64_t kTile = 16;
 // to[t] = scale * sum of from[t + e] over e in {first, first + 1}, in both directions, where it exists. By tiles of
 // A x B: transposed, one side's neighbours are the other's strides of kilobytes, and a tile's lines stay in the cache.
 template <class From, class To>
-void sum_shifts(const Bank<From>& from, int64_t k_from, const Bank<To>& to, int64_t k_to, int64_t first, int64_t a,
-                int64_t b, double scale) {
+void sum_shifts(const Filters<From>& from, int64_t k_from, const Filters<To>& to, int64_t k_to, int64_t first,
+                int64_t a, int64_t b, double scale) {
   using A = std::conditional_t<std::is_same_v<From, const double> || std::is_same_v<To, double>, double, float>;
   // A tile's inner dimension is the one in which the source's neighbours lie.
   const bool swapped = from.a < from.b;
@@ -50,12 +50,13 @@ void sum_shifts(const Bank<From>& from, int64_t k_from, const Bank<To>& to, int6
 
 Tensor fold_weight(Tensor weight, double scale, bool transposed, ScalarType dtype, bool channels_last) {
   const int64_t a = weight.size(0), b = weight.size(1), k = weight.size(2);
-  Tensor folded = transposed ? empty_bank(b, a, k + 1, dtype, channels_last) : empty_bank(a, b, k + 1, dtype, channels_last);
+  Tensor folded =
+      transposed ? empty_filters(b, a, k + 1, dtype, channels_last) : empty_filters(a, b, k + 1, dtype, channels_last);
   with_type(dtype_of(weight), [&](auto from) {
     with_type(dtype_of(folded), [&](auto to) {
-      const auto w = bank(static_cast<const decltype(from)*>(weight.const_data_ptr()), weight);
-      const auto f = bank(static_cast<decltype(to)*>(folded.mutable_data_ptr()), folded);
-      sum_shifts(w, k, transposed ? reversed(f, k + 1) : f, k + 1, -1, a, b, scale);
+      const auto w = filters(static_cast<const decltype(from)*>(weight.const_data_ptr()), weight);
+      const auto f = filters(static_cast<decltype(to)*>(folded.mutable_data_ptr()), folded);
+      sum_shifts(w, k, transposed ? flipped(f, k + 1) : f, k + 1, -1, a, b, scale);
     });
   });
   return folded;
@@ -63,12 +64,12 @@ Tensor fold_weight(Tensor weight, double scale, bool transposed, ScalarType dtyp
 
 Tensor unfold_weight(Tensor folded, double scale, bool transposed, ScalarType dtype, bool channels_last) {
   const int64_t a = folded.size(transposed), b = folded.size(!transposed), k = folded.size(2) - 1;
-  Tensor weight = empty_bank(a, b, k, dtype, channels_last);
+  Tensor weight = empty_filters(a, b, k, dtype, channels_last);
   with_type(dtype_of(folded), [&](auto from) {
     with_type(dtype_of(weight), [&](auto to) {
-      const auto f = bank(static_cast<const decltype(from)*>(folded.const_data_ptr()), folded);
-      const auto w = bank(static_cast<decltype(to)*>(weight.mutable_data_ptr()), weight);
-      sum_shifts(transposed ? reversed(f, k + 1) : f, k + 1, w, k, 0, a, b, scale);
+      const auto f = filters(static_cast<const decltype(from)*>(folded.const_data_ptr()), folded);
+      const auto w = filters(static_cast<decltype(to)*>(weight.mutable_data_ptr()), weight);
+      sum_shifts(transposed ? flipped(f, k + 1) : f, k + 1, w, k, 0, a, b, scale);
     });
   });
   return weight;

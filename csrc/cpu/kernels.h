@@ -64,17 +64,18 @@ struct Resample {
   void* high_out;
 };
 
-// groups x group samples of `rows` rows of `run` values. A tensor with maps has maps x spread more behind each row.
-// contiguous: one row of C P values, spread P; channels_last: P rows of C values, spread 1. One sample in memory:
+// groups x group samples of `rows` rows of `row_len` values. A tensor with maps has maps x map_len more behind each
+// row. contiguous: one row of C P values, map_len P; channels_last: P rows of C values, map_len 1. One sample in
+// memory:
 //
 //   contiguous:     | channel 0: P values | channel 1 | ... | channel C - 1 | map 0: P values | ... |
-//                   |<--------------------- run = C P -------------------->|<-- maps x P -------->|
+//                   |<------------------- row_len = C P ------------------>|<-- maps x P -------->|
 //   channels_last:  | pixel 0: C values | maps | pixel 1: C values | maps | ... | pixel P - 1: C values | maps |
-//                   |<---- run = C ---->|                                    (without maps: the C values alone)
+//                   |<-- row_len = C -->|                                    (without maps: the C values alone)
 //
 // Which samples are one group: strided, of 8 samples in groups of 4: 0 1 0 1 0 1 0 1; consecutive: 0 0 0 0 1 1 1 1.
 struct Samples {
-  int64_t groups, group, maps, rows, run, spread;
+  int64_t groups, group, maps, rows, row_len, map_len;
   bool strided;
 };
 
@@ -88,7 +89,7 @@ struct Stddev {
   const void* g;
   void* y;
   void* dx;
-  double* sums;           // written: one for each unit and map; by read_maps one for each sample and map
+  double* sums;           // written: one for each work item and map; by read_maps one for each sample and map
   const double* factors;  // read: one for each group and map
 };
 
@@ -100,7 +101,7 @@ struct Relayout {
   void* to;
 };
 
-// Pixels of one sample in a unit of relayout's work: whole cache lines on both sides.
+// Pixels of one sample in a work item of relayout: whole cache lines on both sides.
 constexpr int64_t kRelayoutPixels = 64;
 
 // planes x h x w pixels of c values (contiguous: N C planes of one value, channels_last: N planes of C) to oh x ow.
@@ -121,9 +122,9 @@ static inline bool upfirdn2d_has_small_planes(const Upfirdn2d& a) {
   return a.c == 1 && a.w <= 16 && a.ow <= 16 && a.h <= 64 && a.oh <= 64;
 }
 
-// Each kernel does the units [begin, end) of its work. A unit of upfirdn2d is one output row, or kPlanesAtOnce small
-// planes, of bias_act is a block of `bias_act_block` pixels or of
-// `bias_act_planes`, of resampling some rows, of stddev a block of positions, and of its maps one map of one sample.
+// Each kernel does the work items [begin, end). A work item of upfirdn2d is one output row, or kPlanesAtOnce small
+// planes; of bias_act it is a block of `bias_act_block` pixels or of `bias_act_planes` planes; of resampling some rows;
+// of stddev a block of positions, and of its maps one map of one sample.
 struct Kernels {
   void (*bias_act_forward)(const BiasActForward&, int64_t begin, int64_t end);
   void (*bias_act_backward)(const BiasActBackward&, int64_t begin, int64_t end);
@@ -142,8 +143,14 @@ struct Kernels {
   void (*upfirdn2d)(const Upfirdn2d&, int64_t begin, int64_t end);
 };
 
-// A unit of bias_act's work is a block of pixels of one sample (contiguous) or of all samples (channels_last).
-// This many: a block's values fit in the second-level cache between the two passes that pixel norm needs.
+// A work item of bias_act with pixel norm is a block of this many pixels, of one sample (contiguous) or of all samples
+// (channels_last). Its values fit in the second-level cache between the two passes that pixel norm needs. In memory,
+// items 0, 1, 2 ... of one sample with C channels, b pixels to a block:
+//
+//   contiguous:     | channel 0: 00..0 11..1 22..2 | channel 1: 00..0 11..1 22..2 | ... | channel C - 1 |
+//                   |            |<b>|             |           C stretches of b values, P values apart
+//   channels_last:  | 000000 ... 0 | 111111 ... 1 | 222222 ... 2 | ...
+//                   |<-- b * C --->|              |          b pixels of C values, one stretch
 static inline int64_t bias_act_block(const Shape& s) {
   const bool last = s.layout == Layout::channels_last;
   // contiguous: long enough runs of a plane for the processor to read ahead, few enough for the second-level cache.
@@ -152,8 +159,8 @@ static inline int64_t bias_act_block(const Shape& s) {
   return pixels < 64 ? 64 : pixels > 4096 ? 4096 : pixels;
 }
 
-// Without pixel norm a contiguous tensor is walked in memory's order: a unit is this many planes of one channel and
-// sample each, or one of this many chunks of a plane.
+// Without pixel norm a contiguous tensor is walked in memory's order: a work item is this many planes of one channel
+// and sample each, or one of this many chunks of a plane.
 constexpr int64_t kPlanePixels = 16 * 1024;
 static inline bool bias_act_by_planes(const Shape& s, const Epilogue& e) {
   return s.layout == Layout::contiguous && !e.pixel_norm;
@@ -161,22 +168,20 @@ static inline bool bias_act_by_planes(const Shape& s, const Epilogue& e) {
 static inline int64_t bias_act_planes(const Shape& s) { return s.p < kPlanePixels ? kPlanePixels / s.p : 1; }
 static inline int64_t bias_act_chunks(const Shape& s) { return (s.p + kPlanePixels - 1) / kPlanePixels; }
 
-// A unit of resampling is this many low rows, of any planes, with two high rows each.
+// A work item of resampling is this many low rows, of any planes, with two high rows each.
 static inline int64_t resample_rows(const Grid& g) {
   const int64_t row = g.w * g.c;
   // An extra row parts the planes.
   return row > 1024 || g.extra_h ? 1 : 1024 / row;
 }
 
-// Positions in a unit of stddev's work: times the samples of a group, the values fit in the first or second level
+// Positions in a work item of stddev: times the samples of a group, the values fit in the first or second level
 // cache between the passes over them.
 constexpr int64_t kStddevBlock = 2048;
 
-// A unit is this many whole rows, or one of `stddev_chunks` chunks of one map's part of a row.
-static inline int64_t stddev_rows(const Samples& s) { return s.run < kStddevBlock ? kStddevBlock / s.run : 1; }
-static inline int64_t stddev_chunks(const Samples& s) {
-  return (s.run / s.maps + kStddevBlock - 1) / kStddevBlock;
-}
+// A work item is this many whole rows, or one of `stddev_chunks` chunks of one map's part of a row.
+static inline int64_t stddev_rows(const Samples& s) { return s.row_len < kStddevBlock ? kStddevBlock / s.row_len : 1; }
+static inline int64_t stddev_chunks(const Samples& s) { return (s.row_len / s.maps + kStddevBlock - 1) / kStddevBlock; }
 
 extern const Kernels kernels_baseline;
 #ifndef PGGAN_FAST_NO_X86

@@ -13,8 +13,8 @@ Tensor to_layout(Tensor x, bool channels_last) {
   if (x.numel() == 0 || dtype == Dtype::f64 || !has_layout(x, other)) return torch::stable::copy_(y, x);
   const Shape s = shape_of(x, other);
   const Relayout work = {dtype == Dtype::f32, channels_last, s.c, s.p, data(x), y.mutable_data_ptr()};
-  const int64_t units = s.n * ((s.p + kRelayoutPixels - 1) / kRelayoutPixels);
-  parallel(units, kRelayoutPixels * s.c, [&](int64_t begin, int64_t end) { kernels().relayout(work, begin, end); });
+  const int64_t items = s.n * ((s.p + kRelayoutPixels - 1) / kRelayoutPixels);
+  parallel(items, kRelayoutPixels * s.c, [&](int64_t begin, int64_t end) { kernels().relayout(work, begin, end); });
   return y;
 }
 

@@ -52,10 +52,10 @@ template <class T>
 void relayout_typed(const Relayout& work, int64_t begin, int64_t end) {
   const int64_t c = work.c, p = work.p, blocks = (p + kRelayoutPixels - 1) / kRelayoutPixels;
   const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const T* from = static_cast<const T*>(work.from) + unit / blocks * c * p;
-    T* to = static_cast<T*>(work.to) + unit / blocks * c * p;
-    const int64_t first = unit % blocks * kRelayoutPixels, last = least(first + kRelayoutPixels, p);
+  for (int64_t item = begin; item < end; ++item) {
+    const T* from = static_cast<const T*>(work.from) + item / blocks * c * p;
+    T* to = static_cast<T*>(work.to) + item / blocks * c * p;
+    const int64_t first = item % blocks * kRelayoutPixels, last = least(first + kRelayoutPixels, p);
     for (int64_t i = 0; i < c; i += kFloats)
       for (int64_t j = first; j < last; j += kFloats) {
         const int64_t channels = least(kFloats, c - i), pixels = least(kFloats, last - j);

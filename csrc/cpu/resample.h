@@ -9,8 +9,8 @@ inline void run(void (*kernel)(const Resample&, int64_t, int64_t), const Resampl
   const Grid& g = work.grid;
   const int64_t row = g.w * g.c;
   if (row == 0) return;
-  const int64_t rows = resample_rows(g), units = (g.planes * g.h + rows - 1) / rows;
-  parallel(units, 4 * rows * row, [&](int64_t begin, int64_t end) { kernel(work, begin, end); });
+  const int64_t rows = resample_rows(g), items = (g.planes * g.h + rows - 1) / rows;
+  parallel(items, 4 * rows * row, [&](int64_t begin, int64_t end) { kernel(work, begin, end); });
 }
 
 inline void check_image(const char* op, const Tensor& x) {

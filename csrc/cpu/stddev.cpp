@@ -36,43 +36,42 @@ Tensor gradient_with_maps(const Tensor& dy, const Tensor& x, int64_t maps, Layou
   return with_layout(with_dtype(dy, x.scalar_type()), layout);
 }
 
-int64_t units_of(const Samples& s) {
+int64_t work_items_of(const Samples& s) {
   const int64_t chunks = stddev_chunks(s), rows = stddev_rows(s);
   return s.groups * (chunks > 1 ? s.rows * s.maps * chunks : (s.rows + rows - 1) / rows);
 }
 
-int64_t values_of(const Samples& s) { return s.groups * s.group * s.rows * s.run; }
+int64_t values_of(const Samples& s) { return s.groups * s.group * s.rows * s.row_len; }
 
 using Kernel = void (*)(const Stddev&, int64_t, int64_t);
 
 void run(Kernel kernel, const Stddev& work) {
-  const int64_t units = units_of(work.samples);
-  parallel(units, values_of(work.samples) / units,
-           [&](int64_t begin, int64_t end) { kernel(work, begin, end); });
+  const int64_t items = work_items_of(work.samples);
+  parallel(items, values_of(work.samples) / items, [&](int64_t begin, int64_t end) { kernel(work, begin, end); });
 }
 
 void run_on_maps(Kernel kernel, const Stddev& work) {
   const Samples& s = work.samples;
-  parallel(s.groups * s.group * s.maps, s.rows * s.spread,
+  parallel(s.groups * s.group * s.maps, s.rows * s.map_len,
            [&](int64_t begin, int64_t end) { kernel(work, begin, end); });
 }
 
-// Runs a kernel that sums per unit; returns for each group and map the sum times `factor`. Units are added in order,
+// Runs a kernel that sums per item; returns for each group and map the sum times `factor`. Items are added in order,
 // so that the result does not depend on the threads.
 std::vector<double> run_and_sum(Kernel kernel, Stddev work, double factor) {
   const Samples& s = work.samples;
-  const int64_t units = units_of(s), per_group = units / s.groups;
-  std::vector<double> sums(units * s.maps, 0.0), totals(s.groups * s.maps, 0.0);
+  const int64_t items = work_items_of(s), per_group = items / s.groups;
+  std::vector<double> sums(items * s.maps, 0.0), totals(s.groups * s.maps, 0.0);
   work.sums = sums.data();
   run(kernel, work);
-  for (int64_t unit = 0; unit < units; ++unit)
+  for (int64_t item = 0; item < items; ++item)
     for (int64_t map = 0; map < s.maps; ++map)
-      totals[unit / per_group * s.maps + map] += factor * sums[unit * s.maps + map];
+      totals[item / per_group * s.maps + map] += factor * sums[item * s.maps + map];
   return totals;
 }
 
 // Values of one map of one group.
-double elements_of(const Samples& s) { return double(s.rows) * double(s.run / s.maps); }
+double elements_of(const Samples& s) { return double(s.rows) * double(s.row_len / s.maps); }
 
 // For each group and map: the sum of dy's map over the group and all pixels, T of the formulas, over D E.
 std::vector<double> map_gradients(Stddev work) {
@@ -92,8 +91,8 @@ Tensor minibatch_stddev(Tensor x, int64_t group, int64_t maps, double eps, bool 
   Stddev work = work_on(x, layout, group, maps, eps, strided, correction);
   Tensor y = empty_with_maps(x, maps, layout);
   if (x.numel() == 0) return torch::stable::zero_(y);
-  const Tensor x_ = with_layout(x, layout);
-  work.x = data(x_);
+  const Tensor x_dense = with_layout(x, layout);
+  work.x = data(x_dense);
   work.y = y.mutable_data_ptr();
   const std::vector<double> values = run_and_sum(kernels().stddev_forward, work, 1 / elements_of(work.samples));
   work.factors = values.data();
@@ -106,11 +105,11 @@ Tensor minibatch_stddev_backward(Tensor dy, Tensor x, int64_t group, int64_t map
   Output dx(fresh_like(x), working_layout(x));
   const Layout layout = working_layout(x);
   Stddev work = work_on(x, layout, group, maps, eps, strided, correction);
-  const Tensor dy_ = gradient_with_maps(dy, x, maps, layout);
+  const Tensor dy_dense = gradient_with_maps(dy, x, maps, layout);
   if (x.numel() == 0) return dx.finish();
-  const Tensor x_ = with_layout(x, layout);
-  work.x = data(x_);
-  work.dy = data(dy_);
+  const Tensor x_dense = with_layout(x, layout);
+  work.x = data(x_dense);
+  work.dy = data(dy_dense);
   work.dx = dx.buffer.mutable_data_ptr();
   const std::vector<double> factors = map_gradients(work);
   work.factors = factors.data();
@@ -123,13 +122,13 @@ std::tuple<Tensor, Tensor> minibatch_stddev_double_backward(Tensor g, Tensor dy,
   const Layout layout = working_layout(x);
   Output dx(fresh_like(x), layout), d_dy(torch::stable::empty_like(dy), layout);
   Stddev work = work_on(x, layout, group, maps, eps, strided, correction);
-  const Tensor dy_ = gradient_with_maps(dy, x, maps, layout);
+  const Tensor dy_dense = gradient_with_maps(dy, x, maps, layout);
   STD_TORCH_CHECK(g.sizes().equals(x.sizes()), "minibatch_stddev: g must have x's shape");
   if (x.numel() == 0) return {torch::stable::zero_(d_dy.tensor), dx.finish()};
-  const Tensor x_ = with_layout(x, layout), g_ = with_layout(with_dtype(g, x.scalar_type()), layout);
-  work.x = data(x_);
-  work.g = data(g_);
-  work.dy = data(dy_);
+  const Tensor x_dense = with_layout(x, layout), g_dense = with_layout(with_dtype(g, x.scalar_type()), layout);
+  work.x = data(x_dense);
+  work.g = data(g_dense);
+  work.dy = data(dy_dense);
   work.dx = dx.buffer.mutable_data_ptr();
   work.y = d_dy.buffer.mutable_data_ptr();
   const std::vector<double> gradients = map_gradients(work);

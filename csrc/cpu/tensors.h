@@ -9,14 +9,14 @@ namespace pggan_fast {
 inline int32_t device_type() { return aoti_torch_device_type_cpu(); }
 inline int32_t device_index() { return 0; }
 
-// Runs f(begin, end) over `units` on torch's threads; work of under 32k elements stays on this thread.
+// Runs f(begin, end) over `items` on torch's threads; work of under 32k elements stays on this thread.
 template <class F>
-void parallel(int64_t units, int64_t elements_per_unit, const F& f) {
-  const int64_t grain = std::max<int64_t>(1, 16 * 1024 / std::max<int64_t>(1, elements_per_unit));
-  if (units <= 2 * grain && units * elements_per_unit <= 32 * 1024) {
-    if (units > 0) f(0, units);
+void parallel(int64_t items, int64_t elements_per_item, const F& f) {
+  const int64_t grain = std::max<int64_t>(1, 16 * 1024 / std::max<int64_t>(1, elements_per_item));
+  if (items <= 2 * grain && items * elements_per_item <= 32 * 1024) {
+    if (items > 0) f(0, items);
   } else {
-    torch::stable::parallel_for(0, units, grain, f);
+    torch::stable::parallel_for(0, items, grain, f);
   }
 }
 

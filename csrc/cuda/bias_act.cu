@@ -26,17 +26,17 @@ Coefficients<A> coefficients(const Epilogue& e) {
 }
 
 // As the kernels take it: the dense [N, C] of one pixel is channels_last.
-bool is_last(const Shape& s) { return s.layout == Layout::channels_last || s.p == 1; }
+bool is_channels_last(const Shape& s) { return s.layout == Layout::channels_last || s.p == 1; }
 
-// f(T, V, last, norm), each a value whose type says it, for tensors that begin at these places.
+// f(T, V, channels_last, norm), each a value whose type says it, for tensors that begin at these places.
 template <class F>
 void with_kernel(Dtype dtype, const Shape& s, bool norm, std::initializer_list<const void*> places, F f) {
   const bool aligned = std::all_of(places.begin(), places.end(), is_aligned);
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    with_bool(is_last(s), [&](auto last) {
-      with_vector<T>(aligned && (last ? s.c : s.p) % (16 / sizeof(T)) == 0, [&](auto vector) {
-        with_bool(norm, [&](auto norm_) { f(type, vector, last, norm_); });
+    with_bool(is_channels_last(s), [&](auto channels_last) {
+      with_vector<T>(aligned && (channels_last ? s.c : s.p) % (16 / sizeof(T)) == 0, [&](auto vector) {
+        with_bool(norm, [&](auto has_norm) { f(type, vector, channels_last, has_norm); });
       });
     });
   });
@@ -51,10 +51,10 @@ Tensor run_forward(const Tensor& x, const Tensor& y, const std::optional<Tensor>
   const Shape shape = shape_of(x, layout);
   if (is_empty(shape)) return r;
   with_kernel(dtype_of(x), shape, e.pixel_norm, {x.const_data_ptr(), y.const_data_ptr()},
-              [&](auto type, auto vector, auto last, auto norm) {
+              [&](auto type, auto vector, auto channels_last, auto norm) {
                 using T = decltype(type);
-                const Tiling t = tiling_of<T, vector, last, 1>(shape, norm);
-                launch("bias_act", bias_act_forward_kernel<T, vector, last, norm>,
+                const Tiling t = tiling_of<T, vector, channels_last, 1>(shape, norm);
+                launch("bias_act", bias_act_forward_kernel<T, vector, channels_last, norm>,
                        blocks_for(t, tiles_at_a_time<T>(t, shape, shift.has_value()), norm), pointer<T>(x),
                        pointer<Acc<T>>(shift), output<T>(y), output<Acc<T>>(r), coefficients<Acc<T>>(e), t);
               });
@@ -90,7 +90,7 @@ bool reads_output(const Epilogue& e) { return e.pixel_norm || e.slope != 1; }
 
 std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr, Tensor y, std::optional<Tensor> r,
                                              double scale, std::string act, double slope, double gain, bool pixel_norm,
-                                             bool bias_wanted) {
+                                             bool needs_db) {
   const OnDeviceOf guard(y);
   const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, 0);
   check_device("bias_act_backward", "dy", dy, y);
@@ -98,25 +98,25 @@ std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr
   check_device("bias_act_backward", "r", r, y);
   const Layout layout = working_layout(y);
   Output dx(fresh_like(y), layout);
-  const Tensor dy_ = like("dy", dy, y, layout), y_ = with_layout(y, layout);
-  const auto dr_ = per_pixel("dr", dr, y);
-  const auto r_ = factors(r, y, pixel_norm);
-  Tensor db = empty_vector(bias_wanted ? y.size(1) : 0, accumulation_type(y));
+  const Tensor dy_dense = like("dy", dy, y, layout), y_dense = with_layout(y, layout);
+  const auto dr_dense = per_pixel("dr", dr, y);
+  const auto r_dense = factors(r, y, pixel_norm);
+  Tensor db = empty_vector(needs_db ? y.size(1) : 0, accumulation_type(y));
   const Shape shape = shape_of(y, layout);
   if (is_empty(shape)) return {dx.finish(), torch::stable::zero_(db)};
   with_kernel(
-      dtype_of(y), shape, pixel_norm, {dy_.const_data_ptr(), y_.const_data_ptr(), dx.buffer.const_data_ptr()},
-      [&](auto type, auto vector, auto last, auto norm) {
+      dtype_of(y), shape, pixel_norm, {dy_dense.const_data_ptr(), y_dense.const_data_ptr(), dx.buffer.const_data_ptr()},
+      [&](auto type, auto vector, auto channels_last, auto norm) {
         using T = decltype(type);
         using A = Acc<T>;
-        const Tiling t = tiling_of<T, vector, last, 2>(shape, norm);
+        const Tiling t = tiling_of<T, vector, channels_last, 2>(shape, norm);
         // With a bias, every block (group of chunks) leaves one row of sums.
-        const int64_t rows = tiles_at_a_time<T>(t, shape, bias_wanted);
+        const int64_t rows = tiles_at_a_time<T>(t, shape, needs_db);
         std::optional<Tensor> sums;
-        if (bias_wanted) sums = empty_vector(rows * t.c, accumulation_type(y));
-        launch("bias_act_backward", bias_act_backward_kernel<T, vector, last, norm>, blocks_for(t, rows, norm),
-               pointer<T>(dy_), pointer<A>(dr_), reads_output(e) ? pointer<T>(y_) : nullptr, pointer<A>(r_),
-               output<T>(dx.buffer), sums ? output<A>(*sums) : nullptr, coefficients<A>(e), t);
+        if (needs_db) sums = empty_vector(rows * t.c, accumulation_type(y));
+        launch("bias_act_backward", bias_act_backward_kernel<T, vector, channels_last, norm>, blocks_for(t, rows, norm),
+               pointer<T>(dy_dense), pointer<A>(dr_dense), reads_output(e) ? pointer<T>(y_dense) : nullptr,
+               pointer<A>(r_dense), output<T>(dx.buffer), sums ? output<A>(*sums) : nullptr, coefficients<A>(e), t);
         if (sums)
           launch("bias_act_backward", sum_rows_kernel<A>, divide_up(t.c, 32), pointer<A>(*sums), rows, t.c,
                  output<A>(db));
@@ -139,32 +139,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(
   std::optional<Output> d_y;
   if (pixel_norm) d_y.emplace(fresh_like(y), layout);
   Tensor d_r = empty_factors(y, pixel_norm), d_dr = empty_factors(y, pixel_norm);
-  const Tensor dy_ = like("dy", dy, y, layout), y_ = with_layout(y, layout);
-  const auto r_ = factors(r, y, pixel_norm);
-  const auto g_ = like("g", g, y, layout), dr_ = per_pixel("dr", dr, y);
-  const auto g_bias_ = per_channel(g_bias, y);
+  const Tensor dy_dense = like("dy", dy, y, layout), y_dense = with_layout(y, layout);
+  const auto r_dense = factors(r, y, pixel_norm);
+  const auto g_dense = like("g", g, y, layout), dr_dense = per_pixel("dr", dr, y);
+  const auto g_bias_dense = per_channel(g_bias, y);
   const Shape shape = shape_of(y, layout);
   const Tensor& d_y_buffer = d_y ? d_y->buffer : d_dy.buffer;
   if (!is_empty(shape))
     with_kernel(dtype_of(y), shape, pixel_norm,
-                {g_ ? g_->const_data_ptr() : nullptr, dy_.const_data_ptr(), y_.const_data_ptr(),
+                {g_dense ? g_dense->const_data_ptr() : nullptr, dy_dense.const_data_ptr(), y_dense.const_data_ptr(),
                  d_dy.buffer.const_data_ptr(), d_y_buffer.const_data_ptr()},
-                [&](auto type, auto vector, auto last, auto norm) {
+                [&](auto type, auto vector, auto channels_last, auto norm) {
                   using T = decltype(type);
                   using A = Acc<T>;
-                  const Tiling t = tiling_of<T, vector, last, 3>(shape, norm);
-                  const DoubleBackward<T> work{pointer<T>(g_),
-                                               pointer<A>(g_bias_),
-                                               pointer<T>(dy_),
-                                               pointer<A>(dr_),
-                                               reads_output(e) ? pointer<T>(y_) : nullptr,
-                                               pointer<A>(r_),
+                  const Tiling t = tiling_of<T, vector, channels_last, 3>(shape, norm);
+                  const DoubleBackward<T> work{pointer<T>(g_dense),
+                                               pointer<A>(g_bias_dense),
+                                               pointer<T>(dy_dense),
+                                               pointer<A>(dr_dense),
+                                               reads_output(e) ? pointer<T>(y_dense) : nullptr,
+                                               pointer<A>(r_dense),
                                                output<T>(d_dy.buffer),
                                                output<T>(d_y_buffer),
                                                output<A>(d_r),
                                                output<A>(d_dr)};
-                  launch("bias_act_double_backward", bias_act_double_backward_kernel<T, vector, last, norm>,
-                         blocks_for(t, tiles_at_a_time<T>(t, shape, g_bias_.has_value()), norm), work,
+                  launch("bias_act_double_backward", bias_act_double_backward_kernel<T, vector, channels_last, norm>,
+                         blocks_for(t, tiles_at_a_time<T>(t, shape, g_bias_dense.has_value()), norm), work,
                          coefficients<A>(e), t);
                 });
   Tensor d_y_finished = d_y ? d_y->finish() : empty_factors(y, false);

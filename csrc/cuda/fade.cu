@@ -26,13 +26,13 @@ Tensor fade_in(Tensor low, Tensor high, std::optional<Tensor> alpha, double numb
   check_device("fade_in", "low", low, high);
   const Layout layout = working_layout(high);
   Tensor y = empty_with_layout(high.sizes(), high.scalar_type(), layout);
-  const Tensor low_ = with_layout(low, layout), high_ = with_layout(high, layout);
+  const Tensor low_dense = with_layout(low, layout), high_dense = with_layout(high, layout);
   const Grid g = grid_of(high, layout);
-  with_kernel(dtype_of(high), g, layout, {low_.const_data_ptr(), high_.const_data_ptr(), y.const_data_ptr()},
-              [&](auto type, auto vector, auto last, int64_t blocks) {
+  with_kernel(dtype_of(high), g, layout, {low_dense.const_data_ptr(), high_dense.const_data_ptr(), y.const_data_ptr()},
+              [&](auto type, auto vector, auto channels_last, int64_t blocks) {
                 using T = decltype(type);
-                launch("fade_in", fade_in_kernel<T, vector, last>, blocks, pointer<T>(low_), pointer<T>(high_),
-                       output<T>(y), alpha_of<Acc<T>>("fade_in", alpha, number, high), g);
+                launch("fade_in", fade_in_kernel<T, vector, channels_last>, blocks, pointer<T>(low_dense),
+                       pointer<T>(high_dense), output<T>(y), alpha_of<Acc<T>>("fade_in", alpha, number, high), g);
               });
   return y;
 }
@@ -46,13 +46,13 @@ std::tuple<Tensor, Tensor> fade_in_backward(Tensor dy, std::optional<Tensor> alp
   const int64_t sizes[] = {dy.size(0), dy.size(1), dy.size(2) / 2, dy.size(3) / 2};
   Tensor d_low = empty_with_layout(sizes, dy.scalar_type(), layout);
   Tensor d_high = empty_with_layout(dy.sizes(), dy.scalar_type(), layout);
-  const Tensor dy_ = with_layout(dy, layout);
+  const Tensor dy_dense = with_layout(dy, layout);
   const Grid g = grid_of(dy, layout);
-  with_kernel(dtype_of(dy), g, layout, {dy_.const_data_ptr(), d_low.const_data_ptr(), d_high.const_data_ptr()},
-              [&](auto type, auto vector, auto last, int64_t blocks) {
+  with_kernel(dtype_of(dy), g, layout, {dy_dense.const_data_ptr(), d_low.const_data_ptr(), d_high.const_data_ptr()},
+              [&](auto type, auto vector, auto channels_last, int64_t blocks) {
                 using T = decltype(type);
-                launch("fade_in_backward", fade_in_backward_kernel<T, vector, last>, blocks, pointer<T>(dy_),
-                       output<T>(d_low), output<T>(d_high),
+                launch("fade_in_backward", fade_in_backward_kernel<T, vector, channels_last>, blocks,
+                       pointer<T>(dy_dense), output<T>(d_low), output<T>(d_high),
                        alpha_of<Acc<T>>("fade_in_backward", alpha, number, dy), g);
               });
   return {d_low, d_high};
@@ -72,15 +72,15 @@ Tensor fade_reals(Tensor images, std::optional<Tensor> alpha, double number, Sca
   Tensor y = empty_with_layout(x.sizes(), work, layout);
   const Grid g = grid_of(x, layout);
   with_kernel(dtype_of(y), g, layout, {x.const_data_ptr(), y.const_data_ptr()},
-              [&](auto type, auto vector, auto last, int64_t blocks) {
+              [&](auto type, auto vector, auto channels_last, int64_t blocks) {
                 using T = decltype(type);
                 const auto weight = alpha_of<Acc<T>>("fade_reals", alpha, number, images);
                 if (bytes)
-                  launch("fade_reals", fade_reals_kernel<T, uint8_t, vector, last>, blocks, pointer<uint8_t>(x),
-                         output<T>(y), weight, g);
+                  launch("fade_reals", fade_reals_kernel<T, uint8_t, vector, channels_last>, blocks,
+                         pointer<uint8_t>(x), output<T>(y), weight, g);
                 else
-                  launch("fade_reals", fade_reals_kernel<T, T, vector, last>, blocks, pointer<T>(x), output<T>(y),
-                         weight, g);
+                  launch("fade_reals", fade_reals_kernel<T, T, vector, channels_last>, blocks, pointer<T>(x),
+                         output<T>(y), weight, g);
               });
   return with_dtype(y, dtype);
 }

@@ -21,33 +21,33 @@ __device__ inline A lerp(A old, A fresh, A alpha) {
   return fabs(alpha) < A(0.5) ? old + (fresh - old) * alpha : fresh + (old - fresh) * (1 - alpha);
 }
 
-template <class T, int V, bool last>
+template <class T, int V, bool channels_last>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     fade_in_kernel(const T* low, const T* high, T* out, Alpha<Acc<T>> weight, Grid g) {
   using A = Acc<T>;
   const A alpha = weight.value();
-  for_cell<V, last>(g, [&](const Cell<V, last>& cell) {
+  for_cell<V, channels_last>(g, [&](const Cell<V, channels_last>& cell) {
     const Vec<T, V> vec = load_vec<T, V>(low + cell.low);
     A values[2][2][V];
     load_high(g, cell, high, values);
     for_high<V>([&](int r, int s, int v) {
-      const A old = A(vec.v[low_of<V, last>(s, v)]);
+      const A old = A(vec.v[low_of<V, channels_last>(s, v)]);
       values[r][s][v] = lerp(old, values[r][s][v], alpha);
     });
     store_high(g, cell, out, values);
   });
 }
 
-template <class T, int V, bool last>
+template <class T, int V, bool channels_last>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     fade_in_backward_kernel(const T* dy, T* d_low, T* d_high, Alpha<Acc<T>> weight, Grid g) {
   using A = Acc<T>;
   const A alpha = weight.value();
-  for_cell<V, last>(g, [&](const Cell<V, last>& cell) {
+  for_cell<V, channels_last>(g, [&](const Cell<V, channels_last>& cell) {
     A values[2][2][V], sums[V] = {};
     load_high(g, cell, dy, values);
     // Scaled first: the sum of what 1 - alpha leaves nothing of may be no number.
-    for_high<V>([&](int r, int s, int v) { sums[low_of<V, last>(s, v)] += (1 - alpha) * values[r][s][v]; });
+    for_high<V>([&](int r, int s, int v) { sums[low_of<V, channels_last>(s, v)] += (1 - alpha) * values[r][s][v]; });
     store_rounded(d_low + cell.low, sums);
     for_high<V>([&](int r, int s, int v) { values[r][s][v] *= alpha; });
     store_high(g, cell, d_high, values);
@@ -55,19 +55,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 }
 
 // H is T, or bytes, which become -1..1.
-template <class T, class H, int V, bool last>
+template <class T, class H, int V, bool channels_last>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     fade_reals_kernel(const H* images, T* out, Alpha<Acc<T>> weight, Grid g) {
   using A = Acc<T>;
   const A alpha = weight.value();
-  for_cell<V, last>(g, [&](const Cell<V, last>& cell) {
+  for_cell<V, channels_last>(g, [&](const Cell<V, channels_last>& cell) {
     A values[2][2][V], sums[V] = {};
     load_high(g, cell, images, values);
     if constexpr (std::is_same_v<H, uint8_t>)
       for_high<V>([&](int r, int s, int v) { values[r][s][v] = values[r][s][v] * A(2.0 / 255) - 1; });
-    sum_high<A, V, last>(values, sums);
+    sum_high<A, V, channels_last>(values, sums);
     for_high<V>([&](int r, int s, int v) {
-      const A coarse = sums[low_of<V, last>(s, v)] / 4;
+      const A coarse = sums[low_of<V, channels_last>(s, v)] / 4;
       values[r][s][v] = lerp(coarse, values[r][s][v], alpha);
     });
     store_high(g, cell, out, values);

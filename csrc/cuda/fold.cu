@@ -10,7 +10,7 @@ namespace {
 // knows the sizes, and each value is read once; of others up to four times, from the first-level cache but for once.
 template <class From, class To, bool larger, bool of_3x3>
 __global__ void __launch_bounds__(kThreads, kBlocks<From>)
-    sum_shifts_kernel(Bank<const From> from, int any_from, Bank<To> to, int any_to, int64_t a, int64_t b,
+    sum_shifts_kernel(Filters<const From> from, int any_from, Filters<To> to, int any_to, int64_t a, int64_t b,
                       double scale) {
   using A = std::conditional_t<std::is_same_v<From, double> || std::is_same_v<To, double>, double, float>;
   constexpr int kFrom = larger ? 3 : 4;
@@ -41,21 +41,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks<From>)
 }
 
 // `from` [A, B, k_from, k_from] to `to` [A, B, k_to, k_to], or one of them with A and B swapped.
-void sum_shifts(const char* op, const Tensor& from, bool reverse_from, const Tensor& to, bool reverse_to,
-                double scale) {
-  const int64_t a = to.size(reverse_to), b = to.size(!reverse_to);
+void sum_shifts(const char* op, const Tensor& from, bool flip_from, const Tensor& to, bool flip_to, double scale) {
+  const int64_t a = to.size(flip_to), b = to.size(!flip_to);
   const int k_from = int(from.size(2)), k_to = int(to.size(2));
   const int64_t blocks = divide_up(a * b, kThreads);
   with_type(dtype_of(from), [&](auto from_type) {
     with_type(dtype_of(to), [&](auto to_type) {
       using From = decltype(from_type);
       using To = decltype(to_type);
-      const auto f = bank(pointer<From>(from), from);
-      const auto t = bank(output<To>(to), to);
+      const auto f = filters(pointer<From>(from), from);
+      const auto t = filters(output<To>(to), to);
       with_bool(k_to > k_from, [&](auto larger) {
         with_bool(std::max(k_from, k_to) == 4, [&](auto of_3x3) {
-          launch(op, sum_shifts_kernel<From, To, larger(), of_3x3()>, blocks,
-                 reverse_from ? reversed(f, k_from) : f, k_from, reverse_to ? reversed(t, k_to) : t, k_to, a, b, scale);
+          launch(op, sum_shifts_kernel<From, To, larger(), of_3x3()>, blocks, flip_from ? flipped(f, k_from) : f,
+                 k_from, flip_to ? flipped(t, k_to) : t, k_to, a, b, scale);
         });
       });
     });
@@ -65,7 +64,7 @@ void sum_shifts(const char* op, const Tensor& from, bool reverse_from, const Ten
 Tensor fold_weight(Tensor weight, double scale, bool transposed, ScalarType dtype, bool channels_last) {
   const OnDeviceOf guard(weight);
   const int64_t a = weight.size(transposed), b = weight.size(!transposed), k = weight.size(2);
-  Tensor folded = empty_bank(a, b, k + 1, dtype, channels_last);
+  Tensor folded = empty_filters(a, b, k + 1, dtype, channels_last);
   sum_shifts("fold_weight", weight, false, folded, transposed, scale);
   return folded;
 }
@@ -73,7 +72,7 @@ Tensor fold_weight(Tensor weight, double scale, bool transposed, ScalarType dtyp
 Tensor unfold_weight(Tensor folded, double scale, bool transposed, ScalarType dtype, bool channels_last) {
   const OnDeviceOf guard(folded);
   const int64_t a = folded.size(transposed), b = folded.size(!transposed), k = folded.size(2) - 1;
-  Tensor weight = empty_bank(a, b, k, dtype, channels_last);
+  Tensor weight = empty_filters(a, b, k, dtype, channels_last);
   sum_shifts("unfold_weight", folded, transposed, weight, false, scale);
   return weight;
 }

@@ -16,9 +16,9 @@ Tensor upsample2x(Tensor x, double scale, int64_t extra_h, int64_t extra_w) {
   const Tensor low = with_layout(x, layout);
   const Grid g = grid_of(y, layout);
   with_kernel(dtype_of(x), g, layout, {low.const_data_ptr(), y.const_data_ptr()},
-              [&](auto type, auto vector, auto last, int64_t blocks) {
+              [&](auto type, auto vector, auto channels_last, int64_t blocks) {
                 using T = decltype(type);
-                launch("upsample2x", upsample_kernel<T, vector, last>, blocks, pointer<T>(low), output<T>(y),
+                launch("upsample2x", upsample_kernel<T, vector, channels_last>, blocks, pointer<T>(low), output<T>(y),
                        Acc<T>(scale), g);
               });
   return y;
@@ -33,10 +33,10 @@ Tensor downsample2x(Tensor x, double scale) {
   const Tensor high = with_layout(x, layout);
   const Grid g = grid_of(x, layout);
   with_kernel(dtype_of(x), g, layout, {high.const_data_ptr(), y.const_data_ptr()},
-              [&](auto type, auto vector, auto last, int64_t blocks) {
+              [&](auto type, auto vector, auto channels_last, int64_t blocks) {
                 using T = decltype(type);
-                launch("downsample2x", downsample_kernel<T, vector, last>, blocks, pointer<T>(high), output<T>(y),
-                       Acc<T>(scale), g);
+                launch("downsample2x", downsample_kernel<T, vector, channels_last>, blocks, pointer<T>(high),
+                       output<T>(y), Acc<T>(scale), g);
               });
   return y;
 }

@@ -11,7 +11,8 @@ inline void check_image(const char* op, const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 4, op, ": x must be [N, C, H, W]");
 }
 
-// f(T, V, last), each a value whose type says it, and the blocks to launch, for tensors that begin at these places.
+// f(T, V, channels_last), each a value whose type says it, and the blocks to launch, for tensors that begin at these
+// places.
 template <class F>
 void with_kernel(Dtype dtype, const Grid& g, Layout layout, std::initializer_list<const void*> places, F f) {
   if (g.planes * g.h * g.w * g.c == 0) return;
@@ -19,11 +20,11 @@ void with_kernel(Dtype dtype, const Grid& g, Layout layout, std::initializer_lis
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     constexpr int V = 16 / sizeof(T);
-    with_bool(layout == Layout::channels_last, [&](auto last) {
+    with_bool(layout == Layout::channels_last, [&](auto channels_last) {
       // A row of the high resolution must begin where a vector may, too.
-      const bool fits = aligned && (last ? g.c % V == 0 : g.w % V == 0 && g.extra_w == 0);
+      const bool fits = aligned && (channels_last ? g.c % V == 0 : g.w % V == 0 && g.extra_w == 0);
       with_vector<T>(fits, [&](auto vector) {
-        f(type, vector, last, divide_up(cells_of<vector, last>(g), kThreads));
+        f(type, vector, channels_last, divide_up(cells_of<vector, channels_last>(g), kThreads));
       });
     });
   });

@@ -44,7 +44,7 @@ void with_kernel(const Tensor& x, Samples s, std::initializer_list<const void*> 
     using T = decltype(type);
     constexpr int V = 16 / sizeof(T);
     // A vector must stay in one row and map, and begin where one may in tensors with maps, too.
-    const bool fits = aligned && s.run / s.maps % V == 0 && s.wide_row() % V == 0;
+    const bool fits = aligned && s.row_len / s.maps % V == 0 && s.wide_row() % V == 0;
     with_vector<T>(fits, [&](auto vector) {
       Samples shared = s;
       const int64_t blocks = divide_up(s.positions(), kThreads * int64_t(vector)), shares = s.groups * s.maps;
@@ -80,12 +80,12 @@ Tensor minibatch_stddev(Tensor x, int64_t group, int64_t maps, double eps, bool 
   const Samples samples = samples_of(x, layout, group, maps, strided);
   Tensor y = empty_with_maps(x, maps, layout);
   if (x.numel() == 0) return torch::stable::zero_(y);
-  const Tensor x_ = with_layout(x, layout);
-  with_kernel(x, samples, {x_.const_data_ptr(), y.const_data_ptr()},
+  const Tensor x_dense = with_layout(x, layout);
+  with_kernel(x, samples, {x_dense.const_data_ptr(), y.const_data_ptr()},
               [&](auto type, auto vector, const Samples& s, int64_t blocks) {
                 using T = decltype(type);
                 const Tensor sums = empty_doubles(blocks);
-                launch("minibatch_stddev", stddev_forward_kernel<T, vector>, blocks, pointer<T>(x_), output<T>(y),
+                launch("minibatch_stddev", stddev_forward_kernel<T, vector>, blocks, pointer<T>(x_dense), output<T>(y),
                        output<double>(sums), Acc<T>(divisor_of(group, correction)), Acc<T>(eps), s);
                 write_maps<T>(sums, y, 1 / double(s.positions()), s);
               });
@@ -98,16 +98,16 @@ Tensor minibatch_stddev_backward(Tensor dy, Tensor x, int64_t group, int64_t map
   const Layout layout = working_layout(x);
   Output dx(fresh_like(x), layout);
   const Samples samples = samples_of(x, layout, group, maps, strided);
-  const Tensor dy_ = gradient_with_maps(dy, x, maps, layout);
+  const Tensor dy_dense = gradient_with_maps(dy, x, maps, layout);
   if (x.numel() == 0) return dx.finish();
-  const Tensor x_ = with_layout(x, layout);
+  const Tensor x_dense = with_layout(x, layout);
   const double divisor = divisor_of(group, correction);
-  const Tensor gradients = map_gradients(dy_, samples, divisor);
-  with_kernel(x, samples, {x_.const_data_ptr(), dy_.const_data_ptr(), dx.buffer.const_data_ptr()},
+  const Tensor gradients = map_gradients(dy_dense, samples, divisor);
+  with_kernel(x, samples, {x_dense.const_data_ptr(), dy_dense.const_data_ptr(), dx.buffer.const_data_ptr()},
               [&](auto type, auto vector, const Samples& s, int64_t blocks) {
                 using T = decltype(type);
-                launch("minibatch_stddev_backward", stddev_backward_kernel<T, vector>, blocks, pointer<T>(dy_),
-                       pointer<T>(x_), pointer<double>(gradients), output<T>(dx.buffer), Acc<T>(divisor),
+                launch("minibatch_stddev_backward", stddev_backward_kernel<T, vector>, blocks, pointer<T>(dy_dense),
+                       pointer<T>(x_dense), pointer<double>(gradients), output<T>(dx.buffer), Acc<T>(divisor),
                        Acc<T>(eps), s);
               });
   return dx.finish();
@@ -119,23 +119,24 @@ std::tuple<Tensor, Tensor> minibatch_stddev_double_backward(Tensor g, Tensor dy,
   const Layout layout = working_layout(x);
   Output dx(fresh_like(x), layout), d_dy(torch::stable::empty_like(dy), layout);
   const Samples samples = samples_of(x, layout, group, maps, strided);
-  const Tensor dy_ = gradient_with_maps(dy, x, maps, layout);
+  const Tensor dy_dense = gradient_with_maps(dy, x, maps, layout);
   check_device("minibatch_stddev_double_backward", "g", g, x);
   STD_TORCH_CHECK(g.sizes().equals(x.sizes()), "minibatch_stddev: g must have x's shape");
   if (x.numel() == 0) return {torch::stable::zero_(d_dy.tensor), dx.finish()};
-  const Tensor x_ = with_layout(x, layout), g_ = with_layout(with_dtype(g, x.scalar_type()), layout);
+  const Tensor x_dense = with_layout(x, layout), g_dense = with_layout(with_dtype(g, x.scalar_type()), layout);
   const double divisor = divisor_of(group, correction);
-  const Tensor gradients = map_gradients(dy_, samples, divisor);
-  with_kernel(x, samples,
-              {x_.const_data_ptr(), g_.const_data_ptr(), d_dy.buffer.const_data_ptr(), dx.buffer.const_data_ptr()},
-              [&](auto type, auto vector, const Samples& s, int64_t blocks) {
-                using T = decltype(type);
-                const Tensor sums = empty_doubles(blocks);
-                launch("minibatch_stddev_double_backward", stddev_double_backward_kernel<T, vector>, blocks,
-                       pointer<T>(g_), pointer<T>(x_), pointer<double>(gradients), output<T>(d_dy.buffer),
-                       output<T>(dx.buffer), output<double>(sums), Acc<T>(divisor), Acc<T>(eps), s);
-                write_maps<T>(sums, d_dy.buffer, 1 / (divisor * double(s.positions())), s);
-              });
+  const Tensor gradients = map_gradients(dy_dense, samples, divisor);
+  with_kernel(
+      x, samples,
+      {x_dense.const_data_ptr(), g_dense.const_data_ptr(), d_dy.buffer.const_data_ptr(), dx.buffer.const_data_ptr()},
+      [&](auto type, auto vector, const Samples& s, int64_t blocks) {
+        using T = decltype(type);
+        const Tensor sums = empty_doubles(blocks);
+        launch("minibatch_stddev_double_backward", stddev_double_backward_kernel<T, vector>, blocks,
+               pointer<T>(g_dense), pointer<T>(x_dense), pointer<double>(gradients), output<T>(d_dy.buffer),
+               output<T>(dx.buffer), output<double>(sums), Acc<T>(divisor), Acc<T>(eps), s);
+        write_maps<T>(sums, d_dy.buffer, 1 / (divisor * double(s.positions())), s);
+      });
   return {d_dy.finish(), dx.finish()};
 }
 

@@ -9,17 +9,17 @@ namespace pggan_fast {
 
 constexpr int kHeld = 4;
 
-// groups x group samples of `rows` rows of `run` values. A tensor with maps has maps x spread more behind each row.
-// contiguous: one row of C P values, spread P; channels_last: P rows of C values, spread 1.
+// groups x group samples of `rows` rows of `row_len` values. A tensor with maps has maps x map_len more behind each
+// row. contiguous: one row of C P values, map_len P; channels_last: P rows of C values, map_len 1.
 struct Samples {
-  int64_t groups, group, maps, rows, run, spread;
+  int64_t groups, group, maps, rows, row_len, map_len;
   bool strided;
 
   // Blocks that share the positions of one map of one group; each leaves one sum.
   int64_t blocks;
 
-  C10_HOST_DEVICE int64_t positions() const { return rows * (run / maps); }
-  C10_HOST_DEVICE int64_t wide_row() const { return run + maps * spread; }
+  C10_HOST_DEVICE int64_t positions() const { return rows * (row_len / maps); }
+  C10_HOST_DEVICE int64_t wide_row() const { return row_len + maps * map_len; }
   C10_HOST_DEVICE int64_t sample(int64_t index_of_group, int64_t index) const {
     return strided ? index * groups + index_of_group : index_of_group * group + index;
   }
@@ -42,12 +42,12 @@ struct Positions {
   int64_t narrow_stride, wide_stride;  // from one sample of the group to the next
 
   __device__ Positions(const Samples& s, int64_t group, int64_t map, int64_t position) {
-    const int64_t run = s.run / s.maps, column = map * run + position % run;
-    const int64_t row = s.sample(group, 0) * s.rows + position / run, apart = s.strided ? s.groups : 1;
-    narrow = row * s.run + column;
+    const int64_t len = s.row_len / s.maps, column = map * len + position % len;
+    const int64_t row = s.sample(group, 0) * s.rows + position / len, stride = s.strided ? s.groups : 1;
+    narrow = row * s.row_len + column;
     wide = row * s.wide_row() + column;
-    narrow_stride = apart * s.rows * s.run;
-    wide_stride = apart * s.rows * s.wide_row();
+    narrow_stride = stride * s.rows * s.row_len;
+    wide_stride = stride * s.rows * s.wide_row();
   }
 };
 
@@ -168,21 +168,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   const double* of_map = sums + (group * s.maps + map) * s.blocks;
   for (int64_t i = threadIdx.x; i < s.blocks; i += kThreads) total += load(of_map + i);
   const T value = static_cast<T>(static_cast<Acc<T>>(block_sum(total) * factor));
-  T* to = y + s.sample(group, index) * s.rows * s.wide_row() + s.run + map * s.spread;
-  for (int64_t i = threadIdx.x; i < s.rows * s.spread; i += kThreads)
-    store(to + i / s.spread * s.wide_row() + i % s.spread, value);
+  T* to = y + s.sample(group, index) * s.rows * s.wide_row() + s.row_len + map * s.map_len;
+  for (int64_t i = threadIdx.x; i < s.rows * s.map_len; i += kThreads)
+    store(to + i / s.map_len * s.wide_row() + i % s.map_len, value);
 }
 
 // T of the formulas, times factor: the sum of dy's map over a group and all pixels. A block for each group and map.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     sum_maps_kernel(const T* dy, double* gradients, double factor, Samples s) {
-  const int64_t map = blockIdx.x % s.maps, group = blockIdx.x / s.maps, pixels = s.rows * s.spread;
+  const int64_t map = blockIdx.x % s.maps, group = blockIdx.x / s.maps, pixels = s.rows * s.map_len;
   double total = 0;
   for (int64_t i = threadIdx.x; i < s.group * pixels; i += kThreads) {
-    const T* from = dy + s.sample(group, i / pixels) * s.rows * s.wide_row() + s.run + map * s.spread;
+    const T* from = dy + s.sample(group, i / pixels) * s.rows * s.wide_row() + s.row_len + map * s.map_len;
     const int64_t pixel = i % pixels;
-    total += Acc<T>(load(from + pixel / s.spread * s.wide_row() + pixel % s.spread));
+    total += Acc<T>(load(from + pixel / s.map_len * s.wide_row() + pixel % s.map_len));
   }
   total = block_sum(total);
   if (threadIdx.x == 0) store(gradients + blockIdx.x, total * factor);

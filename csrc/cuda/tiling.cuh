@@ -1,29 +1,30 @@
 // How bias_act's kernels cut a tensor among threads so that all channels of a pixel are in one block's registers.
 //
 // A column is what is next to each other in every channel: V pixels of a sample (contiguous), or one pixel
-// (channels_last). A slot is a vector of V elements of a column: one channel of V pixels, or V channels of one pixel.
-// A block takes `width` columns at a time and `parts` threads for each, which hold K slots apiece: a chunk of
-// parts * K slots. With pixel norm a block goes through all chunks of its columns, otherwise it stays at one.
+// (channels_last). A vector is V elements of a column: one channel of V pixels, or V channels of one pixel.
+// A block takes `columns_per_block` columns at a time, a tile, and `threads_per_column` threads for each column, which
+// hold K vectors apiece: a chunk of threads_per_column * K vectors. The work items of a block are all chunks of its
+// tiles with pixel norm, otherwise one chunk of each.
 #pragma once
 
 #include "vec.cuh"
 
 namespace pggan_fast {
 
-// Slots that a thread holds of each of `tensors`: few enough that no register is spilled, and enough for 1024 channels
-// to a block.
+// Vectors that a thread holds of each of `tensors`: few enough that no register is spilled, and enough for 1024
+// channels to a block.
 template <int V, int tensors>
-constexpr int kSlots = V == 1 && tensors == 1 ? 8 : 4;
+constexpr int kVectors = V == 1 && tensors == 1 ? 8 : 4;
 
 struct Tiling {
   int64_t c, p;        // channels, pixels of a sample
   int64_t columns;     // of the tensor
-  int64_t per_sample;  // columns of one sample
-  int64_t slots;       // of a column
-  int64_t stride;      // from a slot to the next one
-  int64_t tiles;       // of `width` columns
+  int64_t columns_per_sample;  // columns of one sample
+  int64_t vectors;             // of a column
+  int64_t stride;              // from a vector to the next one
+  int64_t tiles;               // of `columns_per_block` columns
   int64_t chunks;      // of a column
-  int parts, width;    // parts * width = kThreads
+  int threads_per_column, columns_per_block;  // threads_per_column * columns_per_block = kThreads
 };
 
 inline int64_t power_of_two_from(int64_t n) {
@@ -32,40 +33,43 @@ inline int64_t power_of_two_from(int64_t n) {
   return power;
 }
 
-template <class T, int V, bool last, int tensors>
+template <class T, int V, bool channels_last, int tensors>
 Tiling tiling_of(const Shape& s, bool norm) {
-  constexpr int K = kSlots<V, tensors>;
+  constexpr int K = kVectors<V, tensors>;
   Tiling t{};
   t.c = s.c;
   t.p = s.p;
-  t.per_sample = last ? s.p : s.p / V;
-  t.columns = s.n * t.per_sample;
-  t.slots = last ? s.c / V : s.c;
-  t.stride = last ? V : s.p;
-  const int64_t fill = divide_up(t.slots, K);
-  // A thread for as many slots as it holds; neighbours in memory are for neighbouring threads, 128 bytes at least;
+  t.columns_per_sample = channels_last ? s.p : s.p / V;
+  t.columns = s.n * t.columns_per_sample;
+  t.vectors = channels_last ? s.c / V : s.c;
+  t.stride = channels_last ? V : s.p;
+  const int64_t fill = divide_up(t.vectors, K);
+  // A thread for as many vectors as it holds; neighbours in memory are for neighbouring threads, 128 bytes at least;
   // a column that is not there needs no threads.
-  int64_t parts = norm ? power_of_two_from(fill) : 1;
-  if (last) parts = std::max(parts, power_of_two_from(std::min<int64_t>(t.slots, 128 / (V * sizeof(T)))));
-  parts = std::max(parts, std::min(kThreads / std::min<int64_t>(kThreads, power_of_two_from(t.columns)),
-                                   power_of_two_from(fill)));
-  t.parts = static_cast<int>(std::min<int64_t>(parts, kThreads));
-  t.width = kThreads / t.parts;
-  t.tiles = divide_up(t.columns, t.width);
-  t.chunks = divide_up(t.slots, int64_t(t.parts) * K);
+  int64_t threads_per_column = norm ? power_of_two_from(fill) : 1;
+  if (channels_last)
+    threads_per_column =
+        std::max(threads_per_column, power_of_two_from(std::min<int64_t>(t.vectors, 128 / (V * sizeof(T)))));
+  threads_per_column =
+      std::max(threads_per_column,
+               std::min(kThreads / std::min<int64_t>(kThreads, power_of_two_from(t.columns)), power_of_two_from(fill)));
+  t.threads_per_column = static_cast<int>(std::min<int64_t>(threads_per_column, kThreads));
+  t.columns_per_block = kThreads / t.threads_per_column;
+  t.tiles = divide_up(t.columns, t.columns_per_block);
+  t.chunks = divide_up(t.vectors, int64_t(t.threads_per_column) * K);
   return t;
 }
 
 // This thread's place in the block, and the block's tiles and chunks.
-template <bool last, bool norm>
-struct Share {
-  int part, column;
+template <bool channels_last, bool norm>
+struct WorkItems {
+  int thread_in_column, column;
   int64_t first_chunk, end_chunk, first_tile, tile_step;
 
-  __device__ explicit Share(const Tiling& t) {
+  __device__ explicit WorkItems(const Tiling& t) {
     const int thread = threadIdx.x;
-    part = last ? thread % t.parts : thread / t.width;
-    column = last ? thread / t.parts : thread % t.width;
+    thread_in_column = channels_last ? thread % t.threads_per_column : thread / t.columns_per_block;
+    column = channels_last ? thread / t.threads_per_column : thread % t.columns_per_block;
     first_chunk = norm ? 0 : blockIdx.x % t.chunks;
     end_chunk = norm ? t.chunks : first_chunk + 1;
     first_tile = norm ? blockIdx.x : blockIdx.x / t.chunks;
@@ -77,37 +81,39 @@ struct Share {
 inline int64_t blocks_for(const Tiling& t, int64_t tiles, bool norm) { return norm ? tiles : tiles * t.chunks; }
 
 // One thread's column.
-template <class T, int V, bool last>
+template <class T, int V, bool channels_last>
 struct Column {
-  int64_t base, pixel;  // of the first slot in the tensor; of the first pixel in [N, P]
+  int64_t base, pixel;  // of the first vector in the tensor; of the first pixel in [N, P]
   bool exists;
 
   __device__ Column(const Tiling& t, int64_t index) {
     exists = index < t.columns;
-    const int64_t n = last ? 0 : index / t.per_sample, within = index - n * t.per_sample;
-    base = last ? index * t.c : n * t.c * t.p + within * V;
-    pixel = last ? index : n * t.p + within * V;
+    const int64_t n = channels_last ? 0 : index / t.columns_per_sample, within = index - n * t.columns_per_sample;
+    base = channels_last ? index * t.c : n * t.c * t.p + within * V;
+    pixel = channels_last ? index : n * t.p + within * V;
   }
 };
 
-// f(k, slot, the slot's offset) for each slot of a chunk that this thread holds, in a column that begins at `base`.
+// f(k, vector, the vector's offset) for each vector of a chunk that this thread holds, in a column that begins at
+// `base`.
 template <int K, class F>
-__device__ inline void for_slots(const Tiling& t, int part, int64_t chunk, bool exists, int64_t base, const F& f) {
-  int64_t slot = chunk * K * t.parts + part, place = base + slot * t.stride;
+__device__ inline void for_vectors(const Tiling& t, int thread_in_column, int64_t chunk, bool exists, int64_t base,
+                                   const F& f) {
+  int64_t vec_index = chunk * K * t.threads_per_column + thread_in_column, offset = base + vec_index * t.stride;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (exists && slot < t.slots) f(k, slot, place);
-    slot += t.parts;
-    place += t.parts * t.stride;
+    if (exists && vec_index < t.vectors) f(k, vec_index, offset);
+    vec_index += t.threads_per_column;
+    offset += t.threads_per_column * t.stride;
   }
 }
 
-// Reads this thread's slots of a chunk.
-template <class T, int V, bool last, int K>
-__device__ inline void read(const Tiling& t, const Column<T, V, last>& at, int part, int64_t chunk, const T* from,
-                            Packed<T, V> (&to)[K]) {
-  for_slots<K>(t, part, chunk, at.exists, at.base,
-               [&](int k, int64_t, int64_t place) { to[k] = load_packed<T, V>(from + place); });
+// Reads this thread's vectors of a chunk.
+template <class T, int V, bool channels_last, int K>
+__device__ inline void read(const Tiling& t, const Column<T, V, channels_last>& at, int thread_in_column, int64_t chunk,
+                            const T* from, Packed<T, V> (&to)[K]) {
+  for_vectors<K>(t, thread_in_column, chunk, at.exists, at.base,
+                 [&](int k, int64_t, int64_t offset) { to[k] = load_packed<T, V>(from + offset); });
 }
 
 template <class T, int V, int K>
@@ -119,7 +125,7 @@ __device__ inline void pack_again(Packed<T, V> (&held)[K]) {
 struct PerChannelCache;
 
 // A value for each channel. A block reads those of its chunk once, into shared memory, if they fit.
-template <int V, bool last, class A>
+template <int V, bool channels_last, class A>
 struct PerChannel {
   static constexpr int kCached = 2048;
   const A* values;  // or null, for zeros
@@ -127,26 +133,28 @@ struct PerChannel {
   int64_t first = 0;
 
   template <bool norm>
-  __device__ PerChannel(const Tiling& t, const Share<last, norm>& me, const A* values, int slots) : values(values) {
-    const int64_t channels = int64_t(slots) * t.parts * (last ? V : 1);
+  __device__ PerChannel(const Tiling& t, const WorkItems<channels_last, norm>& me, const A* values, int vectors)
+      : values(values) {
+    const int64_t channels = int64_t(vectors) * t.threads_per_column * (channels_last ? V : 1);
     if (!values || channels > kCached || me.end_chunk - me.first_chunk > 1) return;
     cache = shared_array<PerChannelCache, A, kCached>();
     first = me.first_chunk * channels;
     for (int64_t i = threadIdx.x; i < min(channels, t.c - first); i += kThreads) cache[i] = load(values + first + i);
     __syncthreads();
   }
-  // For element i of a slot.
-  __device__ A operator()(int64_t slot, int i) const {
-    const int64_t channel = last ? slot * V + i : slot;
+  // For element i of a vector.
+  __device__ A operator()(int64_t vec_index, int i) const {
+    const int64_t channel = channels_last ? vec_index * V + i : vec_index;
     return cache ? cache[channel - first] : values ? load(values + channel) : A(0);
   }
 };
 
-// The values for a column's pixels: one part's threads read them, for others they are 0, so that a sum hands them on.
-template <int V, bool last, class A>
+// The values for a column's pixels: the first thread of a column reads them, for others they are 0, so that a sum hands
+// them on.
+template <int V, bool channels_last, class A>
 __device__ inline void read_pixels(const A* from, int64_t pixel, bool mine, A* to) {
 #pragma unroll
-  for (int w = 0; w < (last ? 1 : V); ++w) to[w] = from && mine ? load(from + pixel + w) : A(0);
+  for (int w = 0; w < (channels_last ? 1 : V); ++w) to[w] = from && mine ? load(from + pixel + w) : A(0);
 }
 
 }  // namespace pggan_fast

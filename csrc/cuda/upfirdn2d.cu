@@ -7,18 +7,18 @@ namespace {
 
 // The largest tile whose patch fits in shared memory; false where not even one output's does.
 template <class T>
-bool choose_tile(Upfirdn2d& g, bool last, int vector) {
+bool choose_tile(Upfirdn2d& g, bool channels_last, int vector) {
   constexpr int kPatchValues = kPatchBytes / sizeof(T);
   // channels_last: 32 bytes of channels, the least that memory delivers.
-  g.tc = last ? std::min<int>(g.c, 32 / sizeof(T)) : 1;
-  g.tc = last ? int(divide_up(g.tc, vector)) * vector : 1;
-  const int least = last ? 1 : vector;
-  g.tw = std::max(least, last ? 32 : 64);
+  g.tc = channels_last ? std::min<int>(g.c, 32 / sizeof(T)) : 1;
+  g.tc = channels_last ? int(divide_up(g.tc, vector)) * vector : 1;
+  const int least = channels_last ? 1 : vector;
+  g.tw = std::max(least, channels_last ? 32 : 64);
   g.th = 32;
   while (true) {
     g.ph = ((g.th - 1) * g.downy + g.fh - 1) / g.upy + 1;
     g.pw = ((g.tw - 1) * g.downx + g.fw - 1) / g.upx + 1;
-    if (!last) g.pw = int(divide_up(g.pw + vector - 1, vector)) * vector;
+    if (!channels_last) g.pw = int(divide_up(g.pw + vector - 1, vector)) * vector;
     if (int64_t(g.ph) * g.pw * g.tc <= kPatchValues) break;
     if (g.th == 1 && g.tw == least) return false;
     if (g.th > 1 && (2 * g.th > g.tw || g.tw == least)) g.th /= 2;
@@ -30,7 +30,7 @@ bool choose_tile(Upfirdn2d& g, bool last, int vector) {
   return int64_t(g.fh) * g.fw <= kFilterValues;
 }
 
-template <class T, int V, bool last>
+template <class T, int V, bool channels_last>
 void launch_tiles(const Upfirdn2d& g, const Tensor& x, const Tensor& f, const Tensor& y) {
   const int64_t blocks = g.planes * g.tiles_y * g.tiles_x * g.tiles_c;
   const auto run = [&](auto kernel) {
@@ -38,11 +38,11 @@ void launch_tiles(const Upfirdn2d& g, const Tensor& x, const Tensor& f, const Te
   };
   if constexpr (V > 1 && sizeof(T) < 8) {
     const bool four = g.fh == 4 && g.fw == 4, even = g.upx == g.upy && g.downx == g.downy;
-    if (four && even && g.upx == 1 && g.downx == 1) return run(upfirdn2d_kernel<T, V, last, 1, 1, 4>);
-    if (four && even && g.upx == 2 && g.downx == 1) return run(upfirdn2d_kernel<T, V, last, 2, 1, 4>);
-    if (four && even && g.upx == 1 && g.downx == 2) return run(upfirdn2d_kernel<T, V, last, 1, 2, 4>);
+    if (four && even && g.upx == 1 && g.downx == 1) return run(upfirdn2d_kernel<T, V, channels_last, 1, 1, 4>);
+    if (four && even && g.upx == 2 && g.downx == 1) return run(upfirdn2d_kernel<T, V, channels_last, 2, 1, 4>);
+    if (four && even && g.upx == 1 && g.downx == 2) return run(upfirdn2d_kernel<T, V, channels_last, 1, 2, 4>);
   }
-  run(upfirdn2d_kernel<T, V, last, 0, 0, 0>);
+  run(upfirdn2d_kernel<T, V, channels_last, 0, 0, 0>);
 }
 
 // One launch. f is [taps] or [fh, fw].
@@ -56,28 +56,28 @@ Tensor filtered(const Tensor& x, const Tensor& f, ScalarType dtype, int64_t upx,
   if (x.numel() == 0) return torch::stable::zero_(y);
   for (const int64_t size : {r.h * upy, r.w * upx, r.oh * downy, r.ow * downx, c, x0, x1, y0, y1})
     STD_TORCH_CHECK(std::abs(size) < int64_t(1) << 30, "upfirdn2d: an image of this size is larger than a kernel takes");
-  const bool is_last = layout == Layout::channels_last;
+  const bool channels_last = layout == Layout::channels_last;
   // Both tensors in one dtype, which a pass between two of them has not.
   const Tensor dense = with_layout(with_dtype(x, dtype), layout);
   const Tensor taps = with_layout(with_dtype(f, accumulation_type(y)), Layout::contiguous);
   Upfirdn2d g{};
-  g.planes = is_last ? n : n * c;
-  g.h = int(r.h), g.w = int(r.w), g.c = is_last ? int(c) : 1, g.oh = int(r.oh), g.ow = int(r.ow);
+  g.planes = channels_last ? n : n * c;
+  g.h = int(r.h), g.w = int(r.w), g.c = channels_last ? int(c) : 1, g.oh = int(r.oh), g.ow = int(r.ow);
   g.upx = int(upx), g.upy = int(upy), g.downx = int(downx), g.downy = int(downy), g.x0 = int(x0), g.y0 = int(y0);
   g.fh = int(f.size(0)), g.fw = int(f.size(f.dim() - 1)), g.vector = f.dim() == 1;
   g.flip = flip_filter, g.gain = gain;
   with_type(dtype_of(y), [&](auto type) {
     using T = decltype(type);
     constexpr int V = 16 / sizeof(T);
-    with_bool(is_last, [&](auto last) {
+    with_bool(channels_last, [&](auto channels_last) {
       const bool fits = is_aligned(dense.const_data_ptr()) && is_aligned(y.const_data_ptr()) &&
-                        (last ? g.c % V == 0 : g.w % V == 0 && g.ow % V == 0);
-      if (!choose_tile<T>(g, last, fits ? V : 1)) {
-        launch("upfirdn2d", upfirdn2d_direct_kernel<T, last>, divide_up(y.numel(), kThreads), pointer<T>(dense),
-               pointer<Acc<T>>(taps), output<T>(y), g);
+                        (channels_last ? g.c % V == 0 : g.w % V == 0 && g.ow % V == 0);
+      if (!choose_tile<T>(g, channels_last, fits ? V : 1)) {
+        launch("upfirdn2d", upfirdn2d_direct_kernel<T, channels_last>, divide_up(y.numel(), kThreads),
+               pointer<T>(dense), pointer<Acc<T>>(taps), output<T>(y), g);
         return;
       }
-      with_vector<T>(fits, [&](auto vector) { launch_tiles<T, vector, last>(g, dense, taps, y); });
+      with_vector<T>(fits, [&](auto vector) { launch_tiles<T, vector, channels_last>(g, dense, taps, y); });
     });
   });
   return y;

@@ -44,7 +44,7 @@ __device__ inline A coefficient(const A* f, const Upfirdn2d& g, int ky, int kx) 
 }
 
 // up, down and taps: of both axes, or 0 where they are known at run time only.
-template <class T, int V, bool last, int up, int down, int taps>
+template <class T, int V, bool channels_last, int up, int down, int taps>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     upfirdn2d_kernel(const T* x, const Acc<T>* f, T* y, Upfirdn2d g) {
   using A = Acc<T>;
@@ -65,14 +65,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   const int first_y = FirstTap(oy0, upy, downy, g.y0).input;
   // Where rows are vectors, the patch begins at one.
   const int first_x = FirstTap(ox0, upx, downx, g.x0).input;
-  const int left = last ? first_x : floor_divided(first_x, V) * V;
+  const int left = channels_last ? first_x : floor_divided(first_x, V) * V;
 
   for (int i = threadIdx.x; i < fh * fw; i += kThreads) weights[i] = coefficient(f, g, i / fw, i % fw);
-  const int across = last ? g.tc / V : g.pw / V, vectors = last ? g.ph * g.pw * across : g.ph * across;
+  const int across = channels_last ? g.tc / V : g.pw / V,
+            vectors = channels_last ? g.ph * g.pw * across : g.ph * across;
   for (int i = threadIdx.x; i < vectors; i += kThreads) {
     const int k = i % across * V, pixel = i / across;
-    const int iy = first_y + (last ? pixel / g.pw : pixel), ix = left + (last ? pixel % g.pw : k);
-    const int channel = last ? c0 + k : 0;
+    const int iy = first_y + (channels_last ? pixel / g.pw : pixel), ix = left + (channels_last ? pixel % g.pw : k);
+    const int channel = channels_last ? c0 + k : 0;
     Vec<T, V> values{};
     if (iy >= 0 && iy < g.h && ix >= 0 && ix < g.w && channel < g.c)
       values = load_vec<T, V>(x + ((plane * g.h + iy) * g.w + ix) * g.c + channel);
@@ -80,14 +81,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   }
   __syncthreads();
 
-  const int columns = last ? g.tw * across : g.tw / V;
+  const int columns = channels_last ? g.tw * across : g.tw / V;
   for (int i = threadIdx.x; i < g.th * columns; i += kThreads) {
-    const int row = i / columns, k = (last ? i % across : i % columns) * V;
-    const int oy = oy0 + row, ox = ox0 + (last ? i % columns / across : k), channel = last ? c0 + k : 0;
+    const int row = i / columns, k = (channels_last ? i % across : i % columns) * V;
+    const int oy = oy0 + row, ox = ox0 + (channels_last ? i % columns / across : k),
+              channel = channels_last ? c0 + k : 0;
     if (oy >= g.oh || ox >= g.ow || channel >= g.c) continue;
     A sums[V] = {};
     const FirstTap tap_y(oy, upy, downy, g.y0);
-    constexpr int kOutputs = last ? 1 : V;  // along the row
+    constexpr int kOutputs = channels_last ? 1 : V;  // along the row
 #pragma unroll
     for (int v = 0; v < kOutputs; ++v) {
       const FirstTap tap_x(ox + v, upx, downx, g.x0);
@@ -99,10 +101,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
         for (int n = 0; n < count_x; ++n) {
           const A weight = weights[(tap_y.tap + m * upy) * fw + tap_x.tap + n * upx];
           const int pixel = (tap_y.input + m - first_y) * g.pw + tap_x.input + n - left;
-          Vec<T, last ? V : 1> values;
-          memcpy(&values, patch + (last ? pixel * g.tc + k : pixel), sizeof values);
+          Vec<T, channels_last ? V : 1> values;
+          memcpy(&values, patch + (channels_last ? pixel * g.tc + k : pixel), sizeof values);
 #pragma unroll
-          for (int j = 0; j < (last ? V : 1); ++j) sums[last ? j : v] += weight * A(values.v[j]);
+          for (int j = 0; j < (channels_last ? V : 1); ++j) sums[channels_last ? j : v] += weight * A(values.v[j]);
         }
     }
     store_rounded(y + ((plane * g.oh + oy) * g.ow + ox) * g.c + channel, sums);
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 }
 
 // For filters that shared memory has no room for: a thread makes one output, straight from global memory.
-template <class T, bool last>
+template <class T, bool channels_last>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     upfirdn2d_direct_kernel(const T* x, const Acc<T>* f, T* y, Upfirdn2d g) {
   using A = Acc<T>;

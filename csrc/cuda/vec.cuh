@@ -101,24 +101,24 @@ __device__ inline A* shared_array() {
 
 struct Sums;
 
-// Replaces each v[w] by its sum over the `count` threads of the block whose indices differ by multiples of `apart`,
+// Replaces each v[w] by its sum over the `count` threads of the block whose indices differ by multiples of `stride`,
 // from 0 to count - 1 times. Both are powers of two. Every thread of the block must call it; each gets the same sum,
-// added in an order that depends on nothing but `apart` and `count`.
+// added in an order that depends on nothing but `stride` and `count`.
 template <int W, class A>
-__device__ inline void sum_over_threads(A (&v)[W], int apart, int count) {
-  const int end = apart * count;
-  for (int distance = apart; distance < min(end, 32); distance *= 2)
+__device__ inline void sum_over_threads(A (&v)[W], int stride, int count) {
+  const int end = stride * count;
+  for (int distance = stride; distance < min(end, 32); distance *= 2)
 #pragma unroll
     for (int w = 0; w < W; ++w) v[w] += __shfl_xor_sync(~0u, v[w], distance);
   if (end <= 32) return;
   constexpr int kAtOnce = 32 / sizeof(A);
   A* shared = shared_array<Sums, A, kAtOnce * kThreads>();
-  const int thread = threadIdx.x, first = thread / end * end + thread % apart, step = max(apart, 32);
+  const int thread = threadIdx.x, first = thread / end * end + thread % stride, step = max(stride, 32);
 #pragma unroll
   for (int begin = 0; begin < W; begin += kAtOnce) {
     __syncthreads();  // the last values have been read
     // Of the threads that the shuffles summed up, one writes.
-    if (thread % step < apart)
+    if (thread % step < stride)
 #pragma unroll
       for (int w = 0; w < kAtOnce; ++w)
         if (begin + w < W) shared[w * kThreads + thread] = v[begin + w];
