@@ -30,6 +30,7 @@ from pggan_fast.networks import Discriminator, Generator
 from pggan_fast.ops import (
     bias_act,
     cache_folded_weights,
+    conv2d,
     conv2d_resample,
     downsample2d,
     downsample2x,
@@ -89,6 +90,7 @@ __all__ = [
     "bias_act",
     "cache_folded_weights",
     "compat",
+    "conv2d",
     "conv2d_resample",
     "downsample2d",
     "downsample2x",

@@ -8,52 +8,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pggan_fast.networks import Discriminator, Generator
-from pggan_fast.utils.schema import OneOf, Optional, find_problem, number
+from pggan_fast.networks import NETWORKS
+from pggan_fast.networks.base import BaseGenerator, Network
+from pggan_fast.networks.options import schema_of
+from pggan_fast.utils.schema import find_problem
 
-Network = TypeVar("Network", Generator, Discriminator)
+AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 
 SLACK = 1 << 20  # parameters: below, a network costs too little to refuse it before its tensors are compared
 NAMED = 5  # tensors named in a message
-MOST_CHANNELS = 1 << 16
-MOST_LATENTS = 1 << 20
-
-_SHARED = {
-    "resolution": number(4, 1024, whole=True),
-    "image_channels": number(1, MOST_CHANNELS, whole=True),
-    "base": [number(1, 1 << 12, whole=True)],
-    "label_dim": number(0, MOST_LATENTS, whole=True),
-    "fmap_base": number(1, 1 << 32),
-    "fmap_decay": number(0, 16),
-    "fmap_max": number(1, MOST_CHANNELS, whole=True),
-    "fused_scale": bool,
-    "attention_at": OneOf(number(4, 1024, whole=True), None),
-    "residual": bool,
-    "spectral_norm": bool,
-}
-_OPTIONS: dict[type, dict[str, Any]] = {
-    Generator: _SHARED
-    | {
-        "latent_dim": OneOf(number(1, MOST_LATENTS, whole=True), None),
-        "slope": number(0, 1),
-        "pixel_norm": bool,
-        "pixel_norm_eps": number(0, 1),
-        "normalize_latents": bool,
-        "input_norm": bool,
-        "input_bias": str,
-    },
-    Discriminator: _SHARED
-    | {
-        "mbstd_group_size": number(1, MOST_CHANNELS, whole=True),
-        "mbstd_grouping": str,
-        "mbstd_correction": number(0, 1, whole=True),
-        "minibatch_discrimination": bool,
-        "label_mode": str,
-    },
-}
 
 
-def build_network(kind: type[Network], options: Mapping[str, Any], numbers: int) -> Network:
+def build_network(kind: type[AnyNetwork], options: Mapping[str, Any], numbers: int) -> AnyNetwork:
     """Build a network that a file of `numbers` numbers describes.
 
     Raises:
@@ -66,12 +32,12 @@ def build_network(kind: type[Network], options: Mapping[str, Any], numbers: int)
     return kind(**options)
 
 
-def build_on_meta(kind: type[Network], options: Mapping[str, Any]) -> Network:
+def build_on_meta(kind: type[AnyNetwork], options: Mapping[str, Any]) -> AnyNetwork:
     """Build a network without memory, on the meta device. Raises ValueError as `build_network` does."""
-    known = _OPTIONS[kind]
+    known = schema_of(kind.Options)
     if unknown := sorted(map(repr, options.keys() - known.keys())):
         raise ValueError(f"a {kind.__name__} has no option {unknown[0][:40]}")
-    if problem := find_problem(dict(options), {name: Optional(schema) for name, schema in known.items()}, "options"):
+    if problem := find_problem(dict(options), known, "options"):
         raise ValueError(problem)
     try:
         with torch.device("meta"):
@@ -80,7 +46,15 @@ def build_on_meta(kind: type[Network], options: Mapping[str, Any]) -> Network:
         raise ValueError(f"options that make no network ({_one_line(error)})") from error
 
 
-def find_misfit(weights: Mapping[str, Tensor], network: Generator | Discriminator) -> str | None:
+def generator_kind(options: Mapping[str, Any]) -> type[BaseGenerator]:
+    """Return the class of the generator that `options` describe. Raises ValueError if there is none."""
+    name = options.get("network", "pggan")
+    if not isinstance(name, str) or name not in NETWORKS:
+        raise ValueError(f"options.network is {repr(name)[:40]}, must be one of {', '.join(NETWORKS)}")
+    return NETWORKS[name].generator
+
+
+def find_misfit(weights: Mapping[str, Tensor], network: Network) -> str | None:
     """Return what is wrong with `weights` as the state dict of `network`, None if they fit."""
     expected = network.state_dict()
     if missing := expected.keys() - weights.keys():

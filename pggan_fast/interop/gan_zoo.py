@@ -15,6 +15,7 @@ from pggan_fast.interop.mapping import (
     Format,
     Pair,
     Weights,
+    check_kind,
     check_names,
     check_options,
     checked,
@@ -90,6 +91,7 @@ def to_gan_zoo(net: Generator | Discriminator) -> dict[str, Tensor]:
     Raises:
         ValueError: an option of `net` that theirs do not have.
     """
+    check_kind(net, FORMAT.name)
     lods = net.resolution.bit_length() - 3
     if isinstance(net, Generator):
         check_options(net, {"input_norm": True, "pixel_norm": True, "normalize_latents": True}, FORMAT.name)

@@ -10,6 +10,7 @@ from torch import Tensor
 from pggan_fast.interop.build import is_finite, some_of
 from pggan_fast.interop.official import MOST_LODS, channel_options
 from pggan_fast.networks import Discriminator, Generator
+from pggan_fast.networks.base import Network
 
 Weights = Mapping[str, Tensor]
 
@@ -66,6 +67,12 @@ def check_names(weights: Weights, pairs: list[Pair]) -> None:
     for pair in pairs:
         if (rank := weights[f"{pair.theirs}.weight"].ndim) not in (2, 4):
             raise ValueError(f"weights: {pair.theirs}.weight has {rank} dimensions, must have 2 or 4")
+
+
+def check_kind(net: Network, what: str) -> None:
+    """Raise ValueError unless `net` is one of the paper's networks."""
+    if not isinstance(net, (Generator, Discriminator)):
+        raise ValueError(f"{type(net).__name__} is none of the paper's networks, {what} has only those")
 
 
 def check_options(net: Generator | Discriminator, needed: Mapping, what: str) -> None:

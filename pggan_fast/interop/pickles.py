@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pggan_fast.interop.build import MOST_LATENTS, some_of
+from pggan_fast.interop.build import some_of
 from pggan_fast.interop.official import from_official
 from pggan_fast.interop.plain_pickle import Global, HasState, Malformed, load
 from pggan_fast.networks import Discriminator, Generator
+from pggan_fast.networks.options import MOST_LATENTS
 from pggan_fast.utils.schema import Optional, find_problem, number
 
 PLAIN_DTYPES = re.compile(r"[<>|=]?([iu][1248]|f[248]|b1)")  # no objects, structures, text or dates

@@ -16,6 +16,7 @@ from pggan_fast.interop.mapping import (
     Format,
     Pair,
     Weights,
+    check_kind,
     check_names,
     check_options,
     checked,
@@ -86,6 +87,7 @@ def to_pro_gan_pth(net: Generator | Discriminator) -> dict[str, Tensor]:
     Raises:
         ValueError: an option of `net` that theirs do not have.
     """
+    check_kind(net, FORMAT.name)
     generator = isinstance(net, Generator)
     needed: Mapping = (
         {"input_norm": False, "input_bias": "channel", "pixel_norm": True, "normalize_latents": True}

@@ -9,8 +9,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from pggan_fast.interop.build import build_on_meta, find_misfit
-from pggan_fast.networks import Discriminator, Generator
+from pggan_fast.interop.build import build_on_meta, find_misfit, generator_kind
+from pggan_fast.networks.base import BaseGenerator, Network
 from pggan_fast.networks.resolutions import check_resolution
 from pggan_fast.utils.atomic_write import atomic_write, write_json
 from pggan_fast.utils.errors import UserError
@@ -27,7 +27,7 @@ GENERATOR_METADATA = {
 NETWORK_METADATA = {"options": dict, "resolution": Optional(number(4, 1024, whole=True))}
 
 
-def save_weights(path: Path, network: Generator | Discriminator, metadata: dict[str, Any]) -> None:
+def save_weights(path: Path, network: Network, metadata: dict[str, Any]) -> None:
     """Write `path` (.safetensors) and a .json of the same name with `metadata`, "options" among them.
 
     Raises UserError, naming the file, if the disk is full or fails; neither file is left then.
@@ -44,7 +44,7 @@ def save_weights(path: Path, network: Generator | Discriminator, metadata: dict[
         raise UserError(f"{path}: cannot be written ({_one_line(error)})") from error
 
 
-def load_generator(path: Path, option: str = "--weights") -> tuple[Generator, dict[str, Any]]:
+def load_generator(path: Path, option: str = "--weights") -> tuple[BaseGenerator, dict[str, Any]]:
     """Return the generator that `save_weights` wrote, and its metadata. Raises UserError if the files are damaged."""
     described = path.with_suffix(".json")
     for file in (path, described):
@@ -63,11 +63,12 @@ def load_generator(path: Path, option: str = "--weights") -> tuple[Generator, di
     return network, metadata
 
 
-def generator_from_weights(options: dict[str, Any], weights: dict[str, Tensor]) -> Generator:
+def generator_from_weights(options: dict[str, Any], weights: dict[str, Tensor]) -> BaseGenerator:
     """Build the generator with `options` and `weights`. Raises ValueError if they do not fit."""
-    if problem := find_misfit(weights, build_on_meta(Generator, options)):
+    kind = generator_kind(options)
+    if problem := find_misfit(weights, build_on_meta(kind, options)):
         raise ValueError(problem)
-    G = Generator(**options)
+    G = kind(**options)
     G.load_state_dict(weights)
     return G
 
@@ -77,8 +78,10 @@ def find_problem_of_generator(metadata: Any) -> str | None:
     if problem := find_problem(metadata, GENERATOR_METADATA):
         return problem
     try:
-        G = build_on_meta(Generator, metadata["options"])
+        G = build_on_meta(generator_kind(metadata["options"]), metadata["options"])
         check_resolution("resolution", metadata["resolution"], G.resolution)
+        if not G.grows and (metadata["resolution"], metadata["alpha"]) != (G.resolution, 1):
+            return f"resolution is {metadata['resolution']} and alpha {metadata['alpha']}, must be {G.resolution} and 1"
     except ValueError as error:
         return str(error)
     if metadata["classes"] and len(metadata["classes"]) != G.label_dim:

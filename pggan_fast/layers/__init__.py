@@ -1,6 +1,12 @@
 """The layers: of the paper, and beyond it."""
 
-from pggan_fast.layers.extra import MinibatchDiscrimination, ResidualBlock, SelfAttention2d, spectral_norm
+from pggan_fast.layers.extra import (
+    MinibatchDiscrimination,
+    ResidualBlock,
+    SelfAttention2d,
+    normalize_spectra,
+    spectral_norm,
+)
 from pggan_fast.layers.pggan import (
     Downsample2x,
     EqualizedConv2d,
@@ -27,5 +33,6 @@ __all__ = [
     "SelfAttention2d",
     "StyledConv2d",
     "Upsample2x",
+    "normalize_spectra",
     "spectral_norm",
 ]

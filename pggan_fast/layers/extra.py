@@ -116,3 +116,9 @@ def spectral_norm(layer: Layer) -> Layer:
     parametrizations.spectral_norm(layer)
     layer.weight_scale = 1.0
     return layer
+
+
+def normalize_spectra(network: nn.Module) -> None:
+    """Put `spectral_norm` on every equalized convolution and dense layer."""
+    for layer in [m for m in network.modules() if isinstance(m, (EqualizedConv2d, EqualizedLinear))]:
+        spectral_norm(layer)

@@ -1,15 +1,16 @@
 """A discriminator that is an autoencoder, for energy-based GANs (Zhao et al., ICLR 2017)."""
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from pggan_fast.layers import EqualizedLinear
 from pggan_fast.networks.discriminator import Discriminator
 from pggan_fast.networks.generator import Generator
-from pggan_fast.networks.options import channels
+from pggan_fast.networks.options import AutoencoderOptions, DiscriminatorOptions, chosen, takes
 
 
+@takes(AutoencoderOptions)
 class AutoencoderDiscriminator(Discriminator):
     """Scores images by how well it rebuilds them: the score is minus the mean squared error, so never above 0.
 
@@ -20,32 +21,15 @@ class AutoencoderDiscriminator(Discriminator):
     `forward(images [N, image_channels, r, r], labels=None, *, alpha=1.0) -> (scores [N], None)`.
     """
 
-    def __init__(
-        self,
-        resolution: int = 1024,
-        *,
-        image_channels: int = 3,
-        base: Sequence[int] = (4, 4),
-        fmap_base: int = 8192,
-        fmap_decay: float = 1.0,
-        fmap_max: int = 512,
-        fused_scale: bool = True,
-        code_dim: int | None = None,
-    ):
-        shared = dict(
-            image_channels=image_channels,
-            base=base,
-            fmap_base=fmap_base,
-            fmap_decay=fmap_decay,
-            fmap_max=fmap_max,
-            fused_scale=fused_scale,
-        )
-        super().__init__(resolution, mbstd_group_size=1, **shared)
-        width = channels(2, fmap_base, fmap_decay, fmap_max)
-        code_dim = width if code_dim is None else code_dim
-        self.options = {"resolution": resolution, **shared, "base": list(self.base), "code_dim": code_dim}
-        self.head["output"] = EqualizedLinear(width, code_dim, gain=1.0)
-        self.decoder = Generator(resolution, latent_dim=code_dim, pixel_norm=False, normalize_latents=False, **shared)
+    def __init__(self, resolution: int = 1024, **options: Any):
+        super().__init__(resolution, **options)
+        config: AutoencoderOptions = self.config
+        self.head["output"] = EqualizedLinear(config.channels(2), config.code_dim, gain=1.0)
+        shared = chosen(Generator.Options, self.options)
+        self.decoder = Generator(latent_dim=config.code_dim, pixel_norm=False, normalize_latents=False, **shared)
+
+    def _build(self, config: AutoencoderOptions) -> None:
+        super()._build(DiscriminatorOptions(mbstd_group_size=1, **chosen(DiscriminatorOptions, config.to_dict())))
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, alpha: float | Tensor = 1.0

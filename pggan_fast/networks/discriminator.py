@@ -1,6 +1,6 @@
 """The discriminator of "Progressive Growing of GANs" (Karras et al., ICLR 2018)."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,17 @@ from pggan_fast.layers import (
     MinibatchStdDev,
     ResidualBlock,
     SelfAttention2d,
+    normalize_spectra,
 )
-from pggan_fast.networks.options import blends, channels, normalize_spectra, one_hot
+from pggan_fast.networks.base import BaseDiscriminator
+from pggan_fast.networks.inputs import blends, one_hot
+from pggan_fast.networks.options import DiscriminatorOptions, takes
 from pggan_fast.networks.recompute import recomputed
-from pggan_fast.networks.resolutions import check_base, check_resolution, image_size, resolutions_up_to
-
-LABEL_MODES = ("acgan", "projection", "concat")
+from pggan_fast.networks.resolutions import check_resolution, image_size, resolutions_up_to
 
 
-class Discriminator(nn.Module):
+@takes(DiscriminatorOptions)
+class Discriminator(BaseDiscriminator):
     """Images of any resolution up to `resolution` to scores and, with labels, class logits.
 
     Args:
@@ -46,94 +48,47 @@ class Discriminator(nn.Module):
     by "projection" and "concat"; logits come from "acgan" alone. Scores and logits are fp32 under autocast.
     """
 
-    activation_checkpointing = False  # set by TrainStep
+    def __init__(self, resolution: int = 1024, **options: Any):
+        super().__init__(resolution, **options)
+        self._build(self.config)
 
-    def __init__(
-        self,
-        resolution: int = 1024,
-        *,
-        image_channels: int = 3,
-        base: Sequence[int] = (4, 4),
-        label_dim: int = 0,
-        fmap_base: int = 8192,
-        fmap_decay: float = 1.0,
-        fmap_max: int = 512,
-        fused_scale: bool = True,
-        mbstd_group_size: int = 4,
-        mbstd_grouping: str = "strided",
-        mbstd_correction: int = 0,
-        attention_at: int | None = None,
-        residual: bool = False,
-        spectral_norm: bool = False,
-        minibatch_discrimination: bool = False,
-        label_mode: str = "acgan",
-    ):
-        super().__init__()
-        check_resolution("resolution", resolution)
-        if attention_at is not None:
-            check_resolution("attention_at", attention_at, resolution)
-        if label_mode not in LABEL_MODES:
-            raise ValueError(f"label_mode is {label_mode!r}, allowed: {', '.join(LABEL_MODES)}")
-        self.base = check_base(base)
-        self.options = dict(
-            resolution=resolution,
-            image_channels=image_channels,
-            base=list(self.base),
-            label_dim=label_dim,
-            fmap_base=fmap_base,
-            fmap_decay=fmap_decay,
-            fmap_max=fmap_max,
-            fused_scale=fused_scale,
-            mbstd_group_size=mbstd_group_size,
-            mbstd_grouping=mbstd_grouping,
-            mbstd_correction=mbstd_correction,
-            attention_at=attention_at,
-            residual=residual,
-            spectral_norm=spectral_norm,
-            minibatch_discrimination=minibatch_discrimination,
-            label_mode=label_mode,
-        )
-        self.resolution, self.image_channels = resolution, image_channels
-        self.label_dim, self.label_mode = label_dim, label_mode
-        self.fused_scale, self.mbstd_group_size = fused_scale, mbstd_group_size
-        self.sees_minibatch = minibatch_discrimination  # beyond groups: a score depends on all of the batch
-
-        def maps(r: int) -> int:
-            return channels(r, fmap_base, fmap_decay, fmap_max)
-
+    def _build(self, config: DiscriminatorOptions) -> None:
+        self.label_mode, self.fused_scale = config.label_mode, config.fused_scale
+        self.mbstd_group_size, self.sees_minibatch = config.mbstd_group_size, config.minibatch_discrimination
+        maps, image_channels, attention_at = config.channels, config.image_channels, config.attention_at
         self.from_rgb, self.blocks = nn.ModuleDict(), nn.ModuleDict()
-        for r in resolutions_up_to(resolution):
+        for r in resolutions_up_to(config.resolution):
             self.from_rgb[str(r)] = EqualizedConv2d(image_channels, maps(r), 1, act="lrelu")
             if r > 4:
                 block = self.blocks[str(r)] = nn.ModuleDict()
                 if r == attention_at:
                     block["attention"] = SelfAttention2d(maps(r))
-                if residual:
-                    block["residual"] = ResidualBlock(maps(r), maps(r // 2), down=2, fused_scale=fused_scale)
+                if config.residual:
+                    block["residual"] = ResidualBlock(maps(r), maps(r // 2), down=2, fused_scale=config.fused_scale)
                 else:
                     block["conv"] = EqualizedConv2d(maps(r), maps(r), 3, act="lrelu")
-                    block["down"] = EqualizedConv2d(maps(r), maps(r // 2), 3, down=1 + fused_scale, act="lrelu")
+                    block["down"] = EqualizedConv2d(maps(r), maps(r // 2), 3, down=1 + config.fused_scale, act="lrelu")
 
         self.head, features = nn.ModuleDict(), maps(4)
         if attention_at == 4:
             self.head["attention"] = SelfAttention2d(features)
-        if mbstd_group_size > 1:
+        if config.mbstd_group_size > 1:
             self.head["stddev"] = MinibatchStdDev(
-                mbstd_group_size, grouping=mbstd_grouping, correction=mbstd_correction
+                config.mbstd_group_size, grouping=config.mbstd_grouping, correction=config.mbstd_correction
             )
             features += 1
-        if label_mode == "concat":
-            features += label_dim
+        if config.label_mode == "concat":
+            features += config.label_dim
         self.head["conv"] = EqualizedConv2d(features, maps(4), 3, act="lrelu")
         features = maps(2)
         self.head["dense"] = EqualizedLinear(maps(4) * self.base[0] * self.base[1], features, act="lrelu")
-        if minibatch_discrimination:
+        if config.minibatch_discrimination:
             self.head["discrimination"] = MinibatchDiscrimination(features)
             features += self.head["discrimination"].kernels
-        self.head["output"] = EqualizedLinear(features, 1 + label_dim * (label_mode == "acgan"), gain=1.0)
-        if label_dim and label_mode == "projection":
-            self.head["projection"] = EqualizedLinear(features, label_dim, gain=1.0, bias=False)
-        if spectral_norm:
+        self.head["output"] = EqualizedLinear(features, 1 + config.label_dim * (config.label_mode == "acgan"), gain=1.0)
+        if config.label_dim and config.label_mode == "projection":
+            self.head["projection"] = EqualizedLinear(features, config.label_dim, gain=1.0, bias=False)
+        if config.spectral_norm:
             normalize_spectra(self)
 
     def forward(

@@ -1,22 +1,23 @@
 """The generator of "Progressive Growing of GANs" (Karras et al., ICLR 2018)."""
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pggan_fast import ops
-from pggan_fast.layers import EqualizedConv2d, EqualizedLinear, ResidualBlock, SelfAttention2d
-from pggan_fast.networks.options import blends, channels, normalize_spectra, one_hot
+from pggan_fast.layers import EqualizedConv2d, EqualizedLinear, ResidualBlock, SelfAttention2d, normalize_spectra
+from pggan_fast.networks.base import BaseGenerator
+from pggan_fast.networks.inputs import blends, one_hot
+from pggan_fast.networks.options import GeneratorOptions, takes
 from pggan_fast.networks.recompute import recomputed
-from pggan_fast.networks.resolutions import check_base, check_resolution, resolutions_up_to
+from pggan_fast.networks.resolutions import check_resolution, resolutions_up_to
 from pggan_fast.ops.layout import is_channels_last
 
-INPUT_BIASES = ("channel", "pixel")
 
-
-class Generator(nn.Module):
+@takes(GeneratorOptions)
+class Generator(BaseGenerator):
     """Latents (and labels) to images, up to `resolution`; grown by asking for smaller ones first.
 
     Args:
@@ -43,84 +44,32 @@ class Generator(nn.Module):
     every value), the float 1.0 afterwards, which leaves the old path out. Labels are indices [N] or one-hot.
     """
 
-    activation_checkpointing = False  # set by TrainStep
-
-    def __init__(
-        self,
-        resolution: int = 1024,
-        *,
-        image_channels: int = 3,
-        base: Sequence[int] = (4, 4),
-        label_dim: int = 0,
-        latent_dim: int | None = None,
-        fmap_base: int = 8192,
-        fmap_decay: float = 1.0,
-        fmap_max: int = 512,
-        fused_scale: bool = True,
-        slope: float = 0.2,
-        pixel_norm: bool = True,
-        pixel_norm_eps: float = 1e-8,
-        normalize_latents: bool = True,
-        input_norm: bool = True,
-        input_bias: str = "channel",
-        attention_at: int | None = None,
-        residual: bool = False,
-        spectral_norm: bool = False,
-    ):
-        super().__init__()
-        check_resolution("resolution", resolution)
-        if attention_at is not None:
-            check_resolution("attention_at", attention_at, resolution)
-        if input_bias not in INPUT_BIASES:
-            raise ValueError(f"input_bias is {input_bias!r}, allowed: {', '.join(INPUT_BIASES)}")
-        self.base = check_base(base)
-        latent_dim = channels(2, fmap_base, fmap_decay, fmap_max) if latent_dim is None else latent_dim
-        self.options = dict(
-            resolution=resolution,
-            image_channels=image_channels,
-            base=list(self.base),
-            label_dim=label_dim,
-            latent_dim=latent_dim,
-            fmap_base=fmap_base,
-            fmap_decay=fmap_decay,
-            fmap_max=fmap_max,
-            fused_scale=fused_scale,
-            slope=slope,
-            pixel_norm=pixel_norm,
-            pixel_norm_eps=pixel_norm_eps,
-            normalize_latents=normalize_latents,
-            input_norm=input_norm,
-            input_bias=input_bias,
-            attention_at=attention_at,
-            residual=residual,
-            spectral_norm=spectral_norm,
-        )
-        self.resolution, self.image_channels = resolution, image_channels
-        self.label_dim, self.latent_dim = label_dim, latent_dim
-        self.normalize_latents, self.input_norm = normalize_latents, pixel_norm and input_norm
-        self.slope, self.pixel_norm_eps = slope, pixel_norm_eps
-
-        def maps(r: int) -> int:
-            return channels(r, fmap_base, fmap_decay, fmap_max)
-
-        layer = dict(act="lrelu", slope=slope, pixel_norm=pixel_norm, eps=pixel_norm_eps)
+    def __init__(self, resolution: int = 1024, **options: Any):
+        super().__init__(resolution, **options)
+        config: GeneratorOptions = self.config
+        self.normalize_latents, self.input_norm = config.normalize_latents, config.pixel_norm and config.input_norm
+        self.slope, self.pixel_norm_eps = config.slope, config.pixel_norm_eps
+        maps, image_channels = config.channels, config.image_channels
+        layer = dict(act="lrelu", slope=config.slope, pixel_norm=config.pixel_norm, eps=config.pixel_norm_eps)
         pixels = self.base[0] * self.base[1]
-        self.input = EqualizedLinear(latent_dim + label_dim, maps(4) * pixels, gain=math.sqrt(2) / 4, bias=False)
-        self.input_bias = nn.Parameter(torch.zeros(maps(4) * (pixels if input_bias == "pixel" else 1)))
+        self.input = EqualizedLinear(
+            config.latent_dim + config.label_dim, maps(4) * pixels, gain=math.sqrt(2) / 4, bias=False
+        )
+        self.input_bias = nn.Parameter(torch.zeros(maps(4) * (pixels if config.input_bias == "pixel" else 1)))
         self.blocks, self.to_rgb = nn.ModuleDict(), nn.ModuleDict()
-        for r in resolutions_up_to(resolution):
+        for r in resolutions_up_to(self.resolution):
             block = nn.ModuleDict()
-            if r > 4 and residual:
+            if r > 4 and config.residual:
                 block["residual"] = ResidualBlock(maps(r // 2), maps(r), up=2, **layer)
             else:
                 if r > 4:
                     block["up"] = EqualizedConv2d(maps(r // 2), maps(r), 3, up=2, **layer)
                 block["conv"] = EqualizedConv2d(maps(r), maps(r), 3, **layer)
-            if r == attention_at:
+            if r == config.attention_at:
                 block["attention"] = SelfAttention2d(maps(r))
             self.blocks[str(r)] = block
             self.to_rgb[str(r)] = EqualizedConv2d(maps(r), image_channels, 1, gain=1.0)
-        if spectral_norm:
+        if config.spectral_norm:
             normalize_spectra(self)
 
     def forward(
@@ -150,14 +99,14 @@ class Generator(nn.Module):
         scale, slope, eps = self.input.weight_scale, self.slope, self.pixel_norm_eps
         z = ops.pixel_norm(z, eps) if self.normalize_latents else z
         x = ops.equalized_linear(z, self.input.weight, weight_scale=1.0)
-        if self.options["input_bias"] == "pixel":  # of [N, C * pixels], so that each pixel has its own
+        if self.config.input_bias == "pixel":  # of [N, C * pixels], so that each pixel has its own
             x = ops.bias_act(x, self.input_bias, scale=scale, slope=slope)
         x = x.unflatten(1, (-1, *self.base))
         # The parameter, not `.weight`: spectral norm computes that anew each time.
         weight = next(p for p in self.blocks["4"]["conv"].parameters() if p.ndim == 4)
         if is_channels_last(weight):
             x = x.contiguous(memory_format=torch.channels_last)
-        if self.options["input_bias"] == "pixel":
+        if self.config.input_bias == "pixel":
             x = ops.pixel_norm(x, eps) if self.input_norm else x
         else:
             x = ops.bias_act(x, self.input_bias, scale=scale, slope=slope, pixel_norm=self.input_norm, eps=eps)

@@ -8,6 +8,7 @@ from pggan_fast.ops.fade import fade_in, fade_reals
 from pggan_fast.ops.filtered_lrelu import filtered_lrelu
 from pggan_fast.ops.fold_cache import cache_folded_weights
 from pggan_fast.ops.grid_sample import grid_sample
+from pggan_fast.ops.grouped_conv import conv2d
 from pggan_fast.ops.linear import equalized_linear
 from pggan_fast.ops.modulated_conv import conv2d_resample, modulated_conv2d, modulated_conv2d_stylegan3
 from pggan_fast.ops.resample import downsample2x, upsample2x
@@ -19,6 +20,7 @@ kept_weights = cache_folded_weights  # its former name
 __all__ = [
     "bias_act",
     "cache_folded_weights",
+    "conv2d",
     "conv2d_resample",
     "downsample2d",
     "downsample2x",

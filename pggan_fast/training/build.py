@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from pggan_fast.data.dataset import PreparedData
-from pggan_fast.networks import AutoencoderDiscriminator, Discriminator, Generator
+from pggan_fast.networks import NETWORKS, AutoencoderDiscriminator, BaseDiscriminator, BaseGenerator
+from pggan_fast.networks.options import chosen
 from pggan_fast.training.augment import AUGMENTS, AdaptiveAugment, DiffAugment
 from pggan_fast.training.losses import OBJECTIVES, Objective
 
@@ -13,31 +15,21 @@ if TYPE_CHECKING:
     from pggan_fast.training.config import TrainConfig
 
 
-def build_networks(config: TrainConfig, data: PreparedData) -> tuple[Generator, Discriminator]:
-    """Fresh ones, on the CPU."""
-    shared: dict[str, Any] = {
+def build_networks(config: TrainConfig, data: PreparedData) -> tuple[BaseGenerator, BaseDiscriminator]:
+    """Fresh ones, on the CPU: each takes the settings that are named as its options are, and what the data say."""
+    settings: dict[str, Any] = {
+        **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
         "image_channels": data.channels,
         "base": data.base,
-        "fmap_base": config.fmap_base,
-        "fmap_max": config.fmap_max,
-    }
-    options = {
-        **shared,
         "label_dim": len(data.classes) if config.labels else 0,
-        "attention_at": config.attention_at,
-        "residual": config.residual,
     }
-    both = config.spectral_norm == "both"
-    G = Generator(config.resolution, latent_dim=config.latent_dim, spectral_norm=both, **options)
+    generator, discriminator = NETWORKS[config.network]
+    if config.latent_dim is None:
+        del settings["latent_dim"]  # each network has a default of its own
     if config.objective == "ebgan":
-        return G, AutoencoderDiscriminator(config.resolution, **shared)
-    D = Discriminator(
-        config.resolution,
-        label_mode=config.label_mode,
-        minibatch_discrimination=config.minibatch_discrimination,
-        spectral_norm=config.spectral_norm != "none",
-        **options,
-    )
+        discriminator = AutoencoderDiscriminator
+    G = generator(**chosen(generator.Options, {**settings, "spectral_norm": config.spectral_norm == "both"}))
+    D = discriminator(**chosen(discriminator.Options, {**settings, "spectral_norm": config.spectral_norm != "none"}))
     return G, D
 
 

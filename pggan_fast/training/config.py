@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from pggan_fast.networks.discriminator import LABEL_MODES
-from pggan_fast.networks.options import channels
-from pggan_fast.networks.resolutions import HIGHEST, LOWEST
+from pggan_fast.networks import NETWORKS
+from pggan_fast.networks.options import LABEL_MODES, MOST_BLOCKS, channels
+from pggan_fast.networks.resolutions import HIGHEST, LOWEST, resolutions_up_to
 from pggan_fast.training.augment import AUGMENTS
 from pggan_fast.training.losses import OBJECTIVES
 from pggan_fast.training.schedule import BATCH_SIZES, LEARNING_RATES, Schedule
@@ -15,6 +16,9 @@ from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import check_options, flag, option, table, table_text
 
+# What only one kind of networks has.
+ONLY_PGGAN = ("attention_at", "residual", "minibatch_discrimination", "spectral_norm", "label_mode")
+ONLY_R3GAN = ("blocks", "expansion", "group_channels")
 # What `AutoencoderDiscriminator` has no place for.
 NOT_IN_AN_AUTOENCODER = ("labels", "attention_at", "residual", "minibatch_discrimination")
 # The trackers, by the name of their module and of their extra.
@@ -49,8 +53,10 @@ class TrainConfig:
     start_resolution: int = option(
         4, min=LOWEST, max=HIGHEST, power_of_two=True, help="Side in pixels that training starts with."
     )
-    progressive: bool = option(
-        True, help="Grow; without growth the full size is trained from the start, for as many images."
+    progressive: bool | None = option(
+        None,
+        help="Grow; without growth the full size is trained from the start, for as many images (default: as --network"
+        " does).",
     )
     stable_kimg: float = option(600.0, min=0, max=MOST_KIMG, metavar="KIMG", help="Thousand images per stable phase.")
     first_stable_kimg: float | None = option(
@@ -84,15 +90,28 @@ class TrainConfig:
         help="Learning rate of Adam: one number, or numbers from a resolution on.",
     )
 
-    labels: bool = option(
-        False, help="Train a conditional GAN on the classes of the data.", group="networks and their average"
+    network: str = option(
+        "pggan",
+        choices=tuple(NETWORKS),
+        help="Networks to train: the paper's, which grow, or R3GAN's, which do not.",
+        group="networks and their average",
     )
-    label_mode: str = option("acgan", choices=LABEL_MODES, help="How D sees the classes.")
+    labels: bool = option(False, help="Train a conditional GAN on the classes of the data.")
+    label_mode: str = option(
+        "acgan", choices=LABEL_MODES, help="How the paper's D sees the classes; R3GAN's has its own way."
+    )
     latent_dim: int | None = option(
-        None, min=1, max=1 << 16, help="Size of the latent (default: the channels at 4 px)."
+        None, min=1, max=1 << 16, help="Size of the latent (default: the channels at 4 px; 64 with r3gan)."
     )
     fmap_base: int = option(8192, min=1, max=1 << 24, help="Channels at a resolution r are 2 * fmap-base / r.")
     fmap_max: int = option(512, min=1, max=1 << 16, help="Most channels of any layer.")
+    blocks: int = option(2, min=1, max=MOST_BLOCKS, help="Residual blocks at each resolution, with --network r3gan.")
+    expansion: int = option(
+        2, min=1, max=MOST_BLOCKS, help="Channels inside a block as a multiple of those outside, with --network r3gan."
+    )
+    group_channels: int = option(
+        16, min=1, max=1 << 16, help="Channels per group of the 3x3 convolutions, with --network r3gan."
+    )
     attention_at: int | None = option(
         None,
         min=LOWEST,
@@ -233,8 +252,13 @@ class TrainConfig:
             learning_rates=self.learning_rate,
             total_images=None if self.total_kimg is None else images_of(self.total_kimg),
             first_images=None if self.first_stable_kimg is None else images_of(self.first_stable_kimg),
-            progressive=self.progressive,
+            progressive=self.grows,
         )
+
+    @property
+    def grows(self) -> bool:
+        """Whether the networks grow: what --progressive says, else what --network does."""
+        return NETWORKS[self.network].generator.grows if self.progressive is None else self.progressive
 
 
 def images_of(kimg: float) -> int:
@@ -262,6 +286,7 @@ def _check_together(config: TrainConfig) -> None:
             raise UserError(f"--track {config.track}: {name} must be one of: none, {', '.join(TRACKED)}")
     if config.label_mode != "acgan" and not config.labels:
         raise UserError(f"--label-mode {config.label_mode}: needs --labels")
+    _check_network(config)
     if config.objective == "ebgan":
         for name in NOT_IN_AN_AUTOENCODER:
             if getattr(config, name):
@@ -272,9 +297,34 @@ def _check_together(config: TrainConfig) -> None:
         return
     if (config.attention_at or LOWEST) > config.resolution:
         raise UserError(f"--attention-at {config.attention_at}: must not be above --resolution {config.resolution}")
+    if config.network == "r3gan":
+        _check_groups(config, config.resolution)
     if channels(config.resolution, config.fmap_base, 1.0, config.fmap_max) < 1:
         raise UserError(
             f"--fmap-base {config.fmap_base}: leaves no channel at {config.resolution} px,"
             f" must be {config.resolution // 2} or more"
         )
     config.schedule()  # reports what is wrong with the settings of growth
+
+
+def _check_network(config: TrainConfig) -> None:
+    """Raise UserError for an option that the networks do not have, growth among them."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in ONLY_PGGAN if config.network == "r3gan" else ONLY_R3GAN:
+        value = getattr(config, name)
+        if value != defaults[name]:
+            raise UserError(f"{flag(name)}: does not go with --network {config.network}")
+    if config.progressive and not NETWORKS[config.network].generator.grows:
+        raise UserError(f"--progressive: does not go with --network {config.network}, which does not grow")
+    if config.network == "r3gan" and config.objective == "ebgan":
+        raise UserError("--network r3gan: does not go with --objective ebgan, whose discriminator is an autoencoder")
+
+
+def _check_groups(config: TrainConfig, resolution: int) -> None:
+    """Raise UserError unless groups of the 3x3 convolutions divide the channels at every resolution."""
+    for r in resolutions_up_to(resolution):
+        hidden = channels(r, config.fmap_base, 1.0, config.fmap_max) * config.expansion
+        if hidden % config.group_channels:
+            raise UserError(
+                f"--group-channels {config.group_channels}: must divide the {hidden} channels of the blocks at {r} px"
+            )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pggan_fast.networks import Discriminator
+from pggan_fast.networks import BaseDiscriminator
 from pggan_fast.reference import stddev_group
 from pggan_fast.training.losses import Scored
 
@@ -22,7 +22,7 @@ class DiscriminatorCritic:
 
     def __init__(
         self,
-        D: Discriminator,
+        D: BaseDiscriminator,
         run: nn.Module,
         alpha: float | Tensor,
         autocast: Callable[[], torch.autocast],

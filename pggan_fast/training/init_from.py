@@ -9,6 +9,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
+from pggan_fast.networks import NETWORKS
 from pggan_fast.training.checkpoint import checkpoints, load_run_checkpoint
 from pggan_fast.training.run_folder import config_file, read_config
 from pggan_fast.training.step import TrainStep
@@ -38,6 +39,8 @@ def settings_to_grow(run: Path, given: dict[str, Any]) -> dict[str, Any]:
     _, before = read_config(run, "--grow-from")
     if before.resolution is None:
         raise UserError(f"--grow-from {run}: config.json is damaged (resolution is null, must be a number)")
+    if not NETWORKS[before.network].generator.grows:
+        raise UserError(f"--grow-from {run}: its networks do not grow (--network {before.network})")
     if given.get("resolution", 0) <= before.resolution:
         raise UserError(f"--resolution: must be given with --grow-from {run}, above its {before.resolution}")
     kept = {field.name: getattr(before, field.name) for field in dataclasses.fields(before) if field.name != "out"}
@@ -114,11 +117,12 @@ def _take_over(network: nn.Module, weights: Weights, what: str) -> list[str]:
             )
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
     new, gone = ({_resolution(name) for name in names} for names in (missing, unknown))
-    kept = {_resolution(name) for name in own.keys() & weights.keys()} - {None}
-    if not kept or None in new | gone or (new | gone) & kept:
+    shared = own.keys() & weights.keys()
+    kept = {_resolution(name) for name in shared} - {None}
+    if not shared or None in new | gone or (new | gone) & kept:
         name = min(missing | unknown)
         raise UserError(f"{what} is of networks with other options ({name} is only in one of the two)")
-    network.load_state_dict({**own, **{name: weights[name] for name in own.keys() & weights.keys()}})
+    network.load_state_dict({**own, **{name: weights[name] for name in shared}})
     return sorted(new, key=int)
 
 

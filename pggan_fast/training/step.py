@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from pggan_fast.networks import AutoencoderDiscriminator, Discriminator, Generator
+from pggan_fast.networks import AutoencoderDiscriminator, BaseDiscriminator, BaseGenerator
+from pggan_fast.networks.base import Network
 from pggan_fast.ops import cache_folded_weights
 from pggan_fast.ops.bias_act import omit_zeros
 from pggan_fast.reference import stddev_group
@@ -55,8 +56,8 @@ class TrainStep:
 
     def __init__(
         self,
-        G: Generator,
-        D: Discriminator,
+        G: BaseGenerator,
+        D: BaseDiscriminator,
         *,
         objective: str | Objective = "wgan-gp",
         learning_rate: float | tuple[float, float] = 1e-3,
@@ -79,7 +80,7 @@ class TrainStep:
             raise ValueError(f"d_steps is {d_steps}, must be 1 or more")
         if compile and activation_checkpointing:
             raise ValueError("compile and activation_checkpointing are both True: torch cannot compile the latter")
-        if activation_checkpointing and any(True for net in (G, D) for _ in net.buffers()):
+        if activation_checkpointing and any(net.options.get("spectral_norm") for net in (G, D)):
             raise ValueError("activation_checkpointing is True: not with spectral_norm, which each pass would move on")
         self.G = G.to(memory_format=torch.channels_last)
         self.D = D.to(memory_format=torch.channels_last)
@@ -95,7 +96,7 @@ class TrainStep:
             self.augment.to(self.device)
         self.objective.reports_overfitting = isinstance(self.augment, AdaptiveAugment)
         for module in (*G.modules(), *D.modules()):
-            if isinstance(module, (Generator, Discriminator)):
+            if isinstance(module, Network):
                 module.activation_checkpointing = activation_checkpointing
         self.run_G, self.run_D = (_compiled(network) if compile else network for network in (G, D))
 

@@ -261,7 +261,7 @@ def _print_opening(
 ) -> None:
     G, D = (sum(p.numel() for p in network.parameters()) for network in (step.G, step.D))
     data, config = run.data, run.config
-    start = config.start_resolution if config.progressive else config.resolution
+    start = config.start_resolution if config.grows else config.resolution
     print(f"{run.path}: {start} to {config.resolution} px in {config.precision}")
     print(f"data: {data.path}, {data.count:,} images, {data.channels} channels")
     print(f"networks: G {G:,} and D {D:,} parameters on {device}, channels_last")
