@@ -13,6 +13,7 @@ NEW_NAMES = {
     "layers.paper": "layers.pggan",
     "training.ahead": "data.prefetch",
     "training.capture": "training.runtime.cuda_graph",
+    "training.critic": "training.bound_discriminator",
     "training.data": "data.batches",
     "training.dataset": "data.dataset",
     "training.device": "utils.device",

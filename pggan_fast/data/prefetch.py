@@ -12,7 +12,7 @@ from pggan_fast.data.batches import Batches
 class Prefetcher:
     """`batches`, with the next one being read by a thread: of the size and resolution of the last one.
 
-    The state is that of what was handed out. A failure to read is raised by the call that asks for the batch.
+    The state is that after the last batch returned. A failure to read is raised by the call that asks for the batch.
     """
 
     def __init__(self, batches: Batches) -> None:
@@ -48,7 +48,7 @@ class Prefetcher:
         return ahead.result() if ahead else None
 
     def _drop(self) -> None:
-        """Forget what was read ahead: go back to the last batch that was handed out."""
+        """Drop the prefetched batch: go back to the last batch returned."""
         ahead, self._next = self._next, None
         if ahead:
             ahead.exception()  # waits; whatever it read or failed at is not what is wanted

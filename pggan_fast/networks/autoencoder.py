@@ -38,6 +38,6 @@ class AutoencoderDiscriminator(Discriminator):
         rebuilt = self.decoder(codes, resolution=min(images.shape[-2:]), alpha=alpha)
         return -(rebuilt.to(images.dtype) - images).square().mean(dim=(1, 2, 3)), None
 
-    def live_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
-        """The parameters that scores of images at `resolution` depend on, with the old path if `fading`."""
-        return super().live_parameters(resolution, fading) + self.decoder.live_parameters(resolution, fading)
+    def active_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
+        """Return the parameters that scores of images at `resolution` depend on, with the old path if `fading`."""
+        return super().active_parameters(resolution, fading) + self.decoder.active_parameters(resolution, fading)

@@ -27,7 +27,7 @@ class Network(nn.Module):
         self.resolution, self.base = self.config.resolution, self.config.base
         self.image_channels, self.label_dim = self.config.image_channels, self.config.label_dim
 
-    def live_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
+    def active_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
         """Return the parameters that work at `resolution` depends on, with the old path if `fading`."""
         raise NotImplementedError
 

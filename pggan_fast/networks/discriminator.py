@@ -149,8 +149,8 @@ class Discriminator(BaseDiscriminator):
                 scores = scores + (self.head["projection"](x) * labels).sum(dim=1)
         return scores, output[:, 1:] if output.shape[1] > 1 else None
 
-    def live_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
-        """The parameters that scores of images at `resolution` depend on, with the old path if `fading`."""
+    def active_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
+        """Return the parameters that scores of images at `resolution` depend on, with the old path if `fading`."""
         parameters = list(self.head.parameters())
         for r in resolutions_up_to(resolution):
             if r > 4:

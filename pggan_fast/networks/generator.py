@@ -125,8 +125,8 @@ class Generator(BaseGenerator):
         x = block["residual" if "residual" in block else "conv"](x)
         return block["attention"](x) if "attention" in block else x
 
-    def live_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
-        """The parameters that images at `resolution` depend on, with the old path if `fading`."""
+    def active_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
+        """Return the parameters that images at `resolution` depend on, with the old path if `fading`."""
         parameters = [*self.input.parameters(), self.input_bias]
         for r in resolutions_up_to(resolution):
             parameters += self.blocks[str(r)].parameters()

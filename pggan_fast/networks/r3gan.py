@@ -52,7 +52,7 @@ class _Stages(Network):
         if blends(alpha):
             raise ValueError(f"alpha is {alpha}, must be 1.0: these networks do not fade layers in")
 
-    def live_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
+    def active_parameters(self, resolution: int, fading: bool) -> list[nn.Parameter]:
         """Return all parameters: they are live throughout."""
         return list(self.parameters())
 

@@ -1,4 +1,4 @@
-"""Augmentation of what D sees, reals and fakes alike, so that it does not learn a small data set by heart.
+"""Augmentation of what D sees, reals and fakes alike, so that it does not learn a small dataset by heart.
 
 G's gradient comes through the augmentation of its images. Penalties are taken on D's input, that is with respect to the
 augmented images: it is D that they bound, and no second derivative of the augmentation is needed.

@@ -19,15 +19,15 @@ Stats = dict[str, Tensor]
 
 
 class Critic(Protocol):
-    """The discriminator as an objective sees it: alpha and precision are settled."""
+    """The discriminator as an objective calls it; `BoundDiscriminator` binds alpha and precision."""
 
     def __call__(self, images: Tensor, labels: Tensor | None) -> Scored: ...
 
     def gradient(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scores [N] and the gradient of their sum with respect to the images, in fp32 and differentiable."""
+        """Return scores [N] and the gradient of their sum in the images [N, C, H, W], fp32 and differentiable."""
 
     def pair(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Scored, Scored]:
-        """Both batches scored, as two calls would."""
+        """Score both batches, as two calls would."""
 
 
 def gradient_penalty(
@@ -35,15 +35,15 @@ def gradient_penalty(
     real: Tensor,
     fake: Tensor,
     labels: Tensor | None,
-    mixing: Tensor,
+    interpolation: Tensor,
     target: float,
     stats: Stats,
 ) -> Tensor:
-    """mean((|gradient| - target)^2) / target^2 at mixtures of reals and fakes (Gulrajani et al. 2017).
+    """mean((|gradient| - target)^2) / target^2 between reals and fakes (Gulrajani et al. 2017).
 
-    Images [N, C, H, W], `mixing` [N, 1, 1, 1] the share of the fake. stats gets "gradient_norm", the mean norm.
+    Images [N, C, H, W], interpolation weights [N, 1, 1, 1] of the fakes. stats gets "gradient_norm", the mean norm.
     """
-    _, gradient = critic.gradient(torch.lerp(real, fake, mixing), labels)
+    _, gradient = critic.gradient(torch.lerp(real, fake, interpolation), labels)
     norms = gradient.square().sum(dim=(1, 2, 3)).sqrt()
     stats["gradient_norm"] = norms.detach().mean()
     return (norms - target).square().mean() / target**2
@@ -100,17 +100,17 @@ class Objective(ABC):
         return -fake.mean()
 
     def constrain(self, D: nn.Module) -> None:  # noqa: B027 - most objectives constrain nothing
-        """Called after each update of D."""
+        """Change D's weights after each of its updates."""
 
     def discriminator_terms(
-        self, critic: Critic, real: Tensor, fake: Tensor, labels: Tensor | None, mixing: Tensor, stats: Stats
+        self, critic: Critic, real: Tensor, fake: Tensor, labels: Tensor | None, interpolation: Tensor, stats: Stats
     ) -> Iterator[Tensor]:
-        """Yields the terms whose sum is D's loss; `mixing` [N, 1, 1, 1] is uniform in 0..1."""
+        """Yield the terms whose sum is D's loss; interpolation weights [N, 1, 1, 1], uniform in 0..1."""
         if self.penalty_weight:
             target = self.penalty_target
             if self.full_resolution is not None:
                 target *= self.full_resolution / min(real.shape[-2:])
-            yield self.penalty_weight * gradient_penalty(critic, real, fake, labels, mixing, target, stats)
+            yield self.penalty_weight * gradient_penalty(critic, real, fake, labels, interpolation, target, stats)
         if self.r1_weight:
             yield self.r1_weight * r1_penalty(critic, real, labels, stats)
         (real_scores, real_logits), (fake_scores, fake_logits) = critic.pair(real, fake, labels)

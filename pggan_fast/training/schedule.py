@@ -35,7 +35,7 @@ class Stage:
 
     @property
     def active_layers(self) -> tuple[int, bool]:
-        """Name of the set of active layers: Adam's state is dropped whenever this changes."""
+        """Return the name of the set of active layers: Adam's state is dropped whenever this changes."""
         return self.resolution, self.fading
 
 
@@ -89,11 +89,11 @@ class Schedule:
 
     @property
     def phase_images(self) -> int:
-        """One transition and one stable phase."""
+        """Return the images of one transition and one stable phase."""
         return self.stable_images + self.transition_images
 
     def at(self, images: int) -> Stage:
-        """The stage after `images` real images were shown."""
+        """Return the stage after `images` real images were shown."""
         # As if the first stable phase had been as long as the others.
         images += self.stable_images - self.first_images
         grown, position = divmod(max(0, images), self.phase_images)
@@ -114,7 +114,7 @@ class Schedule:
         )
 
     def images_per_resolution(self, images: int) -> dict[int, int]:
-        """How many images are still to be shown at each resolution after `images` of them."""
+        """Return how many images are still to be shown at each resolution after `images` of them."""
         if not self.progressive:
             return {self.resolution: max(0, self.total_images - images)}
         left, start = {}, 0
@@ -135,5 +135,5 @@ class Schedule:
 
 
 def from_table(table: Mapping[int, float], resolution: int) -> float:
-    """The entry of the largest listed resolution that is not above `resolution`."""
+    """Return the entry of the largest listed resolution that is not above `resolution`."""
     return table[max(listed for listed in table if listed <= resolution)]

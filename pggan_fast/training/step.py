@@ -14,7 +14,7 @@ from pggan_fast.ops.bias_act import omit_zeros
 from pggan_fast.reference import stddev_group
 from pggan_fast.training.adam import MomentumFreeAdam
 from pggan_fast.training.augment import AUGMENTS, AdaptiveAugment, DiffAugment
-from pggan_fast.training.critic import DiscriminatorCritic
+from pggan_fast.training.bound_discriminator import BoundDiscriminator
 from pggan_fast.training.losses import OBJECTIVES, Ebgan, Objective, Stats
 from pggan_fast.utils.batch_split import fewest_parts, keeps_groups, take
 from pggan_fast.utils.distributed import Processes
@@ -42,8 +42,8 @@ class TrainStep:
             rest again: less memory, more time, the same numbers.
         compile: G and D through torch.compile, once per stage. The gradient penalty still runs op by op: torch cannot
             differentiate a compiled backward.
-        processes: those that train together, see `distributed`. Each gets its part of the batch, `parts.take` of it,
-            and all of them the same random state; what they compute is what one process would of the whole batch.
+        processes: those that train together, see `distributed`. Each gets its part of the batch, as `batch_split.take`
+            cuts it, and all have the same random state; they compute what one process would of the whole batch.
 
     `step(real, labels=None, *, alpha=1.0)` takes images [d_steps * N, C, H, W] in -1..1, already faded and mirrored,
     and returns detached scalars, of the last of D's steps where there are several: d_loss, g_loss, real_score,
@@ -116,7 +116,7 @@ class TrainStep:
         n, resolution = len(real) // self.d_steps, min(real.shape[-2:])
         fading = isinstance(alpha, Tensor) or alpha != 1.0
         scale = self.loss_scale if self.precision == "fp16" else None
-        critic = DiscriminatorCritic(self.D, self.run_D, alpha, self._autocast, scale)
+        critic = BoundDiscriminator(self.D, self.run_D, alpha, self._autocast, scale)
         stats: Stats = {}
 
         def generate(z: Tensor, labels: Tensor | None) -> Tensor:
@@ -124,19 +124,22 @@ class TrainStep:
                 return self.run_G(z, labels, resolution=resolution, alpha=alpha)
 
         def discriminator_terms(
-            real: Tensor, labels: Tensor | None, noise: Tensor | None, z: Tensor, mixing: Tensor
+            real: Tensor, labels: Tensor | None, noise: Tensor | None, z: Tensor, interpolation: Tensor
         ) -> Iterable[Tensor]:
             with torch.no_grad():
                 fake = generate(z, labels).to(real.dtype)
                 if noise is not None:
                     of_real, of_fake = noise.chunk(2, dim=1)
-                    real, fake = _laid_out(self.augment(real, of_real)), _laid_out(self.augment(fake, of_fake))
-            return self.objective.discriminator_terms(critic, real, fake, labels, mixing, stats)
+                    real, fake = (
+                        _channels_last(self.augment(real, of_real)),
+                        _channels_last(self.augment(fake, of_fake)),
+                    )
+            return self.objective.discriminator_terms(critic, real, fake, labels, interpolation, stats)
 
         def generator_terms(labels: Tensor | None, noise: Tensor | None, z: Tensor) -> Iterable[Tensor]:
             fake = generate(z, labels)
             if noise is not None:
-                fake = _laid_out(self.augment(fake.to(real.dtype), noise))
+                fake = _channels_last(self.augment(fake.to(real.dtype), noise))
             yield self.objective.generator_loss(critic, fake, labels)
 
         batches = [(real, labels)]
@@ -146,9 +149,11 @@ class TrainStep:
         with omit_zeros(), cache_folded_weights() as invalidate:
             skipped = torch.zeros((), device=self.device)
             for reals, labels in batches:
-                z, mixing = self._draw(torch.randn, n, self.G.latent_dim), self._draw(torch.rand, n, 1, 1, 1)
+                z, interpolation = self._draw(torch.randn, n, self.G.latent_dim), self._draw(torch.rand, n, 1, 1, 1)
                 noise = self._augment_noise(n, images=2)
-                loss = self._backward(self.optimizer_D, discriminator_terms, stats, reals, labels, noise, z, mixing)
+                loss = self._backward(
+                    self.optimizer_D, discriminator_terms, stats, reals, labels, noise, z, interpolation
+                )
                 skipped += self._update(self.optimizer_D, loss, stats)
                 stats["d_loss"] = loss
                 self.objective.constrain(self.D)
@@ -170,17 +175,17 @@ class TrainStep:
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def _draw(self, random: Callable[..., Tensor], n: int, *shape: int) -> Tensor:
-        """Random numbers [n, *shape]: this process's part of what is drawn for the batch of all of them."""
+        """Return random numbers [n, *shape], this process's part of those of the whole batch."""
         rank, count = self.processes.rank, self.processes.count
-        drawn = random(n * count, *shape, device=self.device)
-        return take(drawn, rank, count, stddev_group(n * count, self.D.mbstd_group_size))
+        whole = random(n * count, *shape, device=self.device)
+        return take(whole, rank, count, stddev_group(n * count, self.D.mbstd_group_size))
 
     def _augment_noise(self, n: int, images: int = 1) -> Tensor | None:
         """Return the random numbers that augmenting `images` images for each of n samples takes."""
         return None if self.augment is None else self._draw(torch.rand, n, images * self.augment.draws)
 
     def _adapt(self, stats: Stats, n: int) -> None:
-        """Tells an adaptive augmentation how D does on its reals."""
+        """Tell an adaptive augmentation how D does on its reals."""
         if self.objective.reports_overfitting:
             self.augment.update(stats["overfitting"], n * self.processes.count)
             stats["augment_p"] = self.augment.p.clone()
@@ -188,7 +193,7 @@ class TrainStep:
     def _backward(
         self, optimizer: MomentumFreeAdam, terms: Callable[..., Iterable[Tensor]], stats: Stats, *batch: Tensor | None
     ) -> Tensor:
-        """Adds up the gradients of the mean, over the batch's parts, of the sum of `terms(*part)`. Returns that mean.
+        """Add up the gradients of the mean, over the batch's parts, of the sum of `terms(*part)`. Return that mean.
 
         Those of the optimizer's parameters alone, not of the images that a penalty is taken at.
         The values that `terms` leaves in `stats` become their means too.
@@ -197,7 +202,7 @@ class TrainStep:
         count, group = self._parts(len(batch[-1]))
         total, sums = torch.zeros((), device=self.device), {}
         for index in range(count):
-            part = [None if tensor is None else _laid_out(take(tensor, index, count, group)) for tensor in batch]
+            part = [None if tensor is None else _channels_last(take(tensor, index, count, group)) for tensor in batch]
             for term in terms(*part):
                 term = term / count if count > 1 else term
                 (term * self.loss_scale if self.precision == "fp16" else term).backward(inputs=parameters)
@@ -208,7 +213,7 @@ class TrainStep:
         return total
 
     def _parts(self, n: int) -> tuple[int, int]:
-        """In how many parts a batch of n goes through the networks, and the size of its stddev groups."""
+        """Return in how many parts a batch of n goes through the networks, and the size of its stddev groups."""
         group = stddev_group(n, self.D.mbstd_group_size)
         if self.micro_batch is None or n <= self.micro_batch:
             return 1, group
@@ -223,7 +228,7 @@ class TrainStep:
         return count, group
 
     def _update(self, optimizer: MomentumFreeAdam, loss: Tensor, stats: Stats) -> Tensor:
-        """One optimizer step with the gradients' mean over the processes; leaves them at None.
+        """Take one optimizer step with the gradients' mean over the processes; leave them at None.
 
         `loss` and `stats` become their means over the processes in the same reduction.
         It is left out if the loss or a gradient is not finite, in all processes or none. Returns whether it was,
@@ -247,9 +252,9 @@ class TrainStep:
 
     @torch.no_grad()
     def _average(self, resolution: int, fading: bool) -> None:
-        """G_ema follows G; layers that are not live have not moved."""
-        averages = self.G_ema.live_parameters(resolution, fading)
-        torch._foreach_lerp_(averages, self.G.live_parameters(resolution, fading), 1 - self.ema_decay)
+        """Move G_ema towards G; inactive layers have not changed."""
+        averages = self.G_ema.active_parameters(resolution, fading)
+        torch._foreach_lerp_(averages, self.G.active_parameters(resolution, fading), 1 - self.ema_decay)
         for average, buffer in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
             average.copy_(buffer)  # the singular vectors of spectral norm
 
@@ -261,12 +266,12 @@ class TrainStep:
                 group["lr"].fill_(rate)
 
     def reset_optimizers(self) -> None:
-        """Drops Adam's state, as the official code does whenever the set of live layers changes."""
+        """Drop Adam's state, as the official code does whenever the set of active layers changes."""
         self.optimizer_G.state.clear()
         self.optimizer_D.state.clear()
 
     def state_dict(self) -> dict:
-        """Tensors and plain numbers, for `torch.load(weights_only=True)`."""
+        """Return tensors and plain numbers, for `torch.load(weights_only=True)`."""
         return {
             **{name: part.state_dict() for name, part in self._modules().items()},
             **{name: part.state_dict() for name, part in self._optimizers().items()},
@@ -275,7 +280,7 @@ class TrainStep:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Raises RuntimeError if it is of networks with other shapes. The precision may have changed."""
+        """Load a state. Raises RuntimeError if it is of networks with other shapes. The precision may have changed."""
         for name, module in self._modules().items():
             module.load_state_dict(state[name])
         for name, optimizer in self._optimizers().items():
@@ -306,5 +311,5 @@ def _compiled(network: nn.Module) -> nn.Module:
     return torch.compile(network, dynamic=False)
 
 
-def _laid_out(part: Tensor) -> Tensor:
+def _channels_last(part: Tensor) -> Tensor:
     return part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part

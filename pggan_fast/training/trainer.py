@@ -146,12 +146,12 @@ def _train(
 
             batch_state = batches.state_dict()
             try:
-                drawn = [batches.next(stage.batch_size, stage.resolution) for _ in range(config.d_steps)]
+                read = [batches.next(stage.batch_size, stage.resolution) for _ in range(config.d_steps)]
             except (UserError, OSError):  # the data are gone: what was learnt from them is kept
                 batches.load_state_dict(batch_state)  # none of this step's batches was used
                 save()
                 raise
-            pixels, labels = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+            pixels, labels = (torch.cat(parts) for parts in zip(*read, strict=True))
             reals = fade_reals(sent(pixels, device), alpha)
             reals = reals.contiguous(memory_format=torch.channels_last)
             scalars = advance(reals, sent(labels, device) if config.labels else None, alpha=alpha)

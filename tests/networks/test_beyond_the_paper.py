@@ -70,14 +70,14 @@ def test_shapes(network, options, resolution):
 @EACH
 @pytest.mark.parametrize("resolution", [4, 16])
 @pytest.mark.parametrize("fading", [False, True])
-def test_live_parameters_are_those_with_gradients(network, options, resolution, fading):
+def test_active_parameters_are_those_with_gradients(network, options, resolution, fading):
     net = _small(network, **options)
     y = _run(net, resolution=resolution, alpha=0.5 if fading else 1.0)
     if isinstance(net, Discriminator) and net.label_dim and net.label_mode == "acgan":
         y = y + net(_images(net, 4, resolution), _labels(net), alpha=0.5 if fading else 1.0)[1].sum(dim=1)
     y.square().sum().backward()
     with_gradient = {name for name, p in net.named_parameters() if p.grad is not None}
-    live = {id(p) for p in net.live_parameters(resolution, fading)}
+    live = {id(p) for p in net.active_parameters(resolution, fading)}
     assert with_gradient == {name for name, p in net.named_parameters() if id(p) in live}
 
 
@@ -92,7 +92,7 @@ def test_options_rebuild_the_network(network, options):
 
 
 @EACH
-def test_a_gradient_penalty_reaches_all_live_parameters_of_a_discriminator(network, options):
+def test_a_gradient_penalty_reaches_all_active_parameters_of_a_discriminator(network, options):
     if network is Generator:
         return
     net = _small(network, **options).double()
@@ -295,7 +295,7 @@ def test_compiles_as_one_graph(network):
         for name, value in net.named_buffers():
             value.copy_(vectors[name])
         output = _run(net, resolution=8)
-        return output, *torch.autograd.grad(output.square().sum(), net.live_parameters(8, fading=False))
+        return output, *torch.autograd.grad(output.square().sum(), net.active_parameters(8, fading=False))
 
     expected = output_and_gradients()
     torch._dynamo.reset()

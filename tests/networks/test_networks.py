@@ -141,19 +141,19 @@ def test_only_live_branches_are_computed(network, resolution, fused_scale, impl)
 @NETWORKS
 @RESOLUTIONS
 @pytest.mark.parametrize("fading", [False, True])
-def test_live_parameters_are_those_with_gradients(network, resolution, fading):
+def test_active_parameters_are_those_with_gradients(network, resolution, fading):
     net = _small(network)
     _run(net, resolution=resolution, alpha=0.5 if fading else 1.0).square().sum().backward()
     with_gradient = {name for name, p in net.named_parameters() if p.grad is not None}
-    live = {id(p) for p in net.live_parameters(resolution, fading)}
-    assert len(live) == len(net.live_parameters(resolution, fading))
+    live = {id(p) for p in net.active_parameters(resolution, fading)}
+    assert len(live) == len(net.active_parameters(resolution, fading))
     assert with_gradient == {name for name, p in net.named_parameters() if id(p) in live}
 
 
 @NETWORKS
 def test_everything_is_live_at_most_once_over_all_resolutions(network):
     net = _small(network)
-    live = {id(p) for r in (4, 8, 16) for p in net.live_parameters(r, False)}
+    live = {id(p) for r in (4, 8, 16) for p in net.active_parameters(r, False)}
     assert live == {id(p) for p in net.parameters()}
 
 
@@ -343,7 +343,7 @@ def test_cached_weights_change_nothing(network):
 @pytest.mark.parametrize("alpha", [1.0, torch.tensor(0.3)], ids=["whole", "fading"])
 def test_compiles_as_one_graph(network, alpha):
     net = _small(network, resolution=8)
-    parameters = net.live_parameters(8, fading=isinstance(alpha, torch.Tensor))
+    parameters = net.active_parameters(8, fading=isinstance(alpha, torch.Tensor))
 
     def output_and_gradients():
         output = _run(net, resolution=8, alpha=alpha)

@@ -108,8 +108,8 @@ def test_options_build_the_same_network(network, options):
 def test_every_parameter_is_live_and_seen_in_the_signature(network):
     net = small(network, label_dim=3)
     output(net, *inputs(net)).square().sum().backward()
-    assert all(p.grad is not None for p in net.live_parameters(16, fading=False))
-    assert {id(p) for p in net.parameters()} == {id(p) for p in net.live_parameters(16, fading=False)}
+    assert all(p.grad is not None for p in net.active_parameters(16, fading=False))
+    assert {id(p) for p in net.parameters()} == {id(p) for p in net.active_parameters(16, fading=False)}
     assert inspect.signature(network).parameters["group_channels"].default == 16
 
 

@@ -45,7 +45,7 @@ def test_networks_give_the_same_bits(precision, alpha):
             scores, _ = D(images, alpha=alpha)
         (inner,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
         loss = scores.mean() + (inner.float().square().sum((1, 2, 3)).sqrt() - 1).square().mean()
-        parameters = [*G.live_parameters(16, alpha != 1), *D.live_parameters(16, alpha != 1)]
+        parameters = [*G.active_parameters(16, alpha != 1), *D.active_parameters(16, alpha != 1)]
         return [loss, *torch.autograd.grad(loss, parameters)]
 
     for found, expected in zip(gradients(True), gradients(False), strict=True):

@@ -37,7 +37,7 @@ class Tape(TorchDispatchMode):
 
 
 class TapeRecorder:
-    """`capture.Recorder` with a tape. A recording does nothing, as under CUDA: its effects are taken back."""
+    """`cuda_graph.Recorder` with a tape. A recording does nothing, as under CUDA: its effects are taken back."""
 
     def __init__(self, state):
         self.state = state  # a function that lists every tensor that a step changes

@@ -44,9 +44,9 @@ def scores_of(images):
 
 
 def d_loss(objective, batch, *, critic=None, labels=None, stats=None):
-    real, fake, mixing = batch
+    real, fake, interpolation = batch
     critic, stats = critic or Linear(), {} if stats is None else stats
-    return sum(objective.discriminator_terms(critic, real, fake, labels, mixing, stats))
+    return sum(objective.discriminator_terms(critic, real, fake, labels, interpolation, stats))
 
 
 # WGAN-GP and what every objective takes
@@ -68,14 +68,14 @@ def test_wgan_gp(batch, target):
 
 def test_penalty_at_full_resolution_is_that_of_enlarged_images(batch):
     """The penalty is taken as the official code takes it: D sees 2x2 means of the images whose gradient is meant."""
-    real, fake, mixing = batch
+    real, fake, interpolation = batch
 
     class OfEnlarged(Linear):
         def __call__(self, images, labels):
             return super().__call__(F.avg_pool2d(images, 4), labels)
 
     enlarged = [F.interpolate(images, scale_factor=4.0, mode="nearest") for images in (real, fake)]
-    official = d_loss(WganGp(), (*enlarged, mixing), critic=OfEnlarged())
+    official = d_loss(WganGp(), (*enlarged, interpolation), critic=OfEnlarged())
     torch.testing.assert_close(d_loss(WganGp(full_resolution=16), batch), official)
     assert not torch.allclose(d_loss(WganGp(), batch), official)
 

@@ -52,7 +52,7 @@ def test_every_objective_steps(objective, alpha):
         assert not scalars["skipped"]
     fading = isinstance(alpha, torch.Tensor)
     for network, before in ((step.G, G), (step.D, D)):
-        live = {id(p) for p in network.live_parameters(8, fading)}
+        live = {id(p) for p in network.active_parameters(8, fading)}
         names = {name for name, p in network.named_parameters() if id(p) in live}
         assert changed(network, before) <= names
         assert len(changed(network, before)) > 0.9 * len(names)  # relu units may sleep

@@ -9,7 +9,7 @@ from bench.baseline.matched_networks import networks
 from bench.bench_memory import peak_bytes, peak_record
 from pggan_fast import Discriminator, Generator
 from pggan_fast.training import TrainStep
-from pggan_fast.training.critic import DiscriminatorCritic
+from pggan_fast.training.bound_discriminator import BoundDiscriminator
 
 SMALL = dict(fmap_base=64, fmap_max=8)
 
@@ -86,7 +86,7 @@ def test_fp16_takes_the_penalty_with_the_loss_scale(scale):
         def autocast():
             return torch.autocast("cpu", dtype=precision, enabled=enabled)
 
-        return DiscriminatorCritic(step.D, step.D, 1.0, autocast, scale).gradient(real, None)[1]
+        return BoundDiscriminator(step.D, step.D, 1.0, autocast, scale).gradient(real, None)[1]
 
     expected = gradient(None, None)
     found = gradient(torch.float16, torch.tensor(scale))

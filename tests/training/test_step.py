@@ -40,7 +40,7 @@ def test_updates_live_layers_and_no_others(precision, alpha):
     assert all(value.ndim == 0 and not value.requires_grad and value.isfinite() for value in scalars.values())
     fading = not isinstance(alpha, float) or alpha != 1
     for network, before in ((step.G, G), (step.D, D)):
-        live = {id(p) for p in network.live_parameters(8, fading)}
+        live = {id(p) for p in network.active_parameters(8, fading)}
         assert changed(network, before) == {name for name, p in network.named_parameters() if id(p) in live}
         assert all(p.requires_grad and p.grad is None for p in network.parameters())
 

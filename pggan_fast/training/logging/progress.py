@@ -56,7 +56,7 @@ class Progress:
             self._bar.set_postfix_str(self._status(stage.resolution, stage.alpha, losses))
 
     def note_stage(self, images: int, stage: Stage) -> None:
-        """A line that stays, when other layers become live."""
+        """Print a line that stays, when other layers become active."""
         what = "layers fade in" if stage.fading else "stable"
         self._note(
             f"{images:,} images: {stage.resolution} px, {what}, batch {stage.batch_size},"

@@ -23,10 +23,10 @@ class Recorder(Protocol):
     """How work on a device is recorded."""
 
     def warm_up(self, work: Callable[[], Stats]) -> Stats:
-        """Does `work` under the conditions of a recording, without one."""
+        """Run `work` under the conditions of a recording, without one."""
 
     def record(self, work: Callable[[], Stats]) -> tuple[Callable[[], None], Stats]:
-        """Records `work` without doing it: a function that does it once, and the tensors of its results."""
+        """Record `work` without running it; return a function that replays it, and the tensors of its results."""
 
 
 class CudaRecorder:

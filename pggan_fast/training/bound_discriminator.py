@@ -1,4 +1,4 @@
-"""The discriminator as objectives see it, with the stage, the precision and its speed settled."""
+"""The discriminator as objectives call it, bound to a stage, a precision and a way to run."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from pggan_fast.reference import stddev_group
 from pggan_fast.training.losses import Scored
 
 
-class DiscriminatorCritic:
+class BoundDiscriminator:
     """`losses.Critic` of D at one stage.
 
     Args:
@@ -35,41 +35,42 @@ class DiscriminatorCritic:
             return self.run(images, labels, alpha=self.alpha)
 
     def gradient(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scores [N] of `images`, and the gradient of their sum, in fp32 and differentiable.
+        """Return scores [N] and the gradient of their sum in the images [N, C, H, W], fp32 and differentiable.
 
         Under fp16 it is computed with the loss scale, as the official code does: a score's gradient with respect
         to one of many pixels would round to zero. D itself runs: torch cannot differentiate a compiled backward.
         """
         images = images.detach().requires_grad_()
         with self.autocast():
-            scores, _ = self.D(images, labels, alpha=self.alpha)
+            scores, _ = self.D(images, labels, alpha=self.alpha)  # [N]
         total = scores.sum() if self.scale is None else scores.sum() * self.scale
-        (gradient,) = torch.autograd.grad(total, images, create_graph=True)
+        (gradient,) = torch.autograd.grad(total, images, create_graph=True)  # [N, C, H, W]
         gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         return scores, gradient if self.scale is None else gradient / self.scale
 
     def pair(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Scored, Scored]:
-        """One call on both batches, ordered so that each stddev group holds what it would hold in two calls.
+        """Score both batches in one call, ordered so that each stddev group holds what it would hold in two calls.
 
-        Group m of M has samples m, m + M, ...: of twice the batch, with runs of M reals and M fakes in turn,
-        group m has those reals and group M + m those fakes.
+        With groups of G, there are M = N / G of them, and group m has the samples m, m + M, m + 2M, ... In a batch of
+        2N that alternates M reals and M fakes, group m has those reals and group M + m those fakes.
         """
         n, group_size = len(real), self.D.mbstd_group_size
         group = stddev_group(n, group_size)
-        lean = self.D.activation_checkpointing  # its backward passes then go through one batch at a time
-        if lean or self.D.sees_minibatch or stddev_group(2 * n, group_size) != group:
+        # Activation checkpointing saves memory, of which one call for both takes twice as much.
+        separately = self.D.activation_checkpointing or self.D.sees_minibatch
+        if separately or stddev_group(2 * n, group_size) != group:
             return self(real, labels), self(fake, labels)
 
         def interleave(real: Tensor, fake: Tensor) -> Tensor:
-            runs = (t.unflatten(0, (group, n // group)) for t in (real, fake))
-            both = torch.stack(tuple(runs), dim=1).flatten(0, 2)
+            runs = tuple(t.unflatten(0, (group, n // group)) for t in (real, fake))  # two of [G, M, ...]
+            both = torch.stack(runs, dim=1).flatten(0, 2)  # [G, 2, M, ...] -> [2N, ...]
             return both.contiguous(memory_format=torch.channels_last) if both.ndim == 4 else both
 
         def separate(both: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
             if both is None:
                 return None, None
-            runs = both.unflatten(0, (group, 2, n // group))
-            return runs[:, 0].flatten(0, 1), runs[:, 1].flatten(0, 1)
+            runs = both.unflatten(0, (group, 2, n // group))  # [2N, ...] -> [G, 2, M, ...]
+            return runs[:, 0].flatten(0, 1), runs[:, 1].flatten(0, 1)  # [N, ...] each
 
         scores, logits = self(interleave(real, fake), None if labels is None else interleave(labels, labels))
         return tuple(zip(separate(scores), separate(logits), strict=True))
