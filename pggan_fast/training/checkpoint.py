@@ -29,7 +29,7 @@ def _scalar(value: Any) -> str | None:
 COUNT = number(0, whole=True)
 WEIGHTS = Each(str, torch.Tensor)
 OPTIMIZER = {
-    "state": Each(int, {"step": _scalar, "exp_avg_sq": torch.Tensor}),
+    "state": Each(int, {"step": _scalar, "exp_avg_sq": torch.Tensor, "exp_avg": Optional(torch.Tensor)}),
     "param_groups": [
         {"lr": _scalar, "betas": [number(0, 1)], "eps": number(0, 1), "fused": OneOf(bool, None), "params": [COUNT]}
     ],
@@ -49,11 +49,13 @@ STATE = {
         "augment": Optional(WEIGHTS),
         **{name: OPTIMIZER for name in ("optimizer_G", "optimizer_D")},
         **{name: _scalar for name in ("loss_scale", "good_steps", "bad_steps")},
+        "d_updates": Optional(COUNT),
         "precision": str,
     },
     "batches": {"position": COUNT, "seed": COUNT},
     "stats": {
         "sums": Each(str, _scalar),
+        "counts": Optional(Each(str, number(1, whole=True))),
         "steps": COUNT,
         "noted": Each(str, any_number),
         "images": COUNT,

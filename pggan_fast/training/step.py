@@ -1,7 +1,6 @@
 """One training step: D, the average of G, then G. For the trainer, and for loops of one's own."""
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable
 
 import torch
@@ -12,14 +11,18 @@ from pggan_fast.networks.base import Network
 from pggan_fast.ops import cache_folded_weights
 from pggan_fast.ops.bias_act import omit_zeros
 from pggan_fast.reference import stddev_group
-from pggan_fast.training.adam import MomentumFreeAdam
+from pggan_fast.training.adam import Adam
 from pggan_fast.training.augment import AUGMENTS, AdaptiveAugment, DiffAugment
+from pggan_fast.training.average import follow
 from pggan_fast.training.bound_discriminator import BoundDiscriminator
-from pggan_fast.training.losses import OBJECTIVES, Ebgan, Objective, Stats
-from pggan_fast.utils.batch_split import fewest_parts, keeps_groups, take
+from pggan_fast.training.gradients import add_gradients, channels_last, count_parts
+from pggan_fast.training.losses import OBJECTIVES, Ebgan, Objective
+from pggan_fast.training.penalties import Augmented, Stats
+from pggan_fast.utils.batch_split import take
 from pggan_fast.utils.distributed import Processes
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PENALTY_ON = ("augmented", "raw")
 COMPILED_STAGES = 64  # more than all resolutions, fading and stable, in training, in G's step and in sample grids
 
 
@@ -30,10 +33,15 @@ class TrainStep:
         G, D: moved to channels_last, in place.
         objective: a name of `losses.OBJECTIVES`, or an object of such a class; "ebgan" needs an
             `AutoencoderDiscriminator`.
-        learning_rate: of both Adam optimizers (betas 0 and 0.99, eps 1e-8; the official settings), or (G's, D's).
+        learning_rate: of both Adam optimizers, or (G's, D's).
+        betas, eps, eps_place: of both, see `adam.Adam`; the official settings are the default.
         d_steps: steps of D for each of G. A call then takes as many batches, one after the other.
+        penalty_every: steps of D from one with penalties on gradients to the next. Above 1 they get an update of their
+            own after D's, with N times their weight, and D's rate and betas change by N / (N + 1) (lazy
+            regularization: Karras et al. 2020, "Analyzing and improving", appendix B).
+        penalty_on: "augmented" images, which D sees, or "raw" ones: then the gradient goes through the augmentation.
         augment: "diffaugment", "ada" or an object of `augment.AUGMENTS`, of what D sees; None for nothing.
-        ema_decay: weight of the past in `G_ema`, per step.
+        ema_decay: weight of the past in `G_ema`, per step; see `average.decay_of` for half-lives.
         precision: "fp32"; "bf16" or "fp16" compute under autocast with fp32 weights, fp16 with a dynamic loss scale.
         micro_batch: most samples that go through the networks at once; the gradients of a batch's parts add up. Parts
             of whole minibatch-stddev groups give what the whole batch gives, to rounding; a warning says when they
@@ -47,9 +55,9 @@ class TrainStep:
 
     `step(real, labels=None, *, alpha=1.0)` takes images [d_steps * N, C, H, W] in -1..1, already faded and mirrored,
     and returns detached scalars, of the last of D's steps where there are several: d_loss, g_loss, real_score,
-    fake_score; gradient_norm, real_gradient_norm, overfitting and augment_p where these exist; and skipped, the number
-    of optimizer steps (0 to d_steps + 1) left out because the loss or a gradient was not finite. Nothing waits for the
-    device.
+    fake_score; gradient_norm, real_gradient_norm, fake_gradient_norm, overfitting and augment_p where these exist;
+    penalty, which d_loss then leaves out, in steps with an update for it; and skipped, the number of updates left out
+    because the loss or a gradient was not finite. Nothing waits for the device.
     `bad_steps` (int32, on the device) counts the steps since the last one in which nothing was left out.
     Latents come from torch's default generator of the device.
     """
@@ -61,7 +69,12 @@ class TrainStep:
         *,
         objective: str | Objective = "wgan-gp",
         learning_rate: float | tuple[float, float] = 1e-3,
+        betas: tuple[float, float] = (0.0, 0.99),
+        eps: float = 1e-8,
+        eps_place: str = "corrected",
         d_steps: int = 1,
+        penalty_every: int = 1,
+        penalty_on: str = "augmented",
         augment: str | DiffAugment | AdaptiveAugment | None = None,
         ema_decay: float = 0.999,
         precision: str = "fp32",
@@ -76,8 +89,11 @@ class TrainStep:
             raise ValueError(f"objective is {objective!r}, allowed: {', '.join(OBJECTIVES)}")
         if isinstance(augment, str) and augment not in AUGMENTS:
             raise ValueError(f"augment is {augment!r}, allowed: {', '.join(AUGMENTS)}")
-        if d_steps < 1:
-            raise ValueError(f"d_steps is {d_steps}, must be 1 or more")
+        if min(d_steps, penalty_every) < 1:
+            name, value = ("d_steps", d_steps) if d_steps < 1 else ("penalty_every", penalty_every)
+            raise ValueError(f"{name} is {value}, must be 1 or more")
+        if penalty_on not in PENALTY_ON:
+            raise ValueError(f"penalty_on is {penalty_on!r}, allowed: {', '.join(PENALTY_ON)}")
         if compile and activation_checkpointing:
             raise ValueError("compile and activation_checkpointing are both True: torch cannot compile the latter")
         if activation_checkpointing and any(net.options.get("spectral_norm") for net in (G, D)):
@@ -88,7 +104,10 @@ class TrainStep:
         self.objective = OBJECTIVES[objective]() if isinstance(objective, str) else objective
         if isinstance(self.objective, Ebgan) and not isinstance(D, AutoencoderDiscriminator):
             raise ValueError(f"objective is ebgan, so D must be an AutoencoderDiscriminator, is a {type(D).__name__}")
-        self.ema_decay, self.precision, self.d_steps = ema_decay, precision, d_steps
+        self.ema_decay: float | Tensor = ema_decay
+        self.precision, self.d_steps = precision, d_steps
+        self.penalty_every, self.penalty_on = penalty_every, penalty_on
+        self.d_updates = 0  # since the start, those for penalties alone not counted
         self.micro_batch, self.processes = micro_batch, processes
         self.device = next(G.parameters()).device
         self.augment = AUGMENTS[augment]() if isinstance(augment, str) else augment
@@ -100,47 +119,78 @@ class TrainStep:
                 module.activation_checkpointing = activation_checkpointing
         self.run_G, self.run_D = (_compiled(network) if compile else network for network in (G, D))
 
-        def adam(network: nn.Module, learning_rate: float) -> MomentumFreeAdam:
-            return MomentumFreeAdam(network.parameters(), torch.full((), learning_rate, device=self.device))
+        self.lazy = penalty_every > 1 and self.objective.penalizes  # penalties have updates of their own
+        self._d_share = penalty_every / (penalty_every + 1) if self.lazy else 1.0  # of rate and betas, for D
+
+        def adam(network: nn.Module, learning_rate: float, share: float) -> Adam:
+            rate = torch.full((), learning_rate * share, device=self.device)
+            beta1, beta2 = (beta**share for beta in betas)
+            return Adam(network.parameters(), rate, beta1=beta1, beta2=beta2, eps=eps, eps_place=eps_place)
 
         g_rate, d_rate = learning_rate if isinstance(learning_rate, tuple) else (learning_rate, learning_rate)
-        self.optimizer_G, self.optimizer_D = adam(G, g_rate), adam(D, d_rate)
+        self.optimizer_G, self.optimizer_D = adam(G, g_rate, 1.0), adam(D, d_rate, self._d_share)
         # Only fp16 needs a loss scale; its value stays 1 otherwise.
         self.loss_scale = torch.full((), 65536.0 if precision == "fp16" else 1.0, device=self.device)
         self.good_steps = torch.zeros((), dtype=torch.int32, device=self.device)
         self.bad_steps = torch.zeros((), dtype=torch.int32, device=self.device)
 
     def __call__(self, real: Tensor, labels: Tensor | None = None, *, alpha: float | Tensor = 1.0) -> Stats:
+        return self.run(real, labels, alpha=alpha, penalties=self.next_penalties())
+
+    def next_penalties(self) -> tuple[bool, ...]:
+        """Return, for each step of D of the next call, whether an update for the penalties alone follows it.
+
+        Counts these steps: whoever calls `run` calls this before.
+        """
+        steps = range(self.d_updates, self.d_updates + self.d_steps)
+        self.d_updates = steps.stop
+        return tuple(self.lazy and index % self.penalty_every == 0 for index in steps)
+
+    def run(self, real: Tensor, labels: Tensor | None, *, alpha: float | Tensor, penalties: tuple[bool, ...]) -> Stats:
+        """Do all that a call does on the device; it may be recorded once and replayed."""
         if len(real) % self.d_steps:
             raise ValueError(f"real has {len(real)} images, must be a multiple of d_steps={self.d_steps}")
         n, resolution = len(real) // self.d_steps, min(real.shape[-2:])
         fading = isinstance(alpha, Tensor) or alpha != 1.0
         scale = self.loss_scale if self.precision == "fp16" else None
         critic = BoundDiscriminator(self.D, self.run_D, alpha, self._autocast, scale)
-        stats: Stats = {}
+        objective, stats, penalty_stats, dtype = self.objective, {}, {}, real.dtype
 
         def generate(z: Tensor, labels: Tensor | None) -> Tensor:
             with self._autocast():
                 return self.run_G(z, labels, resolution=resolution, alpha=alpha)
 
-        def discriminator_terms(
-            real: Tensor, labels: Tensor | None, noise: Tensor | None, z: Tensor, interpolation: Tensor
-        ) -> Iterable[Tensor]:
+        def images_for_D(
+            real: Tensor, labels: Tensor | None, noise: Tensor | None, z: Tensor
+        ) -> tuple[Tensor, Tensor, tuple]:
+            """Return reals, fakes and, where penalties are on raw images, the augmentation that is left to do."""
             with torch.no_grad():
-                fake = generate(z, labels).to(real.dtype)
-                if noise is not None:
-                    of_real, of_fake = noise.chunk(2, dim=1)
-                    real, fake = (
-                        _channels_last(self.augment(real, of_real)),
-                        _channels_last(self.augment(fake, of_fake)),
-                    )
-            return self.objective.discriminator_terms(critic, real, fake, labels, interpolation, stats)
+                fake = generate(z, labels).to(dtype)
+                if noise is None:
+                    return real, fake, ()
+                augment = self._augmentations(noise, 2)
+                if self.penalty_on == "raw":
+                    return real, fake, (augment,)
+                return augment[0](real), augment[1](fake), ()
 
-        def generator_terms(labels: Tensor | None, noise: Tensor | None, z: Tensor) -> Iterable[Tensor]:
+        def discriminator_terms(real, labels, noise, z, interpolation) -> Iterable[Tensor]:
+            real, fake, augment = images_for_D(real, labels, noise, z)
+            if self.lazy:
+                return objective.score_terms(critic, real, fake, labels, stats, *augment)
+            return objective.discriminator_terms(critic, real, fake, labels, interpolation, stats, *augment)
+
+        def penalty_terms(real, labels, noise, z, interpolation) -> Iterable[Tensor]:
+            real, fake, augment = images_for_D(real, labels, noise, z)
+            terms = objective.penalty_terms(critic, real, fake, labels, interpolation, penalty_stats, *augment)
+            return (term * self.penalty_every for term in terms)
+
+        def generator_terms(real, labels, noise, z) -> Iterable[Tensor]:
             fake = generate(z, labels)
             if noise is not None:
-                fake = _channels_last(self.augment(fake.to(real.dtype), noise))
-            yield self.objective.generator_loss(critic, fake, labels)
+                *of_real, of_fake = self._augmentations(noise, 1 + objective.compares)
+                fake = of_fake(fake.to(dtype))
+                real = of_real[0](real) if of_real else real
+            return objective.generator_terms(critic, real, fake, labels, {})
 
         batches = [(real, labels)]
         if self.d_steps > 1:
@@ -148,23 +198,32 @@ class TrainStep:
             batches = list(zip(real.split(n), parts, strict=True))
         with omit_zeros(), cache_folded_weights() as invalidate:
             skipped = torch.zeros((), device=self.device)
-            for reals, labels in batches:
+
+            def update_D(terms: Callable[..., Iterable[Tensor]], stats: Stats, *batch: Tensor | None) -> Tensor:
+                nonlocal skipped
+                loss = self._backward(self.optimizer_D, terms, stats, *batch)
+                skipped += self._update(self.optimizer_D, loss, stats)
+                objective.constrain(self.D)
+                invalidate(self.D.parameters())
+                return loss
+
+            for (reals, labels), penalty_due in zip(batches, penalties, strict=True):
                 z, interpolation = self._draw(torch.randn, n, self.G.latent_dim), self._draw(torch.rand, n, 1, 1, 1)
                 noise = self._augment_noise(n, images=2)
-                loss = self._backward(
-                    self.optimizer_D, discriminator_terms, stats, reals, labels, noise, z, interpolation
-                )
-                skipped += self._update(self.optimizer_D, loss, stats)
-                stats["d_loss"] = loss
-                self.objective.constrain(self.D)
-                invalidate(self.D.parameters())
+                batch = (reals, labels, noise, z, interpolation)
+                stats["d_loss"] = update_D(discriminator_terms, stats, *batch)
+                if penalty_due:
+                    penalty = update_D(penalty_terms, penalty_stats, *batch)
+                    stats |= {**penalty_stats, "penalty": penalty / self.penalty_every}
                 self._adapt(stats, n)
 
             self._average(resolution, fading)
 
             self.D.requires_grad_(False)
-            noise, z = self._augment_noise(n), self._draw(torch.randn, n, self.G.latent_dim)
-            stats["g_loss"] = self._backward(self.optimizer_G, generator_terms, {}, labels, noise, z)
+            noise = self._augment_noise(n, images=1 + objective.compares)
+            z = self._draw(torch.randn, n, self.G.latent_dim)
+            reals = reals if objective.compares else None
+            stats["g_loss"] = self._backward(self.optimizer_G, generator_terms, {}, reals, labels, noise, z)
             self.D.requires_grad_(True)
             stats["skipped"] = skipped + self._update(self.optimizer_G, stats["g_loss"], {})
         self.bad_steps.add_(1).mul_(stats["skipped"] > 0)
@@ -184,6 +243,14 @@ class TrainStep:
         """Return the random numbers that augmenting `images` images for each of n samples takes."""
         return None if self.augment is None else self._draw(torch.rand, n, images * self.augment.draws)
 
+    def _augmentations(self, noise: Tensor, count: int) -> tuple[Augmented, ...]:
+        """Return one augmentation of images for each of `count` parts of the random numbers [N, count * draws]."""
+
+        def of(uniform: Tensor) -> Augmented:
+            return lambda images: channels_last(self.augment(images, uniform))
+
+        return tuple(of(uniform) for uniform in noise.chunk(count, dim=1))
+
     def _adapt(self, stats: Stats, n: int) -> None:
         """Tell an adaptive augmentation how D does on its reals."""
         if self.objective.reports_overfitting:
@@ -191,43 +258,22 @@ class TrainStep:
             stats["augment_p"] = self.augment.p.clone()
 
     def _backward(
-        self, optimizer: MomentumFreeAdam, terms: Callable[..., Iterable[Tensor]], stats: Stats, *batch: Tensor | None
+        self, optimizer: Adam, terms: Callable[..., Iterable[Tensor]], stats: Stats, *batch: Tensor | None
     ) -> Tensor:
-        """Add up the gradients of the mean, over the batch's parts, of the sum of `terms(*part)`. Return that mean.
-
-        Those of the optimizer's parameters alone, not of the images that a penalty is taken at.
-        The values that `terms` leaves in `stats` become their means too.
-        """
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        count, group = self._parts(len(batch[-1]))
-        total, sums = torch.zeros((), device=self.device), {}
-        for index in range(count):
-            part = [None if tensor is None else _channels_last(take(tensor, index, count, group)) for tensor in batch]
-            for term in terms(*part):
-                term = term / count if count > 1 else term
-                (term * self.loss_scale if self.precision == "fp16" else term).backward(inputs=parameters)
-                total += term.detach()
-            if count > 1:
-                sums = {name: sums.get(name, 0) + value / count for name, value in stats.items()}
-        stats.update(sums)
-        return total
-
-    def _parts(self, n: int) -> tuple[int, int]:
-        """Return in how many parts a batch of n goes through the networks, and the size of its stddev groups."""
+        """Add up the gradients of the optimizer's parameters, part by part. Return the mean loss."""
+        n = len(batch[-1])
         group = stddev_group(n, self.D.mbstd_group_size)
-        if self.micro_batch is None or n <= self.micro_batch:
-            return 1, group
-        count = fewest_parts(n, self.micro_batch, group)
-        split = None if keeps_groups(n, count, group) else f"the groups of {group} of the minibatch standard deviation"
-        split = "the batch that minibatch discrimination compares" if self.D.sees_minibatch else split
-        if split is not None:
-            warnings.warn(
-                f"a batch of {n} in parts of {n // count} splits {split}: results differ from those of the whole batch",
-                stacklevel=3,
-            )
-        return count, group
+        return add_gradients(
+            [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad],
+            terms,
+            batch,
+            stats,
+            parts=count_parts(n, self.micro_batch, group, sees_minibatch=self.D.sees_minibatch),
+            group=group,
+            loss_scale=self.loss_scale if self.precision == "fp16" else None,
+        )
 
-    def _update(self, optimizer: MomentumFreeAdam, loss: Tensor, stats: Stats) -> Tensor:
+    def _update(self, optimizer: Adam, loss: Tensor, stats: Stats) -> Tensor:
         """Take one optimizer step with the gradients' mean over the processes; leave them at None.
 
         `loss` and `stats` become their means over the processes in the same reduction.
@@ -253,17 +299,49 @@ class TrainStep:
     @torch.no_grad()
     def _average(self, resolution: int, fading: bool) -> None:
         """Move G_ema towards G; inactive layers have not changed."""
-        averages = self.G_ema.active_parameters(resolution, fading)
-        torch._foreach_lerp_(averages, self.G.active_parameters(resolution, fading), 1 - self.ema_decay)
+        active = (network.active_parameters(resolution, fading) for network in (self.G_ema, self.G))
+        follow(*active, self.ema_decay)
         for average, buffer in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
             average.copy_(buffer)  # the singular vectors of spectral norm
 
     def set_learning_rate(self, learning_rate: float, d_learning_rate: float | None = None) -> None:
         """Set the rate of both optimizers, or of G's and D's."""
         d_learning_rate = learning_rate if d_learning_rate is None else d_learning_rate
-        for optimizer, rate in ((self.optimizer_G, learning_rate), (self.optimizer_D, d_learning_rate)):
+        for optimizer, rate in ((self.optimizer_G, learning_rate), (self.optimizer_D, d_learning_rate * self._d_share)):
             for group in optimizer.param_groups:
                 group["lr"].fill_(rate)
+
+    def set_hyperparameters(
+        self,
+        *,
+        beta2: float | None = None,
+        r1_weight: float | None = None,
+        r2_weight: float | None = None,
+        ema_decay: float | None = None,
+        augment_p: float | None = None,
+    ) -> None:
+        """Set what a schedule changes from step to step; None leaves a value alone.
+
+        What is set once lives on the device from then on, so that a captured step reads it: set it before the first
+        step. `augment_p` is the probability of an `AdaptiveAugment` that was made to keep it.
+        """
+        if beta2 is not None:
+            for optimizer, share in ((self.optimizer_G, 1.0), (self.optimizer_D, self._d_share)):
+                for group in optimizer.param_groups:
+                    beta1, old = group["betas"]
+                    group["betas"] = beta1, self._on_device(old, beta2**share)
+        for name, value in (("r1_weight", r1_weight), ("r2_weight", r2_weight)):
+            if value is not None:
+                setattr(self.objective, name, self._on_device(getattr(self.objective, name), value))
+        if ema_decay is not None:
+            self.ema_decay = self._on_device(self.ema_decay, ema_decay)
+        if augment_p is not None:
+            self.augment.p.fill_(augment_p)
+
+    def _on_device(self, old: float | Tensor, value: float) -> Tensor:
+        """Return a 0-d tensor of `value` on the device: `old` itself, if that is one."""
+        on_device = isinstance(old, Tensor) and old.device == self.device
+        return old.fill_(value) if on_device else torch.full((), value, device=self.device)
 
     def reset_optimizers(self) -> None:
         """Drop Adam's state, as the official code does whenever the set of active layers changes."""
@@ -274,8 +352,9 @@ class TrainStep:
         """Return tensors and plain numbers, for `torch.load(weights_only=True)`."""
         return {
             **{name: part.state_dict() for name, part in self._modules().items()},
-            **{name: part.state_dict() for name, part in self._optimizers().items()},
+            **{name: _plain_betas(part.state_dict()) for name, part in self._optimizers().items()},
             **self._counters(),
+            "d_updates": self.d_updates,
             "precision": self.precision,
         }
 
@@ -284,11 +363,14 @@ class TrainStep:
         for name, module in self._modules().items():
             module.load_state_dict(state[name])
         for name, optimizer in self._optimizers().items():
-            rates = [group["lr"] for group in optimizer.param_groups]
+            before = [(group["lr"], group["betas"][1]) for group in optimizer.param_groups]
             optimizer.load_state_dict(state[name])
             # torch takes the loaded tensors themselves; a captured step knows ours.
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            for group, (rate, old) in zip(optimizer.param_groups, before, strict=True):
                 group["lr"] = rate.copy_(group["lr"])
+                beta1, beta2 = group["betas"]
+                group["betas"] = beta1, old.fill_(beta2) if isinstance(old, Tensor) else beta2
+        self.d_updates = state.get("d_updates", 0)
         for name, counter in self._counters().items():
             if name == "bad_steps" or state["precision"] == self.precision:  # another one finds its own scale
                 counter.copy_(state[name])
@@ -297,7 +379,7 @@ class TrainStep:
         modules = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
         return modules if self.augment is None else {**modules, "augment": self.augment}
 
-    def _optimizers(self) -> dict[str, MomentumFreeAdam]:
+    def _optimizers(self) -> dict[str, Adam]:
         return {"optimizer_G": self.optimizer_G, "optimizer_D": self.optimizer_D}
 
     def _counters(self) -> dict[str, Tensor]:
@@ -311,5 +393,7 @@ def _compiled(network: nn.Module) -> nn.Module:
     return torch.compile(network, dynamic=False)
 
 
-def _channels_last(part: Tensor) -> Tensor:
-    return part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part
+def _plain_betas(state: dict) -> dict:
+    """Return an optimizer's state with betas as numbers, wherever they are kept."""
+    groups = [{**group, "betas": tuple(float(beta) for beta in group["betas"])} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}

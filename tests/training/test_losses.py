@@ -31,6 +31,11 @@ class Linear:
     def pair(self, real, fake, labels):
         return self(real, labels), self(fake, labels)
 
+    def pair_gradient(self, real, fake, labels, augment=None):
+        assert augment is None
+        (_, of_real), (_, of_fake) = self.gradient(real, labels), self.gradient(fake, labels)
+        return self.pair(real, fake, labels), (of_real, of_fake)
+
 
 @pytest.fixture
 def batch():
@@ -93,6 +98,9 @@ def test_penalties_and_drift_go_with_any_objective(batch, name):
     torch.testing.assert_close(loss(penalty_weight=3.0) - plain, 3 * (norm - 1) ** 2, **tolerance)
     torch.testing.assert_close(loss(r1_weight=5.0) - plain, 5 * norm**2 / 2, **tolerance)
     torch.testing.assert_close(stats["real_gradient_norm"], norm)
+    torch.testing.assert_close(loss(r2_weight=4.0) - plain, 4 * norm**2 / 2, **tolerance)
+    torch.testing.assert_close(loss(r1_weight=5.0, r2_weight=4.0) - plain, 9 * norm**2 / 2, **tolerance)
+    torch.testing.assert_close(stats["fake_gradient_norm"], norm)
     torch.testing.assert_close(loss(drift_weight=0.1) - plain, 0.1 * (scores_of(batch[0]) ** 2).mean(), **tolerance)
 
 
@@ -104,7 +112,7 @@ def test_labels_add_cross_entropy_of_reals_and_fakes(batch, name, one_hot):
     with_labels, without = (d_loss(OBJECTIVES[name](), batch, critic=Linear(on), labels=labels) for on in (True, False))
     entropies = [-F.log_softmax(2 * x.mean(dim=(2, 3)), 1)[range(5), indices].mean() for x in batch[:2]]
     torch.testing.assert_close(with_labels - without, sum(entropies), rtol=1e-4, atol=1e-5)
-    generator = [OBJECTIVES[name]().generator_loss(Linear(on), batch[1], labels) for on in (True, False)]
+    generator = [OBJECTIVES[name]().generator_loss(Linear(on), batch[1], labels, batch[0]) for on in (True, False)]
     torch.testing.assert_close(generator[0] - generator[1], entropies[1], rtol=1e-4, atol=1e-5)
 
 
@@ -133,6 +141,8 @@ EXPECTED = {
         F.margin_ranking_loss(REAL, ZEROS, ONES, margin=1.0) + F.margin_ranking_loss(FAKE, ZEROS, -ONES, margin=1.0),
         -FAKE.mean(),
     ),
+    # With s the sigmoid: -log s(real - fake) for D, -log s(fake - real) for G, by pairs.
+    "relativistic": (BCE(REAL - FAKE, ONES), BCE(FAKE - REAL, ONES)),
     "ebgan": (-REAL.mean() + F.margin_ranking_loss(-FAKE, ZEROS, ONES, margin=0.3), -FAKE.mean()),
 }
 
@@ -141,7 +151,7 @@ EXPECTED = {
 def test_losses(name):
     objective = OBJECTIVES[name]()
     torch.testing.assert_close(objective.d_loss(REAL, FAKE), EXPECTED[name][0])
-    torch.testing.assert_close(objective.g_loss(FAKE), EXPECTED[name][1])
+    torch.testing.assert_close(objective.g_loss(FAKE, REAL), EXPECTED[name][1])
 
 
 @ALL
@@ -149,7 +159,7 @@ def test_g_wants_higher_scores_and_d_tells_them_apart(name):
     """The gradients' signs, at scores between the values that any objective aims at."""
     real, fake = (torch.tensor([0.1, 0.4, 0.25], requires_grad=True) for _ in range(2))
     objective = OBJECTIVES[name]()
-    (gradient,) = torch.autograd.grad(objective.g_loss(fake), fake)
+    (gradient,) = torch.autograd.grad(objective.g_loss(fake, real), fake)
     assert (gradient < 0).all()
     real_gradient, fake_gradient = torch.autograd.grad(objective.d_loss(real, fake), (real, fake))
     assert (real_gradient < 0).all() and (fake_gradient > 0).all()

@@ -56,6 +56,7 @@ class Statistics:
         self.path = path
         self.writes = writes  # one of several processes does
         self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}  # of the steps that reported a scalar: some are not there in each
         self._steps = 0
         self.line_steps: int | None = None  # in the line written last; None where that is not known
         self._noted: dict[str, float] = {}
@@ -68,6 +69,7 @@ class Statistics:
         """Add one step's scalars. Does not wait for the device."""
         for name, value in scalars.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self._counts[name] = self._counts.get(name, 0) + 1
         self._steps += 1
 
     def note(self, measure: Callable[[], dict[str, float]]) -> None:
@@ -85,7 +87,7 @@ class Statistics:
             "alpha": stage.alpha,
             "batch_size": stage.batch_size,
             "learning_rate": stage.learning_rate,
-            **{name: value.item() / self._steps for name, value in self._sums.items()},
+            **{name: value.item() / self._counts.get(name, self._steps) for name, value in self._sums.items()},
             "seconds": round(seconds, 2),
             "images_per_second": round((images - self._images) / max(seconds - self._seconds - self._aside, 1e-9), 2),
             "peak_memory_mib": peak_memory_mib(),
@@ -99,7 +101,7 @@ class Statistics:
                 error.filename = error.filename or str(self.path)  # a full disk does not say which file it was
                 raise
         self.line_steps = self._steps
-        self._sums, self._steps, self._images, self._seconds = {}, 0, images, seconds
+        self._sums, self._counts, self._steps, self._images, self._seconds = {}, {}, 0, images, seconds
         self._noted, self._aside = {}, 0.0
         return line
 
@@ -110,6 +112,7 @@ class Statistics:
     def state_dict(self) -> dict[str, Any]:
         return {
             "sums": self._sums,
+            "counts": self._counts,
             "steps": self._steps,
             "noted": self._noted,
             "images": self._images,
@@ -122,6 +125,7 @@ class Statistics:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}
         self._steps, self._images = state["steps"], state["images"]
+        self._counts = dict(state.get("counts") or dict.fromkeys(self._sums, self._steps))
         self._noted = dict(state["noted"])
         self.line_steps = state.get("line_steps") or None
         self._seconds, self._aside = state["seconds"], state["aside"]

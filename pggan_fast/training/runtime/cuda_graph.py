@@ -2,7 +2,7 @@
 
 At 4 to 16 px the host needs longer to start a step's thousands of small kernels than the device to run
 them. A recorded step leaves that out; whatever changes from step to step lives on the device: images,
-alpha, learning rates, Adam's step count, the loss scale, the random generator's position.
+alpha, learning rates, Adam's step count, the loss scale, what schedules change, the random generator's position.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pggan_fast.training.losses import Stats
+from pggan_fast.training.penalties import Stats
 from pggan_fast.training.step import TrainStep
 
 WARM_UP = 3  # steps of a stage that run as usual: Adam's state and the libraries' work space must exist before
@@ -49,43 +49,62 @@ class CudaRecorder:
         return graph.replay, results
 
 
+class _Recording:
+    """A step of one kind, run as usual WARM_UP times and then recorded."""
+
+    def __init__(self, step: TrainStep, recorder: Recorder) -> None:
+        self._step = step
+        self._recorder = recorder
+        self._warm_steps = 0
+        self._replay: Callable[[], None] | None = None
+        self._inputs: list[Tensor] = []
+        self._results: Stats = {}
+
+    def __call__(
+        self, real: Tensor, labels: Tensor | None, alpha: float | Tensor, penalties: tuple[bool, ...]
+    ) -> Stats:
+        if self._warm_steps < WARM_UP:
+            self._warm_steps += 1
+            return self._recorder.warm_up(lambda: self._step.run(real, labels, alpha=alpha, penalties=penalties))
+        if self._replay is None:
+            self._record(real, labels, alpha, penalties)
+        for kept, given in zip(self._inputs, _tensors(real, labels, alpha), strict=True):
+            kept.copy_(given)
+        self._replay()
+        return self._results
+
+    def _record(self, real: Tensor, labels: Tensor | None, alpha: float | Tensor, penalties: tuple[bool, ...]) -> None:
+        real = real.contiguous(memory_format=torch.channels_last).clone()
+        labels = None if labels is None else labels.clone()
+        alpha = alpha.clone() if isinstance(alpha, Tensor) else alpha
+        self._inputs = _tensors(real, labels, alpha)
+        self._replay, self._results = self._recorder.record(
+            lambda: self._step.run(real, labels, alpha=alpha, penalties=penalties)
+        )
+
+
 class CUDAGraphStep:
     """A TrainStep, called the same way, that records itself whenever shapes or the kind of alpha change.
 
-    The first WARM_UP steps after a change run as usual. The scalars returned are overwritten by the next call.
+    The first WARM_UP steps after a change run as usual. Steps with updates for penalties and steps without are recorded
+    apart. The scalars returned are overwritten by the next call of the same kind.
     Adam's state may only be dropped where shapes or the kind of alpha change too, as stages do it.
     """
 
     def __init__(self, step: TrainStep, recorder: Recorder) -> None:
         self._step = step
         self._recorder = recorder
-        self._kind: tuple | None = None
-        self._warm_steps = 0
-        self._replay: Callable[[], None] | None = None
-        self._inputs: list[Tensor] = []
-        self._results: Stats = {}
+        self._stage: tuple | None = None
+        self._recordings: dict[tuple[bool, ...], _Recording] = {}  # by `TrainStep.next_penalties`
 
     def __call__(self, real: Tensor, labels: Tensor | None = None, *, alpha: float | Tensor = 1.0) -> Stats:
-        kind = real.shape, labels is None, None if isinstance(alpha, Tensor) else alpha
-        if kind != self._kind:
-            self._kind, self._warm_steps = kind, 0
-            self._replay, self._inputs, self._results = None, [], {}  # frees the old graph's memory
-        if self._warm_steps < WARM_UP:
-            self._warm_steps += 1
-            return self._recorder.warm_up(lambda: self._step(real, labels, alpha=alpha))
-        if self._replay is None:
-            self._record(real, labels, alpha)
-        for kept, given in zip(self._inputs, _tensors(real, labels, alpha), strict=True):
-            kept.copy_(given)
-        self._replay()
-        return self._results
-
-    def _record(self, real: Tensor, labels: Tensor | None, alpha: float | Tensor) -> None:
-        real = real.contiguous(memory_format=torch.channels_last).clone()
-        labels = None if labels is None else labels.clone()
-        alpha = alpha.clone() if isinstance(alpha, Tensor) else alpha
-        self._inputs = _tensors(real, labels, alpha)
-        self._replay, self._results = self._recorder.record(lambda: self._step(real, labels, alpha=alpha))
+        stage = real.shape, labels is None, None if isinstance(alpha, Tensor) else alpha
+        if stage != self._stage:
+            self._stage, self._recordings = stage, {}  # frees the old graphs' memory
+        penalties = self._step.next_penalties()
+        if penalties not in self._recordings:
+            self._recordings[penalties] = _Recording(self._step, self._recorder)
+        return self._recordings[penalties](real, labels, alpha, penalties)
 
 
 def _tensors(*values: float | Tensor | None) -> list[Tensor]:
