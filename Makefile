@@ -61,6 +61,10 @@ test-third-party: lint
 	    kornia-rs einops fire termcolor retry decorator py adabelief-pytorch colorama tabulate
 	$(BIN)/python -m pytest tests/dropin/test_third_party.py -q -rs
 
+# report.html and the page of `export --format html` in headless Chromium; skipped without it, or without npm's registry.
+test-browser: lint
+	PGGAN_FAST_TEST_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser -q -rs
+
 # Runs tracked by wandb, MLflow and trackio without a server; those that pip cannot install are skipped.
 test-trackers: lint
 	for name in wandb mlflow trackio; do \
@@ -133,4 +137,4 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
-.PHONY: demo test test-hostile test-kernels test-kill test-metrics test-third-party bench lint format clean wheel gpu-check test-older-torch test-fuzz test-trackers
+.PHONY: demo test test-hostile test-kernels test-kill test-metrics test-third-party bench lint format clean wheel gpu-check test-older-torch test-fuzz test-trackers test-browser

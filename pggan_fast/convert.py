@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pggan_fast import interop
 from pggan_fast.generation.images import generator_of_run
+from pggan_fast.generation.webpage import webpage
 from pggan_fast.interop.export import export_program, onnx_bytes, program_bytes
 from pggan_fast.interop.weights import load_generator, save_weights
 from pggan_fast.networks import Discriminator, Generator
@@ -25,7 +27,7 @@ from pggan_fast.utils.torch_files import load_weights_only
 Networks = dict[str, Generator | Discriminator]
 
 SOURCES = ("official", "pro-gan-pth", "gan-zoo")
-EXPORTS = ("safetensors", "torch-export", "onnx", "pro-gan-pth", "gan-zoo")
+EXPORTS = ("safetensors", "torch-export", "onnx", "html", "pro-gan-pth", "gan-zoo")
 
 # Where the two PyTorch implementations keep their networks; the average is what one wants to generate with.
 GENERATORS = ("shadow_generator", "avgG", "generator", "netG")
@@ -61,10 +63,16 @@ class ExportConfig:
     out: Path = option(help="File to write; it must not exist.")
     run: Path | None = option(None, help="Folder of a run: its final weights or, before that, its newest checkpoint.")
     weights: Path | None = option(None, help="A generator.safetensors, with its .json beside it, instead of --run.")
+    onnxruntime_web: Path | None = option(
+        None,
+        help="The npm package onnxruntime-web for --format html, a folder or a .tgz (default: npm fetches it once).",
+    )
 
     def __post_init__(self) -> None:
         if (self.run is None) == (self.weights is None):
             raise UserError("--run or --weights: exactly one of them must be given")
+        if self.onnxruntime_web is not None and self.format != "html":
+            raise UserError("--onnxruntime-web: is for --format html")
         if self.format == "safetensors" and self.out.suffix != ".safetensors":
             raise UserError(f"--out {self.out}: must end in .safetensors")
 
@@ -102,9 +110,9 @@ def export_weights(config: ExportConfig) -> Path:
     for path in (config.out, config.out.with_suffix(".json")) if config.format == "safetensors" else (config.out,):
         if path.exists():
             raise UserError(f"--out {config.out}: {path} exists already; choose another name")
-    if config.format == "onnx":
+    if config.format in ("onnx", "html"):
         for module in ("onnx", "onnxscript"):
-            require(module, extra="onnx", what="--format onnx")
+            require(module, extra="onnx", what=f"--format {config.format}")
     G, metadata = load_generator(config.weights) if config.weights else generator_of_run(config.run)
     if config.format == "safetensors":
         save_weights(config.out, G, metadata)
@@ -116,6 +124,16 @@ def export_weights(config: ExportConfig) -> Path:
             raise UserError(f"--format {config.format}: {error}") from error
         with _whole_or_not(config.out) as temporary:
             torch.save(state_dict, temporary)
+        return config.out
+    if config.format == "html":
+        option_name, path = ("--run", config.run) if config.run else ("--weights", config.weights)
+        name = path.absolute().name  # not the path, which is nobody's business whom the page is given to
+        source = f"{option_name} {shlex.quote(name)}"
+        page = webpage(
+            G, metadata, title=path.stem if config.weights else name, source=source, runtime=config.onnxruntime_web
+        )
+        with _whole_or_not(config.out) as temporary:
+            temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
         return config.out
     program = export_program(G, resolution=metadata["resolution"], alpha=metadata["alpha"])
     with _whole_or_not(config.out) as temporary:

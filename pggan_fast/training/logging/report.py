@@ -45,7 +45,7 @@ body { margin: 2rem auto; max-width: 1100px; padding: 0 1rem; background: var(--
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 p { margin: .25rem 0; color: var(--soft); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); gap: 1rem; }
 .chart { width: 100%; font: 11px system-ui, sans-serif; } .chart text { fill: var(--soft); }
 .chart .title { fill: var(--ink); font-size: 13px; font-weight: 600; }
 .chart path { fill: none; } .grid { stroke: var(--rule); } .mark { stroke: var(--soft); stroke-dasharray: 2 4; }
@@ -53,10 +53,14 @@ p { margin: .25rem 0; color: var(--soft); }
 .c0 { --c: #2f81f7; } .c1 { --c: #db6d28; } .c2 { --c: #3fb950; } .c3 { --c: #a371f7; } .c4 { --c: #e5534b; }
 .c5 { --c: #b08800; }
 figure { margin: 0; } figcaption { color: var(--soft); font-size: .85rem; } img { max-width: 100%; display: block; }
-.grids { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 1rem; margin-top: 1rem; }
+.grids { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(240px, 100%), 1fr)); gap: 1rem;
+  margin-top: 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--rule); text-align: left; }
-td { overflow-wrap: anywhere; } td.n, th.n { text-align: right; }
+.settings td:last-child { overflow-wrap: anywhere; } td.n, th.n { text-align: right; }
+@media (max-width: 600px) { body { margin: 1rem auto; } table { font-size: .78rem; line-height: 1.35; }
+  th, td { padding-right: .4rem; vertical-align: top; } }
+@media (max-width: 360px) { table { font-size: .68rem; } th, td { padding-right: .3rem; } }
 """
 
 
@@ -83,7 +87,8 @@ class Report:
         body += self._grids()
         if lines:
             body += ["<h2>Stages</h2>", _stages(lines)]
-        body += ["<h2>Settings</h2>", _table(("setting", "value"), self._settings())]
+        settings = _table(("setting", "value"), self._settings())
+        body += ["<h2>Settings</h2>", f'<div class="settings">{settings}</div>']
         return (
             f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{refresh}<title>{name}</title>'
             f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body>\n'
