@@ -26,6 +26,7 @@ from pggan_fast.ops.bias_act import (
 from pggan_fast.ops.dispatch import choose, requested_impl
 from pggan_fast.ops.fold import empty_folded, fold_weight, unfold_gradient
 from pggan_fast.ops.layout import in_layout, is_channels_last, to_layout
+from pggan_fast.ops.narrow_cpu import computed_dtype, convolution, convolution_backward
 from pggan_fast.ops.registry import (
     TRITON_INSTALLED,
     OpFunction,
@@ -305,8 +306,8 @@ def _raw_convolution(x, weight, geometry, factor, impl) -> Tensor:
         if up == 2 and _slow_transposed(x):
             return _transposed(x, weight, arguments, up, down, factor)
         x = x if channels_last or not x.is_contiguous() else in_layout(x, False)
-        filters = fold_weight(weight, x.dtype, channels_last, up, down, factor)
-        return in_layout(torch.ops.aten.convolution(x, filters, None, *arguments), channels_last)
+        filters = fold_weight(weight, computed_dtype(x), channels_last, up, down, factor)
+        return in_layout(convolution(x, filters, *arguments), channels_last)
 
 
 def _raw_gradients(dz, x, weight, output_mask, geometry, factor, impl) -> tuple[Tensor | None, Tensor | None]:
@@ -326,11 +327,10 @@ def _raw_gradients(dz, x, weight, output_mask, geometry, factor, impl) -> tuple[
                 return dx, None
         # A weight's gradient reads the weight's shape alone.
         if needs_dx:
-            filters = fold_weight(weight, x.dtype, channels_last, up, down, factor)
+            filters = fold_weight(weight, computed_dtype(x), channels_last, up, down, factor)
         else:
-            filters = empty_folded(weight, x.dtype, channels_last, up, down)
-        mask = [needs_dx, needs_dw, False]
-        found, dw, _ = torch.ops.aten.convolution_backward(dz, x, filters, None, *arguments, mask)
+            filters = empty_folded(weight, computed_dtype(x), channels_last, up, down)
+        found, dw = convolution_backward(dz, x, filters, *arguments, output_mask=(needs_dx, needs_dw))
         dx = in_layout(found, channels_last) if needs_dx else dx
     return dx, unfold_gradient(dw, weight, up, down, factor) if needs_dw else None
 
@@ -345,8 +345,8 @@ def _slow_transposed(x: Tensor) -> bool:
 
 def _transposed(x, weight, arguments, up, down, factor) -> Tensor:
     """The transposed convolution of a contiguous x, computed in channels_last; returns a contiguous tensor."""
-    folded = fold_weight(weight, x.dtype, True, up, down, factor)
-    return to_layout(torch.ops.aten.convolution(to_layout(x, True), folded, None, *arguments), False)
+    folded = fold_weight(weight, computed_dtype(x), True, up, down, factor)
+    return to_layout(convolution(to_layout(x, True), folded, *arguments), False)
 
 
 def _input_gradient_of_down(dz, x, weight, arguments, factor) -> Tensor:

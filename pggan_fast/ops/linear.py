@@ -21,6 +21,7 @@ from pggan_fast.ops.bias_act import (
 from pggan_fast.ops.conv import as_nonleaf_view, autocast_input
 from pggan_fast.ops.dispatch import choose
 from pggan_fast.ops.fold import fold_weight
+from pggan_fast.ops.narrow_cpu import is_widened, product
 from pggan_fast.ops.registry import (
     OpFunction,
     below_autograd,
@@ -114,8 +115,8 @@ class EqualizedLinear(OpFunction):
         if dr is None and is_zeros(dy):
             return input_zeros(x), zeros_like(weight), bias_zeros(ctx, dy), None, None
         dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
-        dx = dz @ _times(weight, ctx.factor).to(dz.dtype) if ctx.needs_input_grad[0] else None
-        dw = _times((dz.T @ x).to(weight.dtype), ctx.factor) if will_need_grad(ctx, 1) else None
+        dx = product(dz, _times(weight, ctx.factor).to(dz.dtype)) if ctx.needs_input_grad[0] else None
+        dw = _times(product(dz.T, x).to(weight.dtype), ctx.factor) if will_need_grad(ctx, 1) else None
         return dx, dw, db, None, None
 
 
@@ -127,8 +128,11 @@ def _forward_kernel(impl, x, weight, bias, scale, *options):
     factor = weight_factor(x.dtype, scale)
     y = x.new_empty(x.shape[0], weight.shape[0])
     with torch._C._AutoDispatchBelowAutograd():
-        # The form with `out` computes in x's dtype under autocast too: what backward keeps is x.
-        torch.mm(x, fold_weight(weight, x.dtype, factor=factor).T, out=y)
+        if is_widened(x):
+            y.copy_(product(x, fold_weight(weight, torch.float32, factor=factor).T))
+        else:
+            # The form with `out` computes in x's dtype under autocast too: what backward keeps is x.
+            torch.mm(x, fold_weight(weight, x.dtype, factor=factor).T, out=y)
     return y, bias_act_inplace[impl](y, bias, scale / factor, *options)
 
 

@@ -1,0 +1,68 @@
+"""Convolutions and products in half precision on processors that have no instructions for them.
+
+There oneDNN computes bf16 and fp16 by plain loops, ten and more times slower than fp32. So tensors are widened to fp32
+on the way in and narrowed on the way out: between layers, and for backward, they stay narrow.
+"""
+
+import os
+from functools import cache
+
+import torch
+from torch import Tensor
+
+# oneDNN's own variable, which keeps it from newer instructions.
+LIMIT = "ONEDNN_MAX_CPU_ISA"
+WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+@cache
+def is_slow(dtype: torch.dtype) -> bool:
+    """Whether this processor computes convolutions of this dtype by plain loops, or faster in fp32."""
+    limit = os.environ.get(LIMIT, "ALL").upper()
+    if dtype == torch.bfloat16:
+        return limit in WITHOUT_BF16 or not (_has("_is_avx512_bf16_supported") or _has("_is_amx_tile_supported"))
+    if dtype == torch.float16:
+        return limit in (*WITHOUT_BF16, "AVX512_CORE_BF16") or not _has("_is_amx_fp16_supported")
+    return False
+
+
+def _has(feature: str) -> bool:
+    """Whether torch finds an instruction set; a release that does not know it says no, which is the safe answer."""
+    return bool(getattr(torch.cpu, feature, lambda: False)())
+
+
+def is_widened(t: Tensor) -> bool:
+    """Whether operations on `t` are computed in fp32."""
+    return t.is_cpu and t.dtype.itemsize == 2 and is_slow(t.dtype)
+
+
+def computed_dtype(t: Tensor) -> torch.dtype:
+    """Return the dtype that a convolution of `t` is computed in, and that its filters are best folded into."""
+    return torch.float32 if is_widened(t) else t.dtype
+
+
+def convolution(x: Tensor, weight: Tensor, *arguments: object) -> Tensor:
+    """`aten.convolution` without a bias, in x's dtype."""
+    if not is_widened(x):
+        return torch.ops.aten.convolution(x, weight, None, *arguments)
+    return torch.ops.aten.convolution(x.float(), weight.float(), None, *arguments).to(x.dtype)
+
+
+def convolution_backward(
+    dz: Tensor, x: Tensor, weight: Tensor, *arguments: object, output_mask: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """`aten.convolution_backward`: (dx in x's dtype, dw in that of `computed_dtype`), None where the mask says so."""
+    mask = [*output_mask, False]
+    if not is_widened(x):
+        return torch.ops.aten.convolution_backward(dz, x, weight, None, *arguments, mask)[:2]
+    dx, dw, _ = torch.ops.aten.convolution_backward(dz.float(), x.float(), weight.float(), None, *arguments, mask)
+    return dx if dx is None else dx.to(x.dtype), dw
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in a's dtype."""
+    if not is_widened(a):
+        return a @ b
+    # Autocast would narrow the factors again.
+    with torch.autocast(a.device.type, enabled=False):
+        return (a.float() @ b.float()).to(a.dtype)
