@@ -12,6 +12,7 @@ import torch
 
 from pggan_fast import __version__, _native
 from pggan_fast.ops import implementations
+from pggan_fast.training.precision import on_this_processor
 
 # The oldest driver that runs what a toolkit of this major version compiled (CUDA release notes, table 2).
 LINUX_DRIVERS = {12: "525.60.13", 13: "580.65.06"}
@@ -32,6 +33,7 @@ def _machine() -> list[str]:
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("cpu", torch.backends.cpu.get_cpu_capability()),
+        ("bf16", on_this_processor("bf16") or "the processor has instructions for it"),
         ("cuda", _cuda()),
         ("compiler", _first_line(cxx, "--version")),
         ("nvcc", _first_line("nvcc", "--version")),

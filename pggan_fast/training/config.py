@@ -11,6 +11,7 @@ from pggan_fast.networks.options import LABEL_MODES, MOST_BLOCKS, channels
 from pggan_fast.networks.resolutions import HIGHEST, LOWEST, resolutions_up_to
 from pggan_fast.training.augment import AUGMENTS
 from pggan_fast.training.losses import OBJECTIVES
+from pggan_fast.training.precision import AUTO, PRECISIONS
 from pggan_fast.training.schedule import BATCH_SIZES, LEARNING_RATES, Schedule
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.optional import require
@@ -169,7 +170,12 @@ class TrainConfig:
         metavar="NAME",
         group="precision, memory and speed",
     )
-    precision: str = option("fp32", choices=("fp32", "bf16", "fp16"), help="Autocast of the step.", changeable=True)
+    precision: str = option(
+        "fp32",
+        choices=(*PRECISIONS, AUTO),
+        help="Autocast of the step; auto is bf16 where the device has instructions for it, else fp32.",
+        changeable=True,
+    )
     micro_batch: dict[int, int] | None = option(
         None,
         parse=table(int),

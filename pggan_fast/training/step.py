@@ -18,10 +18,10 @@ from pggan_fast.training.bound_discriminator import BoundDiscriminator
 from pggan_fast.training.gradients import add_gradients, channels_last, count_parts
 from pggan_fast.training.losses import OBJECTIVES, Ebgan, Objective
 from pggan_fast.training.penalties import Augmented, Stats
+from pggan_fast.training.precision import PRECISIONS, resolve_precision
 from pggan_fast.utils.batch_split import take
 from pggan_fast.utils.distributed import Processes
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PENALTY_ON = ("augmented", "raw")
 COMPILED_STAGES = 64  # more than all resolutions, fading and stable, in training, in G's step and in sample grids
 
@@ -42,7 +42,8 @@ class TrainStep:
         penalty_on: "augmented" images, which D sees, or "raw" ones: then the gradient goes through the augmentation.
         augment: "diffaugment", "ada" or an object of `augment.AUGMENTS`, of what D sees; None for nothing.
         ema_decay: weight of the past in `G_ema`, per step; see `average.decay_of` for half-lives.
-        precision: "fp32"; "bf16" or "fp16" compute under autocast with fp32 weights, fp16 with a dynamic loss scale.
+        precision: "fp32"; "bf16" or "fp16" compute under autocast with fp32 weights, fp16 with a dynamic loss scale;
+            "auto" is bf16 where the device has instructions for it, else fp32.
         micro_batch: most samples that go through the networks at once; the gradients of a batch's parts add up. Parts
             of whole minibatch-stddev groups give what the whole batch gives, to rounding; a warning says when they
             cannot be.
@@ -83,8 +84,8 @@ class TrainStep:
         compile: bool = False,
         processes: Processes = Processes(),  # noqa: B008 - frozen
     ):
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision is {precision!r}, allowed: {', '.join(PRECISIONS)}")
+        self.device = next(G.parameters()).device
+        precision = resolve_precision(precision, self.device)
         if isinstance(objective, str) and objective not in OBJECTIVES:
             raise ValueError(f"objective is {objective!r}, allowed: {', '.join(OBJECTIVES)}")
         if isinstance(augment, str) and augment not in AUGMENTS:
@@ -109,7 +110,6 @@ class TrainStep:
         self.penalty_every, self.penalty_on = penalty_every, penalty_on
         self.d_updates = 0  # since the start, those for penalties alone not counted
         self.micro_batch, self.processes = micro_batch, processes
-        self.device = next(G.parameters()).device
         self.augment = AUGMENTS[augment]() if isinstance(augment, str) else augment
         if self.augment is not None:
             self.augment.to(self.device)

@@ -33,6 +33,7 @@ from pggan_fast.training.logging.loggers import Loggers
 from pggan_fast.training.logging.progress import Progress
 from pggan_fast.training.logging.sample_grid import SampleGrid
 from pggan_fast.training.logging.statistics import Statistics
+from pggan_fast.training.precision import on_this_processor
 from pggan_fast.training.run_folder import RunFolder
 from pggan_fast.training.run_lock import lock_run, release_run
 from pggan_fast.training.runtime.cuda_graph import CUDAGraphStep, CudaRecorder
@@ -262,7 +263,9 @@ def _print_opening(
     G, D = (sum(p.numel() for p in network.parameters()) for network in (step.G, step.D))
     data, config = run.data, run.config
     start = config.start_resolution if config.grows else config.resolution
-    print(f"{run.path}: {start} to {config.resolution} px in {config.precision}")
+    print(f"{run.path}: {start} to {config.resolution} px in {step.precision}")
+    if device.type == "cpu" and (note := on_this_processor(step.precision)):
+        print(f"precision: {note}")
     print(f"data: {data.path}, {data.count:,} images, {data.channels} channels")
     print(f"networks: G {G:,} and D {D:,} parameters on {device}, channels_last")
     if processes.count > 1:
