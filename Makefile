@@ -72,6 +72,15 @@ test-trackers: lint
 	done
 	$(BIN)/python -m pytest tests/training/test_trackers.py -q -rs
 
+# Source archive and wheels, with isolation, from git, and into a fresh environment for each of PYTHONS, with torch.
+PYTHONS ?= $(PYTHON)
+test-packages: lint
+	PGGAN_FAST_TEST_PACKAGES=1 PGGAN_FAST_PYTHONS='$(PYTHONS)' $(BIN)/python -m pytest tests/packages -q -rs
+
+# Programs that use the public functions, checked against their annotations.
+types: $(DEVELOPING)
+	$(BIN)/python -m mypy
+
 bench: $(DEVELOPING)
 	$(BIN)/python -m pytest bench/
 
@@ -137,4 +146,4 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
-.PHONY: demo test test-hostile test-kernels test-kill test-metrics test-third-party bench lint format clean wheel gpu-check test-older-torch test-fuzz test-trackers test-browser
+.PHONY: demo test test-hostile test-kernels test-kill test-metrics test-third-party test-packages types bench lint format clean wheel gpu-check test-older-torch test-fuzz test-trackers test-browser

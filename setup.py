@@ -84,6 +84,8 @@ def link_command(compiler: str, objects: list[str], torch_dir: Path, libraries: 
 
 
 def find_cxx() -> str:
+    if os.name == "nt":
+        raise NotBuilt("there are no native kernels for Windows")
     wanted = os.environ.get("CXX")
     names = [wanted] if wanted else ["c++", "g++", "clang++"]
     for name in names:
@@ -140,7 +142,7 @@ def import_torch():
 
 def run(command: list[str], what: str) -> None:
     print(shlex.join(command), flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     print(done.stdout, end="", flush=True)
     if done.returncode != 0:
         lines = done.stdout.splitlines()
@@ -148,18 +150,24 @@ def run(command: list[str], what: str) -> None:
         raise NotBuilt(f"{Path(command[0]).name} failed on {what}: {line.strip()}")
 
 
+def read_dependencies(rule: str) -> list[str]:
+    """The files that a compiler's rule for make names; it writes a space in a name as backslash and space."""
+    names = rule.replace("\\\n", " ").partition(": ")[2]
+    return [name.replace("\\ ", " ").replace("$$", "$") for name in re.findall(r"(?:\\ |\S)+", names)]
+
+
 def compile_source(source: Path, command: list[str], folder: Path, torch_version: str) -> Path:
     """Compile one source into `folder` unless its object is newer than all that it was made of."""
     target = folder / f"{source.name}.o"
     files, recipe = target.with_suffix(".d"), target.with_suffix(".txt")
     text = f"torch {torch_version}: {shlex.join(command)}"
-    if target.exists() and files.exists() and recipe.exists() and recipe.read_text() == text:
-        made_of = files.read_text().replace("\\\n", " ").partition(": ")[2].split()
+    if target.exists() and files.exists() and recipe.exists() and recipe.read_text("utf-8", "surrogateescape") == text:
+        made_of = read_dependencies(files.read_text("utf-8", "surrogateescape"))
         made_at = target.stat().st_mtime
         if all(os.path.exists(f) and os.path.getmtime(f) < made_at for f in made_of):
             return target
     run([*command, "-MD", "-MF", str(files), "-o", str(target)], str(source))
-    recipe.write_text(text)
+    recipe.write_text(text, "utf-8", "surrogateescape")
     return target
 
 
@@ -228,10 +236,11 @@ class BuildNative(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """A wheel for one platform and every Python: the native modules do not use Python's ABI."""
+    """A wheel for every Python, since the native modules do not use its ABI; for every platform if none was built."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+        built = any(Path(self.bdist_dir).glob("pggan_fast/_C*.so"))
+        return "py3", "none", super().get_tag()[2] if built else "any"
 
 
 def native_module(name: str, folder: str) -> Extension:

@@ -1,5 +1,7 @@
 """`op.*` of rosinality's StyleGAN2, and of the many projects that hold a copy."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +9,9 @@ from pggan_fast import ops
 from pggan_fast.compat.gradfix import conv2d_gradfix
 
 
-def fused_leaky_relu(input, bias=None, negative_slope=0.2, scale=2**0.5):
+def fused_leaky_relu(
+    input: Tensor, bias: Tensor | None = None, negative_slope: float = 0.2, scale: float = 2**0.5
+) -> Tensor:
     """scale * leaky_relu(input + bias along dimension 1)"""
     if negative_slope < 0 or scale < 0:  # a fused backward reads the activation's sign off its output
         y = input if bias is None else input + bias.view(1, -1, *[1] * (input.ndim - 2))
@@ -18,7 +22,7 @@ def fused_leaky_relu(input, bias=None, negative_slope=0.2, scale=2**0.5):
 class FusedLeakyReLU(nn.Module):
     """Bias, leaky ReLU and a scale. State: `bias` [channel], none with bias=False."""
 
-    def __init__(self, channel, bias=True, negative_slope=0.2, scale=2**0.5):
+    def __init__(self, channel: int, bias: bool = True, negative_slope: float = 0.2, scale: float = 2**0.5) -> None:
         super().__init__()
         if bias:
             self.bias = nn.Parameter(torch.zeros(channel))
@@ -26,16 +30,24 @@ class FusedLeakyReLU(nn.Module):
             self.bias = None
         self.negative_slope, self.scale = negative_slope, scale
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         return fused_leaky_relu(input, self.bias, self.negative_slope, self.scale)
 
 
-def filtered(input: Tensor, kernel: Tensor, up, down, pad: tuple[int, int, int, int]) -> Tensor:
+def filtered(
+    input: Tensor, kernel: Tensor, up: int | Sequence[int], down: int | Sequence[int], pad: Sequence[int]
+) -> Tensor:
     """A true convolution without a gain; the kernel gets no gradient, as on a GPU there."""
     return ops.upfirdn2d(input, kernel.detach(), up=up, down=down, padding=pad)
 
 
-def upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
+def upfirdn2d(
+    input: Tensor,
+    kernel: Tensor,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    pad: Sequence[int] = (0, 0),
+) -> Tensor:
     """pad: (before, after) on both axes, or (x0, x1, y0, y1)."""
     pad = tuple(pad) if len(pad) == 4 else (pad[0], pad[1], pad[0], pad[1])
     return filtered(input, kernel, _pair(up), _pair(down), pad)
@@ -45,7 +57,18 @@ def _pair(value):
     return value if isinstance(value, int) else tuple(value)
 
 
-def upfirdn2d_native(input, kernel, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1):
+def upfirdn2d_native(
+    input: Tensor,
+    kernel: Tensor,
+    up_x: int,
+    up_y: int,
+    down_x: int,
+    down_y: int,
+    pad_x0: int,
+    pad_x1: int,
+    pad_y0: int,
+    pad_y1: int,
+) -> Tensor:
     return filtered(input, kernel, (up_x, up_y), (down_x, down_y), (pad_x0, pad_x1, pad_y0, pad_y1))
 
 

@@ -30,29 +30,68 @@ def _init() -> bool:
 # ---- upfirdn2d
 
 
-def setup_filter(f, device=torch.device("cpu"), normalize=True, flip_filter=False, gain=1, separable=None):  # noqa: B008
+def setup_filter(
+    f: Tensor | Sequence[float] | float | None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1,
+    separable: bool | None = None,
+) -> Tensor | None:
     return ops.setup_filter(
         f, device=device, normalize=normalize, flip_filter=flip_filter, gain=gain, separable=separable
     )
 
 
-def upfirdn2d(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1, impl="cuda"):
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> Tensor:
     _check_impl(impl)
     options = dict(up=_pair(up), down=_pair(down), padding=_pair(padding))
     return ops.upfirdn2d(x, f, **options, flip_filter=flip_filter, gain=gain)
 
 
-def filter2d(x, f, padding=0, flip_filter=False, gain=1, impl="cuda"):
+def filter2d(
+    x: Tensor,
+    f: Tensor | None,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> Tensor:
     _check_impl(impl)
     return ops.filter2d(x, f, padding=_pair(padding), flip_filter=flip_filter, gain=gain)
 
 
-def upsample2d(x, f, up=2, padding=0, flip_filter=False, gain=1, impl="cuda"):
+def upsample2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> Tensor:
     _check_impl(impl)
     return ops.upsample2d(x, f, _pair(up), padding=_pair(padding), flip_filter=flip_filter, gain=gain)
 
 
-def downsample2d(x, f, down=2, padding=0, flip_filter=False, gain=1, impl="cuda"):
+def downsample2d(
+    x: Tensor,
+    f: Tensor | None,
+    down: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> Tensor:
     _check_impl(impl)
     return ops.downsample2d(x, f, _pair(down), padding=_pair(padding), flip_filter=flip_filter, gain=gain)
 
@@ -99,7 +138,16 @@ activation_funcs = {
 }
 
 
-def bias_act(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, impl="cuda"):
+def bias_act(
+    x: Tensor,
+    b: Tensor | None = None,
+    dim: int = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+    impl: str = "cuda",
+) -> Tensor:
     _check_impl(impl)
     assert clamp is None or clamp >= 0, f"clamp is {clamp}, must be at least 0"
     known = ACTIVATIONS[act]
@@ -117,7 +165,17 @@ def bias_act(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, 
 # ---- the others
 
 
-def conv2d_resample(x, w, f=None, up=1, down=1, padding=0, groups=1, flip_weight=True, flip_filter=False):
+def conv2d_resample(
+    x: Tensor,
+    w: Tensor,
+    f: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    flip_weight: bool = True,
+    flip_filter: bool = False,
+) -> Tensor:
     options = dict(up=int(up), down=int(down), padding=_pair(padding), groups=int(groups))
     return ops.conv2d_resample(x, w, f, **options, flip_weight=flip_weight, flip_filter=flip_filter)
 
@@ -127,19 +185,19 @@ def _get_weight_shape(w):
 
 
 def filtered_lrelu(
-    x,
-    fu=None,
-    fd=None,
-    b=None,
-    up=1,
-    down=1,
-    padding=0,
-    gain=2**0.5,
-    slope=0.2,
-    clamp=None,
-    flip_filter=False,
-    impl="cuda",
-):
+    x: Tensor,
+    fu: Tensor | None = None,
+    fd: Tensor | None = None,
+    b: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: int | Sequence[int] = 0,
+    gain: float = 2**0.5,
+    slope: float = 0.2,
+    clamp: float | None = None,
+    flip_filter: bool = False,
+    impl: str = "cuda",
+) -> Tensor:
     _check_impl(impl)
     options = dict(up=int(up), down=int(down), padding=_pair(padding), gain=float(gain), slope=float(slope))
     return ops.filtered_lrelu(x, fu, fd, b, **options, clamp=clamp, flip_filter=flip_filter)
@@ -150,7 +208,7 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return torch.addcmul(c, a, b) if a.dtype == b.dtype == c.dtype else a * b + c
 
 
-def grid_sample(input, grid):
+def grid_sample(input: Tensor, grid: Tensor) -> Tensor:
     return ops.grid_sample(input, grid.to(input.dtype))
 
 

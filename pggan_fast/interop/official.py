@@ -11,7 +11,7 @@ and `lod = log2(R / resolution)`, every layer having a `weight` and a `bias`:
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ def from_official(
     *,
     label_dim: int = 0,
     use_wscale: bool = True,
-    **network_kwargs,
+    **network_kwargs: Any,
 ) -> Generator | Discriminator:
     """Build the network that the official TensorFlow variables describe.
 

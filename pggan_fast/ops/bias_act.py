@@ -18,6 +18,7 @@ Only y and r are kept for backward, and y is what the next layer keeps anyway.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,7 +126,9 @@ class BiasAct(OpFunction):
         return dx, db, None, None
 
 
-def remember_epilogue(ctx, y: Tensor, r: Tensor, bias: Tensor | None, options: tuple, impl: str, *also: Tensor) -> None:
+def remember_epilogue(
+    ctx: Any, y: Tensor, r: Tensor, bias: Tensor | None, options: tuple, impl: str, *also: Tensor
+) -> None:
     """Saves the choice that backward repeats, `also`, then y and r where backward reads them.
 
     An affine map's gradient does not.
@@ -141,7 +144,9 @@ def remember_epilogue(ctx, y: Tensor, r: Tensor, bias: Tensor | None, options: t
     ctx.mark_non_differentiable(r)
 
 
-def epilogue_backward(ctx, dy, dr, y, r, bias_wanted: bool) -> tuple[Tensor, Tensor | None]:
+def epilogue_backward(
+    ctx: Any, dy: Tensor | None, dr: Tensor | None, y: Tensor | None, r: Tensor | None, bias_wanted: bool
+) -> tuple[Tensor, Tensor | None]:
     """Gradients of (x, bias), themselves differentiable; y and r as `remember_epilogue` saved them.
 
     At least one of dy and dr must be a tensor.
@@ -243,7 +248,7 @@ def input_zeros(t: Tensor) -> Tensor | None:
     return None if getattr(maker, "gets_zeros", False) else zeros_like(t)
 
 
-def bias_zeros(ctx, dy: Tensor) -> Tensor | None:
+def bias_zeros(ctx: Any, dy: Tensor) -> Tensor | None:
     return None if ctx.bias_dtype is None else dy.new_zeros(dy.shape[1], dtype=ctx.bias_dtype)
 
 

@@ -10,6 +10,7 @@ import importlib
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch._C import FunctionSchema
@@ -208,7 +209,7 @@ def fake_like(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
 
 
-def below_autograd(op: torch._ops.OpOverload, *args):
+def below_autograd(op: torch._ops.OpOverload, *args: Any) -> Any:
     """Calls an op from inside an autograd.Function that is its autograd formula."""
     if not _transforms_active():
         with _BelowAutograd():
@@ -218,7 +219,7 @@ def below_autograd(op: torch._ops.OpOverload, *args):
         return op._op(*args)
 
 
-def call_op(op: torch._ops.OpOverload, *args):
+def call_op(op: torch._ops.OpOverload, *args: Any) -> Any:
     """Call an op from a backward that has a formula of its own: below autograd, or by its name under torch.func."""
     return op(*args) if _transforms_active() else below_autograd(op, *args)
 

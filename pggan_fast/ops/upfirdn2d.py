@@ -182,7 +182,23 @@ def _fold_batch(function, in_dims: tuple, x: Tensor, f: Tensor, *rest) -> tuple[
     return function(images.flatten(0, 1), f, *rest).unflatten(0, images.shape[:2]), 0
 
 
-def adjoint(f: Tensor, h: int, w: int, oh: int, ow: int, upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain):
+def adjoint(
+    f: Tensor,
+    h: int,
+    w: int,
+    oh: int,
+    ow: int,
+    upx: int,
+    upy: int,
+    downx: int,
+    downy: int,
+    x0: int,
+    x1: int,
+    y0: int,
+    y1: int,
+    flip_filter: bool,
+    gain: float,
+) -> tuple:
     """The options with which upfirdn2d maps [.., oh, ow] back to [.., h, w], transposed."""
     fh, fw = filter_size(f)
     left, top = fw - 1 - x0, fh - 1 - y0

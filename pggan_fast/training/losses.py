@@ -8,6 +8,7 @@ network's loss in terms, so that the step can differentiate each and free its gr
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -221,7 +222,7 @@ class Wgan(Objective):
     multiplied by the equalized constant afterwards: one bound fits every layer.
     """
 
-    def __init__(self, *, clip: float = 0.5, **options):
+    def __init__(self, *, clip: float = 0.5, **options: Any) -> None:
         super().__init__(**options)
         self.clip = clip
 
@@ -324,7 +325,7 @@ class Ebgan(Objective):
     images in -1..1.
     """
 
-    def __init__(self, *, margin: float = 0.3, **options):
+    def __init__(self, *, margin: float = 0.3, **options: Any) -> None:
         super().__init__(**options)
         self.margin = margin
 
