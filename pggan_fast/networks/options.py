@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pggan_fast.networks.resolutions import check_base, check_resolution
 from pggan_fast.utils.schema import OneOf, Optional, Schema, number
+
+Network = TypeVar("Network", bound=type)
 
 INPUT_BIASES = ("channel", "pixel")
 LABEL_MODES = ("acgan", "projection", "concat")
@@ -167,10 +169,10 @@ def chosen(options: type[NetworkOptions], values: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in values.items() if name in names}
 
 
-def takes(options: type[NetworkOptions]):
+def takes(options: type[NetworkOptions]) -> Callable[[Network], Network]:
     """Decorate a network so that `help` and editors show the options that its constructor takes."""
 
-    def shown(network: type) -> type:
+    def shown(network: Any) -> Any:
         network.Options = options
         network.__signature__ = inspect.signature(options).replace(return_annotation=inspect.Signature.empty)
         return network
