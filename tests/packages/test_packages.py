@@ -1,4 +1,4 @@
-"""What an index gets: the source archive, the wheels made of it, their metadata, and the workflows that make them.
+"""The source archive, the wheels made of it, their metadata, and the workflows that make them.
 
 With PGGAN_FAST_TEST_PACKAGES=1 (`make test-packages`) also with isolation, from git, and into fresh environments, one
 for each Python of PGGAN_FAST_PYTHONS: executables, separated by spaces, that may have torch already.
