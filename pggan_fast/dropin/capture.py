@@ -14,7 +14,6 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,11 +27,15 @@ from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules.module import _has_any_global_hook
 
-from pggan_fast.dropin.graph import meaning
+from pggan_fast.dropin import known, report
+from pggan_fast.dropin.meaning import meaning
+from pggan_fast.dropin.report import Graph, Row
 from pggan_fast.dropin.rewrite import Options, Rewriter
+from pggan_fast.dropin.trial import is_torchs
 
-STATE = "_pggan_fast"
-JIT_IGNORED = "__jit_ignored_attributes__"
+STATE, COMPILED, JIT_IGNORED = "_pggan_fast", "_compiled_call_impl", "__jit_ignored_attributes__"
+"""Attributes of an accelerated module."""
+
 MOST_GRAPHS = 128
 """Captures of one function; a network that asks for more (a setting that changes at each call) runs as the original."""
 STATIC_GRAPHS = 24
@@ -67,26 +70,8 @@ _SETTINGS = dict(
 )
 _KNOWN_SETTINGS = {name: value for name, value in _SETTINGS.items() if hasattr(config, name)}
 
-
-@dataclass(frozen=True)
-class Row:
-    """`module` is a path; `status` "replaced" or "left"; `what` the operations replaced, or why they were left."""
-
-    module: str
-    kind: str
-    status: str
-    what: str
-
-
-@dataclass
-class Graph:
-    """The outcome of one captured graph."""
-
-    function: str
-    rows: list[Row] = field(default_factory=list)
-    ends: str = ""
-    """Why it ends before the function does."""
-    runs: int = 0
+_thread = threading.local()
+"""`inside`: whether an accelerated module runs, whose parts need not begin anew."""
 
 
 class Accelerated:
@@ -107,9 +92,9 @@ class Accelerated:
 
     def attach(self, module: nn.Module) -> None:
         self.module = module
-        vars(module)[STATE] = vars(module)["_compiled_call_impl"] = self
+        vars(module)[STATE] = vars(module)[COMPILED] = self
         ignored = getattr(type(module), JIT_IGNORED, [])  # torch.jit.script looks at every attribute
-        vars(module)[JIT_IGNORED] = [*ignored, STATE, "_compiled_call_impl"]
+        vars(module)[JIT_IGNORED] = [*ignored, STATE, COMPILED]
 
     def __reduce__(self) -> tuple:
         return Accelerated, (self.options,), self.module
@@ -159,24 +144,26 @@ class Accelerated:
         return self._run
 
     def _optimized(self) -> Any:
-        options = {"isolate_recompiles": True} if "isolate_recompiles" in _parameters(eval_frame._optimize) else {}
-        context = torch._dynamo.optimize(backend=lambda *captured: self._backend(*captured), **options)
-        if not isinstance(context, eval_frame.OptimizeContext):
-            self.leave("TorchDynamo is disabled")
+        try:
+            code = eval_frame._optimize.__code__
+            options = {"isolate_recompiles": True} if "isolate_recompiles" in code.co_varnames else {}
+            context = torch._dynamo.optimize(backend=lambda *captured: self._backend(*captured), **options)
+            self.capture = context.callback = Capture(context.callback, self)
+            return context(_inlined)
+        except Exception as error:  # a release of torch that has no such parts, or Dynamo is disabled
+            self.leave(f"TorchDynamo cannot be used here: {report.reason(error)}")
             return nn.Module._call_impl
-        self.capture = context.callback = Capture(context.callback, self)
-        return context(_inlined)
 
     def leave(self, reason: Any) -> None:
-        """Remembers why something runs as the original."""
-        self.reasons[_reason(reason)] = None
+        """Remember why something runs as the original."""
+        self.reasons[report.reason(reason)] = None
 
     def _backend(self, captured: fx.GraphModule, example_inputs: list[Any]) -> Any:
         graph = Graph(self.capture.function)
         self._watched.add(torch._dynamo.utils.get_traced_code() or [], self.module)
         ends = getattr(captured, "compile_subgraph_reason", None)
         if ends is not None and ends.graph_break:
-            graph.ends = _at(ends.reason, ends.user_stack)
+            graph.ends = report.located(ends.reason, ends.user_stack)
         run = captured.forward
         try:
             rewriter = Rewriter(copy.deepcopy(captured.graph), self.options)
@@ -186,7 +173,7 @@ class Accelerated:
             graph.rows = self._rows(rewriter)
         except Exception as error:
             run = captured.forward
-            graph.rows = [Row("", "", "left", f"rewriting failed: {_reason(error)}")]
+            graph.rows = [Row("", "", "left", f"rewriting failed: {report.reason(error)}")]
         self.graphs.append(graph)
         fuses = any(row.status == "replaced" for row in graph.rows)
 
@@ -206,10 +193,6 @@ class Accelerated:
             if name in ("conv", "up", "down", "batch_norm", "lrelu", "relu") or node in rewriter.reasons:
                 rows.append(Row(*self.capture.place(node.meta), "left", f"{name or node.name}: {reason}"))
         return rows
-
-
-_thread = threading.local()
-"""`inside`: whether an accelerated module runs, whose parts need not begin anew."""
 
 
 def _inlined(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -238,11 +221,6 @@ class Watched:
             self.methods |= {(cls, n): m for n, m in vars(cls).items() if n in names}
 
 
-def is_torchs(cls: Any) -> bool:
-    """Whether a class or function is of torch or of Python itself."""
-    return cls.__module__.partition(".")[0] in ("torch", "builtins", "collections", "functools")
-
-
 class Capture:
     """The callback by which Dynamo captures a function: its own way to do it, under our settings and limits."""
 
@@ -258,9 +236,11 @@ class Capture:
         self.inner = inner if strict is None else convert_frame.catch_errors_wrapper(strict, inner.hooks)
 
     def __call__(self, frame: Any, cache_entry: Any, frame_state: Any) -> ConvertFrameReturn:
-        code = frame.f_code
+        code = source = frame.f_code
         name = getattr(code, "co_qualname", code.co_name)
-        name = name if code is not _inlined.__code__ else f"{type(self.state.module).__name__}.forward"
+        if code is _inlined.__code__:
+            cls = type(self.state.module)
+            name, source = f"{cls.__name__}.forward", cls.forward.__code__
         as_original = ConvertFrameReturn(apply_to_code=False)
         if self.failures[code] >= MOST_FAILURES:
             return as_original
@@ -269,27 +249,26 @@ class Capture:
             return as_original
         with convert_frame.compile_lock:
             self.captures[code] += 1
-            source = code if code is not _inlined.__code__ else type(self.state.module).forward.__code__
             self.function = f"{name} ({source.co_filename.rpartition('/')[2]}:{source.co_firstlineno})"
             self.locals = frame.f_locals
-            with (
-                warnings.catch_warnings(),
-                config.patch(**_KNOWN_SETTINGS),
-                self._own_sizes(keep=self.captures[code] > STATIC_GRAPHS),
-            ):
-                try:
+            try:
+                with (
+                    warnings.catch_warnings(),
+                    config.patch(**_KNOWN_SETTINGS),
+                    self._own_sizes(keep=self.captures[code] > STATIC_GRAPHS),
+                    known.substituted(self.state.options),
+                ):
                     warnings.simplefilter("ignore")  # Dynamo's own: the model's come when it runs
-                    if code is nn.Sequential.forward.__code__ and self.strict is not None:
-                        # Which Dynamo skips, as all of torch's own, where it is not inlined.
-                        return self.strict(frame, cache_entry, self.inner.hooks, frame_state)
-                    return self.inner(frame, cache_entry, frame_state)
-                except Exception as error:
-                    for_good = isinstance(error, (Unsupported, UserError))
-                    self.failures[code] += MOST_FAILURES if for_good else 1
-                    self.state.leave(f"{name}: {_reason(error)}")
-                    return as_original
-                finally:
-                    self.locals = {}
+                    # Of nn.Sequential's code Dynamo skips what is not inlined, as of all of torch's own.
+                    skipped = code is nn.Sequential.forward.__code__ and self.strict is not None
+                    hooks = (self.inner.hooks,) if skipped else ()
+                    return (self.strict if skipped else self.inner)(frame, cache_entry, *hooks, frame_state)
+            except Exception as error:
+                self.failures[code] += MOST_FAILURES if isinstance(error, (Unsupported, UserError)) else 1
+                self.state.leave(f"{name}: {report.reason(error)}")
+                return as_original
+            finally:
+                self.locals = {}
 
     @contextmanager
     def _own_sizes(self, keep: bool) -> Iterator[None]:
@@ -307,20 +286,15 @@ class Capture:
 
     def place(self, meta: dict) -> tuple[str, str]:
         """(path of the module whose code a node comes from, its class)."""
-        stack = meta.get("nn_module_stack")
-        if not stack:
-            return self._path(self.locals.get("self"), ""), ""
-        path, kind = list(stack.values())[-1]
+        stack = list((meta.get("nn_module_stack") or {}).values())
+        path, kind = stack[-1] if stack else ("L['self']", "")
         kind = kind.__name__ if isinstance(kind, type) else str(kind).rpartition(".")[2]
         found = re.match(r"L\['(\w+)'\]\.?(.*)", path)
         if found is None:
             return path, kind
-        return self._path(self.locals.get(found[1]), found[2]), kind
-
-    def _path(self, start: Any, below: str) -> str:
         names = {id(module): name for name, module in self.state.module.named_modules()}
-        below = re.sub(r"\._modules\['(\w+)'\]|\[(\d+)\]", lambda m: f".{m[1] or m[2]}", below)
-        return f"{names.get(id(start), '')}.{below}".strip(".")
+        below = re.sub(r"\._modules\['(\w+)'\]|\[(\d+)\]", lambda m: f".{m[1] or m[2]}", found[2])
+        return f"{names.get(id(self.locals.get(found[1])), '')}.{below}".strip("."), kind
 
 
 def _is_transformed() -> bool:
@@ -332,22 +306,3 @@ def _is_transformed() -> bool:
         or is_fx_symbolic_tracing()
         or _has_any_global_hook()
     )
-
-
-def _parameters(function: Any) -> tuple[str, ...]:
-    return function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount]
-
-
-def _reason(error: Any) -> str:
-    """The first line of an error, with the line of the source where Dynamo says it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return _at(text, getattr(error, "real_stack", None) or [])
-
-
-def _at(reason: str, stack: Any) -> str:
-    reason = reason.strip().partition("\n")[0]
-    if not stack:
-        return reason
-    line = list(stack)[-1]
-    return f"{reason} at {line.filename.rpartition('/')[2]}:{line.lineno}: {line.line or ''}".strip(": ")

@@ -38,8 +38,8 @@ def convolution(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    batch_norm: tuple | None = None,
     *,
+    batch_norm: tuple | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
@@ -47,76 +47,72 @@ def convolution(
     up: bool = False,
     down: bool = False,
     weight_scale: float = 1.0,
-    act: str = "linear",
-    slope: float = 0.0,
-    gain: float = 1.0,
-    pixel_norm: bool = False,
-    eps: float = 1e-8,
+    **epilogue: Any,
 ) -> Tensor:
-    """Nearest upsampling, convolution, 2x2 mean, bias, batch norm, activation, gain and pixel norm, in this order.
+    """Nearest upsampling, convolution, 2x2 mean, bias, batch norm and the epilogue of `activate`, in this order.
 
     Either upsampling or a mean, not both. `batch_norm` is what `BatchNorm` is made of.
 
     x [N, C_in, H, W]; weight [C_out, C_in / groups, kh, kw], multiplied by `weight_scale`; bias of C_out values.
     Differentiable twice.
     """
-    epilogue = dict(act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
-    geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    bias = _flat(bias)
+    bias, geometry = _flat(bias), (stride, padding, dilation, groups)
     if batch_norm is not None:
         batch_norm = BatchNorm(*batch_norm)
         if not _worth_folding(batch_norm, weight, _output_pixels(x, up, down)):
-            z = convolution(x, weight, bias, **geometry, up=up, down=down, weight_scale=weight_scale)
-            return activate(batch_norm(z), **epilogue)
+            named = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+            return activate(
+                batch_norm(convolution(x, weight, bias, **named, up=up, down=down, weight_scale=weight_scale)),
+                **epilogue,
+            )
         weight, bias = fold_batch_norm(weight, bias, batch_norm, weight_scale)
         weight_scale = 1.0
-    same = _same_padding(weight, **geometry)
+    pixel_norm = epilogue.get("pixel_norm", False)
+    if x.is_cpu and not (up or down or pixel_norm or weight_scale != 1):  # oneDNN adds the bias itself
+        return activate(torch.conv2d(x, weight, bias, *geometry), **epilogue)
+    same = _same_padding(weight, *geometry)
     if (up or down) and same == 0 and weight.shape[-1] == 1:
         # One pixel to one pixel commutes with both: a quarter of the work.
         y = convolution(downsample(x) if down else x, weight, bias, weight_scale=weight_scale, **epilogue)
         return upsample(y) if up else y
-    if x.ndim == 4 and same is not None and _worth_fusing(x, up, down, weight_scale, pixel_norm):
-        rescale = dict(up=2 if up else 1, down=2 if down else 1)
-        return ops.equalized_conv2d(x, weight, bias, weight_scale=weight_scale, padding=same, **rescale, **epilogue)
+    if same is not None and _worth_fusing(x, up, down):
+        options = dict(weight_scale=weight_scale, padding=same, up=2 if up else 1, down=2 if down else 1)
+        overwritable = epilogue.pop("overwritable", False)
+        y = ops.equalized_conv2d(x, weight, bias, **options, **epilogue)
+        return y.clone() if overwritable and y.requires_grad else y
     x = upsample(x) if up else x
     weight = weight * weight_scale if weight_scale != 1 else weight
-    z = torch.conv2d(x, weight, None if pixel_norm else bias, **geometry)
+    z = torch.conv2d(x, weight, None if pixel_norm else bias, *geometry)
     z = downsample(z) if down else z
     return activate(z, bias if pixel_norm else None, **epilogue)
 
 
-def plain_convolution(
+def modulated_convolution(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
-    batch_norm: tuple | None = None,
+    styles: Tensor,
     *,
-    act: str = "linear",
-    slope: float = 0.0,
-    overwritable: bool = False,
+    channels: int,
+    transposed: bool,
+    demodulate: bool,
+    scale: float,
     **geometry: Any,
 ) -> Tensor:
-    """`convolution` by torch's own functions, the activation in place: for a CPU, whose convolution adds the bias.
+    """Convolve each sample of x [N, C, H, W] with its own weight * styles[n], demodulated if asked, `scale` times.
 
-    overwritable: the caller may write over the result, even where backward needs it.
+    weight of channels * C * kh * kw values, styles of N * C. As a convolution is linear in each input channel, x is
+    scaled instead of the weight, and the output by the factor that demodulates (Karras et al. 2020, section 2.2).
     """
-    bias = _flat(bias)
-    if batch_norm is None:
-        z = torch.conv2d(x, weight, bias, **geometry)
-    elif _worth_folding(batch_norm := BatchNorm(*batch_norm), weight, _output_pixels(x, up=False, down=False)):
-        z = torch.conv2d(x, *fold_batch_norm(weight, bias, batch_norm, 1.0), **geometry)
-    else:
-        z = batch_norm(torch.conv2d(x, weight, bias, **geometry))
-    if act == "relu":
-        return torch.relu_(z)
-    if act == "linear":
-        return z
-    return F.leaky_relu(z, slope) if overwritable and z.requires_grad else torch._C._nn.leaky_relu_(z, slope)
-
-
-def overwritable(y: Tensor) -> Tensor:
-    """y, or a copy where backward needs y itself: whoever gets it may write over it, as over the original's."""
-    return y.clone() if y.requires_grad else y
+    n, c = x.shape[:2]
+    k = weight.shape[-2:]
+    weight, styles = weight.reshape(channels, c, *k), styles.reshape(n, c)
+    weight = weight * scale if scale != 1 else weight
+    convolve = F.conv_transpose2d if transposed else F.conv2d
+    y = convolve(x * styles[:, :, None, None], weight.transpose(0, 1) if transposed else weight, **geometry)
+    if not demodulate:
+        return y
+    factors = torch.rsqrt(styles.square() @ weight.square().sum((2, 3)).T + 1e-8)
+    return y * factors[:, :, None, None]
 
 
 def activate(
@@ -128,18 +124,28 @@ def activate(
     gain: float = 1.0,
     pixel_norm: bool = False,
     eps: float = 1e-8,
+    overwritable: bool = False,
 ) -> Tensor:
-    """`bias_act`, or torch's own functions in place where they are as good. Nothing else may read z [N, C, ...]."""
+    """`bias_act`, or torch's own functions in place where they are as good. Nothing else may read z [N, C, ...].
+
+    overwritable: the caller may write over the result, even where backward needs it.
+    """
     if pixel_norm or bias is not None or gain != 1:
-        return ops.bias_act(z, _flat(bias), act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+        options = dict(act=act, slope=slope, gain=gain, pixel_norm=pixel_norm, eps=eps)
+        return bias_act(z, bias, **options, overwritable=overwritable)
     if act == "relu":
-        return F.relu_(z)
-    return F.leaky_relu_(z, slope) if act == "lrelu" else z
+        return torch.relu_(z)
+    if act == "linear":
+        return z
+    return F.leaky_relu(z, slope) if overwritable and z.requires_grad else torch._C._nn.leaky_relu_(z, slope)
 
 
-def bias_act(z: Tensor, bias: Tensor | None = None, **epilogue: Any) -> Tensor:
+def bias_act(
+    z: Tensor, bias: Tensor | None = None, *, act: str = "linear", overwritable: bool = False, **epilogue: Any
+) -> Tensor:
     """`ops.bias_act`; z [N, C, ...] may have other readers, bias is of C values in any shape."""
-    return ops.bias_act(z, _flat(bias), **epilogue)
+    y = ops.bias_act(z, _flat(bias), act=act, **epilogue)
+    return y.clone() if overwritable and y.requires_grad else y
 
 
 def _flat(bias: Tensor | None) -> Tensor | None:
@@ -163,11 +169,8 @@ def _output_pixels(x: Tensor, up: bool, down: bool) -> int:
     return n * h * w * 4 if up else n * h * w // 4 if down else n * h * w
 
 
-def _worth_fusing(x: Tensor, up: bool, down: bool, weight_scale: float, pixel_norm: bool) -> bool:
-    if up or down:
-        return _output_pixels(x, up, down) * (4 if down else 1) >= FOLD_FROM
-    # cuDNN adds a bias in a pass of its own; oneDNN does not.
-    return pixel_norm or weight_scale != 1 or x.is_cuda
+def _worth_fusing(x: Tensor, up: bool, down: bool) -> bool:
+    return not (up or down) or _output_pixels(x, up, down) * (4 if down else 1) >= FOLD_FROM
 
 
 def _worth_folding(batch_norm: BatchNorm, weight: Tensor, pixels: int) -> bool:

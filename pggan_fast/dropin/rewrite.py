@@ -2,28 +2,27 @@
 
 import itertools
 import operator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx
 
-from pggan_fast.dropin import fused
-from pggan_fast.dropin.aliasing import aliases_of, is_written_over, leaves
-from pggan_fast.dropin.chain import Chain, Epilogue, Match, Norm
+from pggan_fast.dropin import fused, identify
 from pggan_fast.dropin.graph import (
-    Op,
+    aliases_of,
     dtype_of,
     example,
-    is_number,
     is_per_channel,
-    meaning,
+    is_written_over,
+    leaves,
     out_of_place,
     overwrites,
     shape_of,
 )
-from pggan_fast.dropin.stddev import find_stddev
+from pggan_fast.dropin.meaning import Op, is_number, meaning
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,27 @@ class Options:
     minibatch_stddev: bool = True
     alone: bool = True
     """Also rescaling without a convolution, which Inductor would fuse with its neighbours."""
+
+
+@dataclass
+class Match:
+    """A chain of nodes that one call replaces, and that call."""
+
+    target: Callable
+    what: list[str]
+    nodes: list[fx.Node]
+    args: tuple = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    clamp: fx.Node | None = None
+    """The clamp that comes last, which stays as it is, but that it may not overwrite the call's result."""
+    reason: str = ""
+    """Why the chain ends where it ends, if there is something to say."""
+
+    def add(self, what: str, *nodes: fx.Node, **kwargs: Any) -> bool:
+        self.what.append(what)
+        self.nodes += nodes
+        self.kwargs |= kwargs
+        return True
 
 
 class Rewriter:
@@ -52,14 +72,28 @@ class Rewriter:
         self.reasons: dict[fx.Node, str] = {}
         """Why a node was left, where there is more to say than that nothing about it is fused."""
         self._erased: set[fx.Node] = set()
+        self._patterns = (  # in this order: (switch, names of the nodes where it begins, what finds it)
+            ("conv", ("conv", "transposed conv"), self._modulated),
+            ("conv", ("conv",), self._convolution),
+            ("bias_act", ("add",), self._biased),
+            ("bias_act", None, self._normalized),
+            ("minibatch_stddev", ("cat",), self._stddev),
+            ("resample", ("up", "down"), self._rescaled),
+            ("bias_act", ("relu", "lrelu"), self._activated),
+        )
 
     def run(self) -> list[tuple[dict, str]]:
-        """Rewrites the graph and returns `replaced`."""
-        for find in (self._convolution, self._biased, self._normalized, self._stddev, self._rescaled, self._activated):
-            for node in list(self.graph.nodes):
-                if not node.users or node in self._erased or example(node) is None:
+        """Rewrite the graph and return `replaced`."""
+        named = [(node.meta, getattr(node.target, "pggan_fast_name", "")) for node in self.graph.nodes]
+        self.replaced += [(meta, name) for meta, name in named if name]  # `known` has put them in already
+        for switch, names, find in self._patterns:
+            for node in list(self.graph.nodes) if getattr(self.options, switch) else ():
+                if node in self._erased or not node.users or example(node) is None:
                     continue
-                match = find(node)
+                op = meaning(node)
+                if names is not None and (op is None or op.name not in names):
+                    continue
+                match = find(node, op)
                 if match is not None and self._is_free(match):
                     self.replaced.append((node.meta, " + ".join(match.what)))
                     self._replace(match)
@@ -73,7 +107,7 @@ class Rewriter:
         if any(first < order[n] < last and n not in members and overwrites(n) for n in order):
             self.reasons[match.nodes[0]] = "something is written over while it is computed"
             return False
-        ends = (match.args[0], match.last) if match.clamp is None else match.args[:1]
+        ends = [match.args[0], match.nodes[-1]] if match.clamp is None else [match.args[0]]
         shared = any(overwrites(n) and self._is_shared(n, members) for n in match.nodes)
         if shared or any(is_written_over(end, match.nodes) for end in ends):
             self.reasons[match.nodes[0]] = "what it reads or returns is written over"
@@ -82,25 +116,18 @@ class Rewriter:
 
     def _is_shared(self, node: fx.Node, members: set[fx.Node]) -> bool:
         """Whether somebody else sees that the node writes over its first argument."""
-        before = set(
-            itertools.takewhile(lambda n: n is not node, self.graph.nodes)
-        )  # views made later are of its result
-        outside = aliases_of(node.args[0]) & before - members
+        before = itertools.takewhile(lambda n: n is not node, self.graph.nodes)  # later views are of its result
+        outside = aliases_of(node.args[0]) & set(before) - members
         return any(a.op in ("placeholder", "get_attr") or set(a.users) - members for a in outside)
 
     def _replace(self, match: Match) -> None:
-        with self.graph.inserting_after(match.last):
+        last = match.nodes[-1]
+        if self._keeps_more(match) and leaves(last):
+            match.kwargs["overwritable"] = True
+        with self.graph.inserting_after(last):
             call = self.graph.call_function(match.target, match.args, match.kwargs)
-        call.meta.update(match.last.meta)
-        result = call
-        if self._keeps_more(match) and leaves(match.last):
-            if match.target is fused.plain_convolution:
-                call.update_kwarg("overwritable", True)
-            else:
-                with self.graph.inserting_after(call):
-                    result = self.graph.call_function(fused.overwritable, (call,))
-                result.meta.update(match.last.meta)
-        match.last.replace_all_uses_with(result)
+        call.meta.update(last.meta)
+        last.replace_all_uses_with(call)
         for node in reversed(match.nodes):
             self._erase(node)
         if match.clamp is not None:
@@ -108,13 +135,13 @@ class Rewriter:
 
     def _keeps_more(self, match: Match) -> bool:
         """Whether autograd keeps the call's result, and did not keep that of the last function."""
-        op = meaning(match.last)
-        kept = op is not None and (op.name == "relu" or (op.name == "lrelu" and overwrites(match.last)))
-        activated = match.kwargs.get("act", "linear") != "linear" or match.kwargs.get("pixel_norm", False)
-        return not kept and activated
+        last = match.nodes[-1]
+        op = meaning(last)
+        kept = op is not None and (op.name == "relu" or (op.name == "lrelu" and overwrites(last)))
+        return not kept and ("act" in match.kwargs or "pixel_norm" in match.kwargs)
 
     def _erase(self, node: fx.Node) -> None:
-        """Erases a node that nothing reads, and what only it read."""
+        """Erase a node that nothing reads, and what only it read."""
         if node in self._erased or node.users or node.op == "placeholder":
             return
         self._erased.add(node)
@@ -126,32 +153,27 @@ class Rewriter:
 
     # A convolution and what surrounds it
 
-    def _convolution(self, node: fx.Node) -> Match | None:
-        op = meaning(node)
-        if op is None or op.name != "conv" or not self.options.conv or len(shape_of(node)) != 4:
+    def _convolution(self, node: fx.Node, op: Op) -> Match | None:
+        if len(shape_of(node)) != 4:
             return None
-        what, nodes = ["conv"], [node]
-        x, x_scale, up, before = self._inputs(op.x, node)
-        weight, bias = op.other
-        weight, weight_scale = self._scaled(weight, node)
+        match = Match(fused.convolution, ["conv"], [node], kwargs=dict(op.options))
+        x, scale, up, before = self._inputs(op.x, node)
+        weight, weight_scale = self._scaled(op.other[0], node)
         if up:
-            what.insert(0, "nearest upsampling")
-        if x_scale * weight_scale != 1:
-            what[-1] = "equalized conv"
-        chain = self._follow(node, bias is not None, convolution=True, may_shrink=not up)
-        if not up and set(chain.what) <= {"gain", "clamp"}:
+            match.what.insert(0, "nearest upsampling")
+            match.kwargs["up"] = True
+        if scale * weight_scale != 1:
+            match.what[-1] = "equalized conv"
+            match.kwargs["weight_scale"] = scale * weight_scale
+        known = len(match.what)
+        self._follow(match, op.other[1], shrinks=not up)
+        if not up and set(match.what[known:]) <= {"gain", "clamp"}:
             # Equalized or not: scaling weights takes no longer than a pass over the image.
-            self.reasons[node] = chain.reason or "nothing follows that it could be fused with"
+            self.reasons.setdefault(node, match.reason or "nothing follows that it could be fused with")
             return None
-        kwargs = op.options | chain.epilogue.options()
-        scale = x_scale * weight_scale * chain.weight_scale
-        kwargs |= {"weight_scale": scale} if scale != 1 else {}
-        kwargs |= {name: True for name, on in (("up", up), ("down", chain.down)) if on}
-        args = (x, weight, chain.epilogue.bias if bias is None else bias)
-        args += () if chain.batch_norm is None else (chain.batch_norm,)
-        plain = set(kwargs) <= _PLAIN and example(node).device.type == "cpu"
-        target = fused.plain_convolution if plain else fused.convolution
-        return Match(what + chain.what, [*before, *nodes, *chain.nodes], target, args, kwargs, chain.clamp)
+        match.nodes[:0] = before
+        match.args = (x, weight, match.kwargs.pop("bias", op.other[1]))
+        return match
 
     def _inputs(self, x: Any, reader: fx.Node) -> tuple[Any, float, bool, list[fx.Node]]:
         """(what goes in, its constant factor, whether it is upsampled, the nodes of both) of a convolution's x."""
@@ -160,21 +182,13 @@ class Rewriter:
             alone = set(x.users) == {reader}
             if op.name == "mul" and is_number(op.other) and alone and _may_scale(x):
                 factor *= float(op.other)
-            elif op.name == "up" and not up and self.options.resample and (alone or self._only_convolutions(x)):
+            elif op.name == "up" and not up and self.options.resample and (alone or _only_convolutions(x)):
                 up = True
             else:
                 break
             nodes.insert(0, x)
             x, reader = op.x, x
         return x, factor, up, nodes
-
-    def _only_convolutions(self, up: fx.Node) -> bool:
-        """Whether an upsampled image is read by nothing but convolutions, so that it need not be made."""
-        return len(up.users) <= 2 and all(
-            user.target in (fused.convolution, fused.plain_convolution)
-            or ((op := meaning(user)) is not None and op.name == "conv" and op.x is up)
-            for user in up.users
-        )
 
     def _scaled(self, weight: Any, conv: fx.Node) -> tuple[Any, float]:
         op = meaning(weight)
@@ -187,181 +201,151 @@ class Rewriter:
                 return op.x, 1 / float(op.other)
         return weight, 1.0
 
-    def _follow(self, node: fx.Node, has_bias: bool, *, convolution: bool, may_shrink: bool = False) -> Chain:
-        """The chain of nodes after `node`, each the only reader of the one before."""
-        chain = Chain(may_shrink=may_shrink)
-        dtype = dtype_of(node)
+    def _modulated(self, node: fx.Node, op: Op) -> Match | None:
+        options, transposed = dict(op.options), op.name == "transposed conv"
+        found = identify.modulation(op.x, op.other[0], options.pop("groups"), transposed, node)
+        if found is None or op.other[1] is not None or not _may_scale(node):
+            return None
+        nodes, (images, weight, styles), known = found
+        if weight.meta["example_value"].numel() < MODULATED_FROM:
+            self.reasons[node] = "its weights are few: weights of each sample's own are as fast"
+            return None
+        options |= known | {"transposed": transposed}
+        return Match(fused.modulated_convolution, ["modulated conv"], nodes, (images, weight, styles), options)
+
+    def _follow(self, match: Match, bias: Any, *, shrinks: bool = False, convolution: bool = True) -> None:
+        """Add to a chain the nodes after its last, each the only reader of the one before.
+
+        shrinks: whether a 2x2 mean belongs to it: not after an upsampling, which does not commute with the convolution.
+        """
+        node, dtype = match.nodes[-1], dtype_of(match.nodes[-1])
         while True:
-            if (norm := self._pixel_norm_of(node)) is not None and self.options.bias_act:
-                chain.epilogue = replace(chain.epilogue, pixel_norm=True, eps=norm.eps)
-                chain.add("pixel norm", *norm.nodes)
-                node = norm.nodes[-1]
+            if self.options.bias_act and (norm := self._norm_of(node)) is not None:
+                nodes, options = norm
+                match.add("pixel norm", *nodes, pixel_norm=True, **options)
+                node = nodes[-1]
             if len(node.users) != 1:
-                chain.reason = "its output has other readers"
-                return chain
+                match.reason = "its output has other readers"
+                return
             (user,) = node.users
             op = meaning(user)
-            if op is None or op.x is not node or chain.epilogue.pixel_norm and op.name != "clamp":
-                return chain
+            if op is None or op.x is not node:
+                return
             if dtype_of(user) != dtype:
-                chain.reason = f"{op.name} changes the dtype"
-                return chain
+                match.reason = f"{op.name} changes the dtype"
+                return
             if op.name == "clamp" and self.options.bias_act:
-                chain.clamp = user
-                chain.add("clamp")
-                return chain
-            if chain.epilogue.pixel_norm or not self._take(chain, op, user, node, has_bias, convolution):
-                return chain
+                match.clamp = user
+                match.add("clamp")
+                return
+            if "pixel_norm" in match.kwargs or not self._take(match, op, user, bias, shrinks, convolution):
+                return
             node = user
 
-    def _take(self, chain: Chain, op: Op, user: fx.Node, node: fx.Node, has_bias: bool, convolution: bool) -> bool:
-        epilogue = chain.epilogue
-        linear = epilogue.act == "linear" and epilogue.gain == 1 and chain.batch_norm is None
-        has_bias = has_bias or epilogue.bias is not None
-        if op.name == "down" and chain.may_shrink and self.options.resample and linear and not chain.down:
-            chain.down = True
-            return chain.add("2x2 mean", user)
+    def _take(self, match: Match, op: Op, user: fx.Node, bias: Any, shrinks: bool, convolution: bool) -> bool:
+        known = match.kwargs
+        linear = not known.keys() & {"act", "gain", "batch_norm"}
+        biased = bias is not None or "bias" in known
+        if op.name == "down" and shrinks and self.options.resample and linear and "down" not in known:
+            return match.add("2x2 mean", user, down=True)
         if op.name == "batch_norm" and convolution and linear:
-            chain.batch_norm = op.other
-            return chain.add("batch norm", user)
+            return match.add("batch norm", user, batch_norm=op.other)
         if not self.options.bias_act:
             return False
-        if op.name == "add" and linear and not has_bias:
-            if not self._is_bias(op.other, node):
-                chain.reason = f"what is added has shape {_printed(op.other)}, not one value per channel"
+        if op.name == "add" and linear and not biased:
+            if not is_per_channel(op.other, op.x):
+                match.reason = f"what is added has shape {_printed(op.other)}, not one value per channel"
                 return False
-            chain.epilogue = replace(epilogue, bias=op.other)
-            return chain.add("bias", user)
-        if op.name in ("relu", "lrelu") and epilogue.act == "linear":
-            slope = op.options["slope"]
-            if slope < 0:
-                chain.reason = "its slope is negative"
+            return match.add("bias", user, bias=op.other)
+        if op.name in ("relu", "lrelu") and "act" not in known:
+            if op.options["slope"] < 0:
+                match.reason = "its slope is negative"
                 return False
-            chain.epilogue = replace(epilogue, act=op.name, slope=slope)
-            return chain.add(op.name, user)
+            return match.add(op.name, user, act=op.name, **op.options)
         if op.name in ("mul", "div") and is_number(op.other):
             if op.other <= 0:
-                chain.reason = "its gain is not positive"
+                match.reason = "its gain is not positive"
                 return False
-            factor = float(op.other) if op.name == "mul" else 1 / float(op.other)
             # relu and lrelu let a positive factor through; before a bias it scales the weight.
-            if linear and convolution and not has_bias:
-                chain.weight_scale *= factor
-            else:
-                chain.epilogue = replace(epilogue, gain=epilogue.gain * factor)
-            return chain.add("gain", user)
+            name = "weight_scale" if linear and convolution and not biased else "gain"
+            factor = float(op.other) if op.name == "mul" else 1 / float(op.other)
+            return match.add("gain", user, **{name: known.get(name, 1.0) * factor})
         return False
 
-    def _is_bias(self, node: Any, x: fx.Node) -> bool:
-        """Whether `node` is one value for each of x's channels, in x's dtype and on its device."""
-        same = dtype_of(node) == dtype_of(x) and example(node) is not None and example(node).device == example(x).device
-        return same and is_per_channel(node, x)
+    def _norm_of(self, x: fx.Node) -> identify.Found | None:
+        """The pixel norm of x's value, if that is all that reads it."""
+        for last in x.users if len(x.users) > 1 else ():
+            op = meaning(last)
+            if op is None or op.name not in ("mul", "div") or overwrites(last):
+                continue
+            found = identify.pixel_norm(x, last)
+            if found is not None and set(x.users) <= set(found[0]):
+                return found
+        return None
 
     # What stands without a convolution
 
-    def _biased(self, node: fx.Node) -> Match | None:
+    def _biased(self, node: fx.Node, op: Op) -> Match | None:
         """Bias and activation by themselves."""
-        op = meaning(node)
-        if op is None or op.name != "add" or not self.options.bias_act or example(op.x) is None:
-            return None
         x, bias = op.x, op.other
-        if not self._is_bias(bias, x) or shape_of(x) != shape_of(node) or dtype_of(node) != dtype_of(x):
+        if example(x) is None or not is_per_channel(bias, x):
             return None
-        chain = self._follow(node, True, convolution=False)
-        if set(chain.what) <= {"clamp"}:
+        if shape_of(x) != shape_of(node) or dtype_of(node) != dtype_of(x):
             return None
-        what, nodes, options = ["bias", *chain.what], [node, *chain.nodes], chain.epilogue.options()
-        return Match(what, nodes, fused.bias_act, (x, bias), {"act": chain.epilogue.act} | options, chain.clamp)
+        match = Match(fused.bias_act, ["bias"], [node], (x, bias))
+        self._follow(match, bias, convolution=False)
+        return None if set(match.what) <= {"bias", "clamp"} else match
 
-    def _normalized(self, node: fx.Node) -> Match | None:
+    def _normalized(self, node: fx.Node, op: Op | None) -> Match | None:
         """Pixel norm by itself, with the activation before it if there is one."""
-        norm = self._pixel_norm_of(node) if self.options.bias_act else None
+        norm = self._norm_of(node)
         if norm is None:
             return None
-        op = meaning(node)
-        epilogue, nodes, x, what = Epilogue(pixel_norm=True, eps=norm.eps), norm.nodes, node, ["pixel norm"]
+        match = Match(fused.bias_act, ["pixel norm"], norm[0], (node,), {"pixel_norm": True, **norm[1]})
         if op is not None and op.name in ("relu", "lrelu") and op.options["slope"] >= 0 and not overwrites(node):
-            epilogue = replace(epilogue, act=op.name, slope=op.options["slope"])
-            nodes, x, what = [node, *nodes], op.x, [op.name, *what]
-        return Match(what, nodes, fused.bias_act, (x,), {"act": "linear"} | epilogue.options())
+            match.what.insert(0, op.name)
+            match.nodes.insert(0, node)
+            match.args = (op.x,)
+            match.kwargs |= {"act": op.name, **op.options}
+        return match
 
-    def _pixel_norm_of(self, x: fx.Node) -> Norm | None:
-        """The pixel norm of x's value, if that is all that reads it: x / sqrt(mean(x^2, 1) + eps) in any spelling."""
-        shape = shape_of(x)
-        if len(x.users) != 2 or shape is None or len(shape) < 2:
-            return None
-        for square in x.users:
-            op = meaning(square)
-            if op is None or op.name != "square" or op.x is not x:
-                continue
-            nodes = [square]
-            for name in ("mean", "add", "root"):
-                if len(nodes[-1].users) != 1:
-                    return None
-                (user,) = nodes[-1].users
-                nodes.append(user)
-                op = meaning(user)
-                if op is None or op.x is not nodes[-2]:
-                    return None
-                over_channels = (1,), (1 - len(shape),)
-                if name == "mean" and (
-                    op.name != "mean" or op.options["dims"] not in over_channels or not op.options["keepdim"]
-                ):
-                    return None
-                if name == "add":
-                    if op.name != "add" or not is_number(op.other) or op.other <= 0:
-                        return None
-                    eps = float(op.other)
-            exponent = {"sqrt": 0.5, "rsqrt": -0.5}.get(op.name, op.other if op.name == "power" else None)
-            last = next((user for user in x.users if user is not square), None)
-            if exponent not in (0.5, -0.5) or set(nodes[-1].users) != {last} or overwrites(last):
-                return None
-            op = meaning(last)
-            operands = (op.x, op.other) if op is not None else ()
-            divided = exponent == 0.5 and op is not None and op.name == "div" and operands == (x, nodes[-1])
-            multiplied = exponent == -0.5 and op is not None and op.name == "mul" and set(operands) == {x, nodes[-1]}
-            if not (divided or multiplied) or any(dtype_of(n) != dtype_of(x) for n in (*nodes, last)):
-                return None
-            return Norm(eps, [*nodes, last])
-        return None
-
-    def _rescaled(self, node: fx.Node) -> Match | None:
+    def _rescaled(self, node: fx.Node, op: Op) -> Match | None:
         """Rescaling by itself."""
-        wanted = self.options.resample and self.options.alone and example(node).device.type == "cpu"
-        op = meaning(node) if wanted else None
-        if op is None or op.name not in ("up", "down") or overwrites(node):
+        if not self.options.alone or example(node).device.type != "cpu":
             return None
         up = op.name == "up"
         what = "nearest upsampling" if up else "2x2 mean"
-        return Match([what], [node], fused.upsample if up else fused.downsample, (op.x,), {})
+        return Match(fused.upsample if up else fused.downsample, [what], [node], (op.x,))
 
-    def _activated(self, node: fx.Node) -> Match | None:
+    def _activated(self, node: fx.Node, op: Op) -> Match | None:
         """An activation by itself, in place where nobody needs what it reads."""
-        op = meaning(node) if self.options.bias_act else None
-        if op is None or op.name not in ("relu", "lrelu") or op.options["slope"] < 0 or overwrites(node):
+        if op.options["slope"] < 0 or overwrites(node):
             return None
         fresh = op.x.op == "call_function" and op.x.target in _KEEP_INPUTS_ALONE and aliases_of(op.x) == {op.x}
         if not fresh or set(op.x.users) != {node} or dtype_of(op.x) != dtype_of(node) or leaves(node):
             return None
-        return Match([f"{op.name} in place"], [node], fused.activate, (op.x,), {"act": op.name} | op.options)
+        return Match(fused.activate, [f"{op.name} in place"], [node], (op.x,), {"act": op.name, **op.options})
 
-    def _stddev(self, node: fx.Node) -> Match | None:
-        op = meaning(node) if self.options.minibatch_stddev else None
-        if op is None or op.name != "cat" or op.options["dim"] not in (1, -3) or len(op.x) != 2:
+    def _stddev(self, node: fx.Node, op: Op) -> Match | None:
+        if op.options["dim"] not in (1, -3) or len(op.x) != 2 or dtype_of(op.x[0]) != dtype_of(node):
             return None
-        if dtype_of(op.x[0]) != dtype_of(node):
-            return None
-        found = find_stddev(self.graph, *op.x, shape_of(op.x[0]))
-        if found is None:
-            return None
-        nodes, options = found
-        return Match(["minibatch stddev"], [*nodes, node], fused.minibatch_stddev, (op.x[0],), options)
+        found = identify.stddev(*op.x)
+        return found and Match(fused.minibatch_stddev, ["minibatch stddev"], [*found[0], node], op.x[:1], found[1])
 
+
+MODULATED_FROM = 1 << 15
+"""Values of a weight from which scaling the images costs less than a weight for each sample."""
 
 _KEEP_INPUTS_ALONE = {F.batch_norm, F.conv2d, F.conv_transpose2d, F.linear, torch.add, operator.add}
 """Functions whose result is theirs alone and that do not need it for backward."""
 
-_PLAIN = {"stride", "padding", "dilation", "groups", "act", "slope"}
+
+def _only_convolutions(up: fx.Node) -> bool:
+    """Whether an upsampled image is read by nothing but convolutions, so that it need not be made."""
+    return len(up.users) <= 2 and all(
+        user.target is fused.convolution or ((op := meaning(user)) is not None and op.name == "conv" and op.x is up)
+        for user in up.users
+    )
 
 
 def _may_scale(node: fx.Node) -> bool:

@@ -1,0 +1,227 @@
+"""Recognize what part of a graph computes, however it was written, by testing that two functions are identical.
+
+Between what goes in and what comes out stand only functions from the lists below: together an analytic function. Two
+such functions that agree at random points in fp64 are the same function, so that a candidate of a known family that
+agrees is what was written, with its grouping, its divisor and its epsilon.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pggan_fast import reference
+from pggan_fast.dropin.graph import dtype_of, example, shape_of
+
+Found = tuple[list[fx.Node], dict[str, Any]]
+"""(nodes, options of the function that they compute)"""
+
+_CASTS = ("to", "type", "type_as")
+_METHODS = {"view", "reshape", "contiguous", "mean", "square", "sqrt", "rsqrt", "sub", "add", "pow", "var", "std"}
+_METHODS |= {"repeat", "expand", "squeeze", "unsqueeze", "flatten", "split", "chunk", "transpose", "permute"}
+_METHODS |= {"mul", "sum", "div", "clone", "norm", "reciprocal", "expand_as", "view_as", *_CASTS}
+_FUNCTIONS = frozenset(
+    {
+        *(operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.getitem),
+        *(torch.reshape, torch.mean, torch.square, torch.sqrt, torch.sub, torch.add, torch.pow, torch.var, torch.std),
+        *(torch.cat, torch.squeeze, torch.unsqueeze, torch.flatten, torch.split, torch.chunk, torch.sum, torch.div),
+        *(torch.mul, torch.transpose, torch.permute, torch.rsqrt, torch.norm, torch.reciprocal),
+    }
+)
+_STATISTICS = {"square", "pow", "var", "std", "mul", "norm"}
+_LARGEST = 1 << 24
+"""Values of a tensor up to which a function of it is evaluated."""
+
+_AGREES = 1e-9
+"""A share of the result's size: fp64 rounds by 1e-14, another grouping or divisor differs in the first digits."""
+
+
+def stddev(x: Any, maps: Any) -> Found | None:
+    """(nodes from x to maps, options of `ops.minibatch_stddev`) if `maps` is x's minibatch deviation."""
+    shape = _sizes(x, 4, _LARGEST)
+    nodes = shape and shape[0] > 1 and _between([x], maps)
+    if not nodes or (eps := _epsilon(nodes)) is None:
+        return None
+    n, c = shape[:2]
+    f = shape_of(maps)[1]
+    if shape_of(maps) != (n, f, *shape[2:]) or not isinstance(f, int) or f == 0 or c % f:
+        return None
+    groups = (g for g in range(2, n + 1) if n % g == 0)
+    family = (
+        dict(group_size=group, num_channels=f, eps=eps, grouping=grouping, correction=correction)
+        for group in groups
+        for grouping in ("strided", "consecutive")
+        for correction in (0, 1)
+    )
+    # The second points are of eps's size, where it decides.
+    points = [{x: _random(shape, scale)} for scale in (1.0, eps**0.5)]
+    return _identified(nodes, maps, points, family, lambda v, **o: reference.minibatch_stddev(v[x], **o)[:, c:])
+
+
+def pixel_norm(x: fx.Node, last: fx.Node) -> Found | None:
+    """(nodes from x to last, {"eps": ...}) if `last` is x's pixel norm."""
+    shape = shape_of(x)
+    nodes = shape is not None and len(shape) > 1 and shape_of(last) == shape and _between([x], last)
+    if not nodes or len(nodes) < 3 or type(shape[1]) is not int or (eps := _epsilon(nodes)) is None:
+        return None
+    sizes = (2, shape[1], *(3 for _ in shape[2:]))  # a formula in which sizes are written does not fit these
+    points = [{x: _random(sizes, scale)} for scale in (1.0, eps**0.5)]
+    return _identified(nodes, last, points, [{"eps": eps}], lambda v, eps: reference.pixel_norm(v[x], eps))
+
+
+def modulation(
+    images: Any, weights: Any, groups: int, transposed: bool, conv: fx.Node
+) -> tuple[list[fx.Node], tuple, dict[str, Any]] | None:
+    """(nodes, (images, weight, styles), options) of a convolution whose weights a style of each sample modulates.
+
+    Images [N, C, H, W] are seen as [1, N * C, H, W] and convolved in N groups with weight [O, C, kh, kw] * styles
+    [N, C], demodulated or not; whoever reads the result sees it as [N, O, ...].
+    """
+    flat, images = images, images.args[0] if _name(images) in ("view", "reshape") else None
+    shape, whole, n = _sizes(images, 4), _sizes(weights, 4, _LARGEST), groups
+    if shape is None or whole is None or n != shape[0] or n < 2 or shape_of(flat) != (1, n * shape[1], *shape[2:]):
+        return None
+    seen, c, k = next(iter(conv.users), None), shape[1], whole[2:]
+    o = whole[1] if transposed else whole[0] // n
+    if len(conv.users) != 1 or set(flat.users) != {conv} or shape_of(seen) != (n, o, *shape_of(conv)[2:]):
+        return None
+    weight, styles = _factors(weights, o * c * math.prod(k), n * c)
+    nodes = weight is not None and _name(seen) in ("view", "reshape") and _between([weight, styles], weights)
+    if not nodes or set(weights.users) != {conv}:
+        return None
+
+    def modulated(v: dict, demodulate: bool, scale: float) -> Tensor:
+        w = scale * v[weight].reshape(o, c, *k) * v[styles].reshape(n, 1, c, 1, 1)
+        w = w * torch.rsqrt(w.square().sum((2, 3, 4), keepdim=True) + 1e-8) if demodulate else w
+        return (w.transpose(1, 2) if transposed else w).reshape(whole)
+
+    # The second points are small enough for the epsilon to count.
+    points = [{weight: _random(shape_of(weight), s), styles: _random(shape_of(styles))} for s in (1.0, 1e-4)]
+    numbers = [float(a) for node in nodes for a in node.args if isinstance(a, float) and a > 1e-6]
+    family = (dict(demodulate=d, scale=s) for d in (True, False) for s in {1.0, math.prod(numbers)})
+    found = _identified(nodes, weights, points, family, modulated)
+    return found and ([flat, *found[0], conv, seen], (images, weight, styles), {"channels": o, **found[1]})
+
+
+def _factors(weights: fx.Node, weight_size: int, style_size: int) -> tuple[fx.Node | None, fx.Node | None]:
+    """The last nodes above `weights` that are a function of a weight alone, and of its styles alone, by their sizes."""
+    above, pending = set(), [weights]
+    while pending:
+        node = pending.pop()
+        if node not in above:
+            above.add(node)
+            pending += node.all_input_nodes if _is_known(node) else ()
+    made_of: dict[fx.Node, set[int]] = {}
+    last: dict[int, fx.Node] = {}
+    for node in (node for node in weights.graph.nodes if node in above):
+        size = math.prod(_sizes(node) or (0,))
+        sources = [made_of.get(source, set()) for source in node.all_input_nodes] if _is_known(node) else []
+        made_of[node] = set().union(*sources) or ({size} & {weight_size, style_size})
+        if made_of[node] == {size}:
+            last[size] = node
+    return (last[weight_size], last[style_size]) if len(last) == 2 else (None, None)
+
+
+def rescaling(x: fx.Node, node: fx.Node) -> str:
+    """Tell "up" (nearest upsampling by 2), "down" (2x2 mean) or "" by what becomes of a plane of x's size."""
+    if "rescaling" not in node.meta:
+        node.meta["rescaling"] = _rescaling(x, node)
+    return node.meta["rescaling"]
+
+
+def _rescaling(x: fx.Node, node: fx.Node) -> str:
+    before, after = example(x), example(node)
+    if before is None or after is None or before.ndim != 4 or not before.is_floating_point():
+        return ""
+    sizes = [(a, b) for a, b in zip(before.shape[2:], after.shape[2:], strict=True)]
+    constant = [type(n) is int for pair in sizes for n in pair]
+    if any(constant) and not all(constant):
+        return ""
+    for h, w in [tuple(before.shape[2:])] if all(constant) else [(4, 6), (5, 7)]:
+        if h < 2 or w < 2:
+            return ""
+        plane = {x: _random((1, 1, h, w))}
+        for name, function in (("up", reference.upsample2x), ("down", reference.downsample2x)):
+            if _identified([node], node, [plane], [{}], lambda v, f=function: f(v[x])):
+                return name
+    return ""
+
+
+def _identified(nodes: list[fx.Node], last: fx.Node, points: list[dict], family: Iterable[dict], known: Callable):
+    """(nodes, the options with which `known` computes at all points what the nodes do), or None."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        try:
+            written = [_evaluate(nodes, point, last) for point in points]
+        except (RuntimeError, TypeError, AttributeError, KeyError):  # sizes that are written out, or symbols
+            return None
+        for options in family:
+            if all(_same(value, known(point, **options)) for value, point in zip(written, points, strict=True)):
+                return nodes, options
+    return None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= _AGREES * b.abs().max())
+
+
+def _evaluate(nodes: list[fx.Node], values: dict[fx.Node, Tensor], last: fx.Node) -> Tensor:
+    values = dict(values)
+    for node in nodes:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        if _name(node) in _CASTS:  # to the dtype that it has
+            values[node] = args[0]
+            continue
+        function = node.target if node.op == "call_function" else getattr(args[0], node.target)
+        values[node] = function(*(args if node.op == "call_function" else args[1:]), **kwargs)
+    return values[last]
+
+
+def _random(shape: Iterable[int], scale: float = 1.0) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(1)
+    return scale * torch.randn(tuple(shape), generator=generator, dtype=torch.float64, device="cpu")
+
+
+def _sizes(node: Any, ndim: int | None = None, largest: float = math.inf) -> tuple[int, ...] | None:
+    """The shape, if all its sizes are constants."""
+    shape = shape_of(node)
+    if shape is None or not all(type(n) is int for n in shape) or math.prod(shape) > largest:
+        return None
+    return shape if ndim in (None, len(shape)) else None
+
+
+def _epsilon(nodes: list[fx.Node]) -> float | None:
+    """The one small number in a formula that has a square in it."""
+    found = {n for node in nodes for n in (*node.args, *node.kwargs.values()) if isinstance(n, float) and 0 < n < 0.1}
+    return found.pop() if len(found) == 1 and any(_name(node) in _STATISTICS for node in nodes) else None
+
+
+def _name(node: Any) -> str:
+    target = getattr(node, "target", "")
+    return target if isinstance(target, str) else getattr(target, "__name__", "")
+
+
+def _is_known(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target in {"call_method": _METHODS, "call_function": _FUNCTIONS}.get(
+        node.op, ()
+    )
+
+
+def _between(sources: list[fx.Node], last: Any) -> list[fx.Node] | None:
+    """All nodes that `last` depends on, the sources excluded, in order; None if one is unknown or has other readers."""
+    members, pending = set(), [last]
+    if any(dtype_of(source) != dtype_of(last) for source in sources):
+        return None
+    while pending:
+        node = pending.pop()
+        if node in sources or node in members:
+            continue
+        if not _is_known(node) or dtype_of(node) not in (dtype_of(last), None):
+            return None
+        members.add(node)
+        pending += node.all_input_nodes
+    if {user for node in members - {last} for user in node.users} - members:
+        return None
+    return [node for node in last.graph.nodes if node in members]

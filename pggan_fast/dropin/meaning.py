@@ -1,0 +1,107 @@
+"""One meaning for each node, however it was written: `x.add(y)`, `x + y`, `torch.add(x, y)` and `x += y` alike."""
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from pggan_fast.dropin import identify
+
+
+@dataclass(frozen=True)
+class Op:
+    """`name` applied to `x`; `other` is the second operand; `options` the rest, all constants."""
+
+    name: str
+    x: Any
+    other: Any = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _operands(name: str) -> Callable:
+    """Reader of a function of two operands; a constant comes second where the order is free."""
+
+    def read(input: Any, other: Any) -> Op:
+        swapped = name in ("add", "mul") and is_number(input)
+        return Op(name, *((other, input) if swapped else (input, other)))
+
+    return read
+
+
+def _relu(input: Any, inplace: bool = False) -> Op:
+    return Op("relu", input, options={"slope": 0.0})
+
+
+def _lrelu(input: Any, negative_slope: float = 0.01, inplace: bool = False) -> Op | None:
+    return Op("lrelu", input, options={"slope": float(negative_slope)}) if is_number(negative_slope) else None
+
+
+def _conv(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Op:
+    return Op("conv", input, (weight, bias), dict(stride=stride, padding=padding, dilation=dilation, groups=groups))
+
+
+def _transposed(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1) -> Op:
+    options = dict(stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation)
+    return Op("transposed conv", input, (weight, bias), options)
+
+
+def _batch_norm(
+    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> Op | None:
+    known = training is False and running_mean is not None and running_var is not None and is_number(eps)
+    return Op("batch_norm", input, (running_mean, running_var, weight, bias, float(eps))) if known else None
+
+
+def _cat(tensors: Any, dim: Any = 0, *, axis: Any = None) -> Op | None:
+    options = {"dim": dim if axis is None else axis}
+    return Op("cat", tuple(tensors), options=options) if isinstance(tensors, (list, tuple)) else None
+
+
+def _rescaled(input: Any, *args: Any, **kwargs: Any) -> Op:
+    """Rescaling of any kind; `identify.rescaling` tells which it is."""
+    return Op("rescale", input)
+
+
+_LEAKY = (F.leaky_relu, F.leaky_relu_, torch._C._nn.leaky_relu, torch._C._nn.leaky_relu_)
+_RESCALING = (F.interpolate, F.upsample, F.avg_pool2d, F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d)
+_CLAMPS = (torch.clamp, torch.clip, torch.clamp_, torch.clip_, F.hardtanh, F.hardtanh_, F.relu6)
+# In-place forms compute the same where the overwritten tensor has no other reader.
+_TABLE: tuple[tuple[Callable, tuple], ...] = (
+    (_operands("add"), (operator.add, operator.iadd, torch.add, "add", "add_")),
+    (_operands("mul"), (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")),
+    (_operands("div"), (operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_")),
+    (_relu, (F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_")),
+    (_lrelu, _LEAKY),
+    (lambda input, *bounds, **named: Op("clamp", input), (*_CLAMPS, "clamp", "clamp_", "clip", "clip_")),
+    (_conv, (F.conv2d,)),
+    (_transposed, (F.conv_transpose2d,)),
+    (_rescaled, (*_RESCALING, F.avg_pool2d)),
+    (_batch_norm, (F.batch_norm,)),
+    (_cat, (torch.cat, torch.concat)),
+)
+_READERS = {target: read for read, targets in _TABLE for target in targets}
+"""{function, or name of a method: what reads its arguments}"""
+
+
+def meaning(node: Any) -> Op | None:
+    """The node's meaning, or None for one that is of no interest or that is not sure."""
+    if not isinstance(node, fx.Node) or node.op not in ("call_function", "call_method"):
+        return None
+    try:
+        op = _READERS[node.target](*node.args, **node.kwargs)
+    except (KeyError, TypeError):  # a function of no interest, or arguments that none of the readers expects
+        return None
+    if op is not None and op.name == "rescale":
+        name = identify.rescaling(op.x, node)
+        return Op(name, op.x) if name else None
+    return op

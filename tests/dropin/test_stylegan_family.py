@@ -1,0 +1,106 @@
+"""Live models of the StyleGAN family: their functions are known by name and by what they compute."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pggan_fast import accelerate, explain
+from tests.dropin import nvidia_like, rosinality_like
+from tests.dropin.helpers import EXACT, assert_same, results
+from tests.dropin.model_zoo import fill
+
+Z = torch.randn(3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+X = torch.randn(3, 64, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+# fp32 filters times fp64 images: both sides round the filter once.
+NETWORKS = {
+    "synthesis": (nvidia_like.Synthesis, (Z,), {"modulated_conv2d", "bias_act", "upsample2d"}, set()),
+    "down": (nvidia_like.Down, (X[:, :3],), {"bias_act", "filter2d", "upfirdn2d"}, {"downsample2d"}),
+    "styled": (rosinality_like.Styled, (X, Z), {"modulated conv", "fused_leaky_relu", "upfirdn2d"}, set()),
+}
+
+
+def made(name: str) -> tuple[nn.Module, tuple]:
+    torch.manual_seed(0)
+    return fill(NETWORKS[name][0]().double()), NETWORKS[name][1]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_results(name):
+    model, inputs = made(name)
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    for _ in range(2):
+        assert_same(results(fast, inputs), results(model, inputs), EXACT)
+    what = {row.what for row in explain(fast).replaced}
+    _, _, replaced, left = NETWORKS[name]
+    assert replaced <= what and not left & what
+    assert not explain(fast).reasons
+
+
+def test_switches_leave_known_functions():
+    model, inputs = made("synthesis")
+    fast = accelerate(model, bias_act=False, conv=False)
+    torch.testing.assert_close(fast(*inputs), model(*inputs))
+    assert {row.what for row in explain(fast).replaced} & {"modulated_conv2d", "bias_act"} == set()
+
+
+def test_a_function_that_is_exchanged_later(monkeypatch):
+    model, inputs = made("down")
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    fast(*inputs)
+    monkeypatch.setattr(nvidia_like, "filter2d", lambda x, f: x * 2)
+    torch.testing.assert_close(fast(*inputs), model(*inputs))
+
+
+def test_other_uses_of_torch_compile_get_their_own_functions():
+    model, inputs = made("synthesis")
+    accelerate(model)(*inputs)
+    torch._dynamo.reset()
+    seen = []
+
+    def backend(captured, example_inputs):
+        seen.extend(str(node.target) for node in captured.graph.nodes)
+        return captured.forward
+
+    torch.compile(model, backend=backend)(*inputs)
+    assert any("conv2d" in name for name in seen) and not any("pggan_fast" in name or "node" in name for name in seen)
+    torch._dynamo.reset()
+
+
+def test_few_weights_are_left_to_the_original():
+    model = rosinality_like.ModulatedConv(8, 8).double()
+    x = X[:, :8].contiguous()
+    fast = accelerate(model)
+    torch.testing.assert_close(fast(x, Z), model(x, Z))
+    assert "its weights are few" in str(explain(fast))
+
+
+class Modulations:
+    """Near misses of a modulated convolution, each with weight [O, C, k, k] and styles [N, C]."""
+
+    other_epsilon = staticmethod(lambda w, s: w * (w.square().sum((2, 3, 4), keepdim=True) + 1e-6).rsqrt())
+    no_square = staticmethod(lambda w, s: w * (w.pow(4).sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt())
+    per_input = staticmethod(lambda w, s: w * (w.square().sum((1, 3, 4), keepdim=True) + 1e-8).rsqrt())
+    added = staticmethod(lambda w, s: w + s.sum())
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Modulations) if name[0] != "_"])
+def test_near_misses_of_modulation(name):
+    class Near(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.weight, self.style = nn.Parameter(torch.randn(64, 64, 3, 3)), nn.Linear(8, 64)
+
+        def forward(self, x, z):
+            n, c, h, w = x.shape
+            s = self.style(z)
+            own = getattr(Modulations, name)(self.weight * s.view(n, 1, c, 1, 1), s)
+            y = nn.functional.conv2d(x.view(1, n * c, h, w), own.view(-1, c, 3, 3), padding=1, groups=n)
+            return y.view(n, -1, h, w)
+
+    model = Near().double()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    torch.testing.assert_close(fast(X, Z), model(X, Z), rtol=1e-9, atol=1e-9)
+    assert not explain(fast).replaced
