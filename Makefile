@@ -51,7 +51,7 @@ test-hostile: lint
 test-fuzz: lint
 	PGGAN_FAST_FUZZ=20000 $(BIN)/python -m pytest tests/ops/test_fuzz.py -q -rs
 
-# Judging thousands of photographs (skipped without them): memory, equal results for equal seeds.
+# Evaluating thousands of photographs (skipped without them): memory, equal results for equal seeds.
 test-metrics: lint
 	PGGAN_FAST_TEST_METRICS=1 $(BIN)/python -m pytest tests/evaluation/test_photographs.py -q -rs
 

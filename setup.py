@@ -86,12 +86,12 @@ def link_command(compiler: str, objects: list[str], torch_dir: Path, libraries: 
 def find_cxx() -> str:
     if os.name == "nt":
         raise NotBuilt("there are no native kernels for Windows")
-    wanted = os.environ.get("CXX")
-    names = [wanted] if wanted else ["c++", "g++", "clang++"]
+    requested = os.environ.get("CXX")
+    names = [requested] if requested else ["c++", "g++", "clang++"]
     for name in names:
         if found := shutil.which(name):
             return found
-    raise NotBuilt(f"no C++ compiler ({'CXX=' if wanted else ''}{', '.join(names)} not found)")
+    raise NotBuilt(f"no C++ compiler ({'CXX=' if requested else ''}{', '.join(names)} not found)")
 
 
 def find_nvcc(torch_dir: Path, cuda: str) -> str:
@@ -187,9 +187,9 @@ class BuildNative(build_ext):
             report.unlink(missing_ok=True)
             report.with_suffix(".json").unlink(missing_ok=True)
         try:
-            facts = self.build_module(module, [Path(s) for s in ext.sources], library)
-            for report in reports if facts else []:
-                report.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
+            metadata = self.build_module(module, [Path(s) for s in ext.sources], library)
+            for report in reports if metadata else []:
+                report.with_suffix(".json").write_text(json.dumps(metadata), encoding="utf-8")
         except NotBuilt as reason:
             if module == "_C_cuda" and CUDA == "1":
                 raise SystemExit(f"PGGAN_FAST_CUDA=1, but {reason}") from None
@@ -209,14 +209,14 @@ class BuildNative(build_ext):
         compilers = {".cpp": find_cxx()}
         torch = import_torch()
         torch_dir = Path(torch.__file__).parent
-        gpus, facts = [], {}
+        gpus, metadata = [], {}
         if is_cuda:
             if torch.version.cuda is None:
                 raise NotBuilt(f"torch {torch.__version__} is a build without CUDA")
             nvcc = compilers[".cu"] = find_nvcc(torch_dir, torch.version.cuda)
             gpus = find_gpus(nvcc, torch)
             cuda = re.search(r"release (\d+\.\d+)", output_of([nvcc, "--version"])).group(1)
-            facts = {"cuda": cuda, "architectures": [f"sm_{gpu}" for gpu in gpus]}
+            metadata = {"cuda": cuda, "architectures": [f"sm_{gpu}" for gpu in gpus]}
         # Not build_temp: editable installs put that into a temporary folder and compile all again.
         folder = Path("build", f"native-{platform.machine()}", module)
         folder.mkdir(parents=True, exist_ok=True)
@@ -232,7 +232,7 @@ class BuildNative(build_ext):
         libraries = ["torch_cuda", "torch_cpu"] if is_cuda else ["torch_cpu"]
         link = link_command(linker, objects, torch_dir, libraries)
         run([*link, "-o", str(library)], module)
-        return facts
+        return metadata
 
 
 class Wheel(bdist_wheel):

@@ -35,7 +35,7 @@ PASSES = ("eval forward", "train forward+backward")
 def networks() -> dict[str, Callable[[], tuple[nn.Module, tuple]]]:
     """Wide enough that arithmetic and memory count, as in use; by name."""
     found = {name: lambda name=name: (zoo.network(name, wide=True), zoo.inputs_of(zoo.WIDE[name])) for name in zoo.WIDE}
-    return found | {name: peer.make for name, peer in third_party.WIDE.items() if peer.missing() is None}
+    return found | {name: other.make for name, other in third_party.WIDE.items() if other.missing() is None}
 
 
 @pytest.mark.parametrize("passes", PASSES)
@@ -96,9 +96,9 @@ def gradients(model: nn.Module, inputs: tuple) -> list[Tensor]:
     results = tensors(model(*inputs))
     directions = torch.Generator().manual_seed(1)
     loss = sum((t * torch.randn(t.shape, generator=directions)).sum() for t in results)
-    wanted = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]
     # One vector: a bias before a batch norm has a gradient of nothing but rounding.
-    found = torch.autograd.grad(loss, wanted, allow_unused=True)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return [torch.cat([g.flatten() for g in found if g is not None])]
 
 

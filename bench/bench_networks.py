@@ -95,8 +95,8 @@ def _case(
                 return output(function)
 
         def forward_backward(_: int) -> tuple[Tensor | None, ...]:
-            wanted = [p for p in module.parameters() if p.requires_grad] + ([x] if x.requires_grad else [])
-            return torch.autograd.grad(output(function).float().square().mean(), wanted, allow_unused=True)
+            inputs = [p for p in module.parameters() if p.requires_grad] + ([x] if x.requires_grad else [])
+            return torch.autograd.grad(output(function).float().square().mean(), inputs, allow_unused=True)
 
         return forward if labels["pass"] == "forward" else forward_backward
 

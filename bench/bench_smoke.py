@@ -81,6 +81,9 @@ def test_smoke_report_counts_the_worst_case() -> None:
         "| bias_act with pixel norm, fp32 forward, channels_last: 3.5 times eager | 3.50 | 3.40 | 1 of 2 | no |",
         "| training step, bf16: 3.5 times eager NCHW fp32 | 3.50 | not measured |  |  |",
     ]
+    found = report.findings_table(records)
+    assert "| bias_act_pixel_norm | ours | eager | 3.40 | 3.70 | 4.00 | 2 |" in found
+    assert "- bias_act with pixel norm, fp32 forward, channels_last: 3.5 times eager: 3.40 in the worst of 2" in found
 
 
 def made_up(shape: str, speedup: float, spread: float = 0.1) -> dict:

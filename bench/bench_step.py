@@ -45,12 +45,12 @@ def step_case(resolution: int, batch: int, channels: int, device: str = "cpu") -
     }
 
     def check() -> None:
-        facts = {name: first_steps(step, reals[name]) for name, step in variants.items()}
-        expected = facts["eager_nchw_fp32"]
+        results = {name: first_steps(step, reals[name]) for name, step in variants.items()}
+        expected = results["eager_nchw_fp32"]
         for what, fp32_tolerance in TOLERANCE.items():
             errors = {
                 name: ((found[what] - expected[what]).norm() / expected[what].norm()).item()
-                for name, found in facts.items()
+                for name, found in results.items()
             }
             bf16_tolerance = max(BF16_FLOOR, 2 * errors["eager_channels_last_bf16"])
             for name, error in errors.items():
@@ -85,18 +85,18 @@ def eager_step(
 def first_steps(step: TrainStep | eager.TrainStep, real: Tensor) -> dict[str, Tensor]:
     """The losses of two steps on one seed, and the gradients of the first."""
     torch.manual_seed(1)
-    facts = {}
+    results = {}
     hooks = []
     for name, network, optimizer in (("G", step.G, step.optimizer_G), ("D", step.D, step.optimizer_D)):
 
         def record(*_, name=name, network=network):
             gradients = [p.grad for _, p in sorted(network.named_parameters()) if p.grad is not None]
-            facts[f"{name}'s gradients"] = torch.cat([gradient.flatten() for gradient in gradients])
+            results[f"{name}'s gradients"] = torch.cat([gradient.flatten() for gradient in gradients])
 
         hooks.append(optimizer.register_step_pre_hook(record))
     losses = [step(real)]
     for hook in hooks:
         hook.remove()
     losses.append(step(real))
-    facts["losses"] = torch.stack([each[name].float() for each in losses for name in ("d_loss", "g_loss")])
-    return facts
+    results["losses"] = torch.stack([each[name].float() for each in losses for name in ("d_loss", "g_loss")])
+    return results

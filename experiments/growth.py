@@ -1,7 +1,7 @@
 """Growing against training at the full size, on equal CPU time: `python -m experiments.growth`.
 
     python -m experiments.growth train progressive --data DATA --out FOLDER      (and full-size, conditional)
-    python -m experiments.growth plot --out FOLDER --picture docs/images/growth.png
+    python -m experiments.growth plot --out FOLDER --figure docs/images/growth.png
 
 Every run has the same networks, data and seed; what differs is in `RUNS`. Time is that of the processor, so that
 other work on the machine counts less; measuring the distance is left out of it.
@@ -42,10 +42,10 @@ class OutOfTime(Exception):
 
 
 class Clock:
-    """A judge that notes the distance together with the processor time of training, and ends the run in time."""
+    """A metric callback that notes the distance with the processor time of training, and ends the run in time."""
 
     def __init__(self, run: RunFolder, file: Path, seconds: float) -> None:
-        self._judge = metric_callback_for(run)
+        self._metric_callback = metric_callback_for(run)
         self._file = file
         self._seconds = seconds
         self._aside = time.process_time()  # not spent on training
@@ -53,7 +53,7 @@ class Clock:
     def __call__(self, G: Generator, stage: Stage, alpha: float | torch.Tensor) -> dict[str, float]:
         began = time.process_time()
         trained = began - self._aside
-        values = self._judge(G, stage, alpha)
+        values = self._metric_callback(G, stage, alpha)
         self._aside += time.process_time() - began
         line = {"seconds": round(trained, 2), "resolution": stage.resolution, **values}
         with open(self._file, "a", encoding="utf-8") as file:
@@ -98,9 +98,9 @@ def lines_of(out: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def plot(out: Path, picture: Path) -> None:
+def plot(out: Path, path: Path) -> None:
     """Distance over time of every run that there is, and how long each took to what all of them have reached."""
-    import matplotlib.pyplot as plt  # only here: it is for this picture alone
+    import matplotlib.pyplot as plt  # only here: it is for this figure alone
 
     found = {name: lines_of(out, name) for name in RUNS if (out / f"{name}.jsonl").exists()}
     figure, axes = plt.subplots(figsize=(7.5, 4))
@@ -118,7 +118,7 @@ def plot(out: Path, picture: Path) -> None:
     axes.set(xlabel="seconds of one CPU core", ylabel="sliced Wasserstein distance x 1000", ylim=(0, None))
     axes.legend()
     figure.tight_layout()
-    figure.savefig(picture, dpi=110)
+    figure.savefig(path, dpi=110)
 
     # Blurred images of smaller stages can be close by accident: only the full resolution counts.
     full = {name: [line for line in lines if line["resolution"] == RESOLUTION] for name, lines in found.items()}
@@ -133,7 +133,7 @@ def plot(out: Path, picture: Path) -> None:
         print(f"| {NAMES[name]} | {' | '.join(numbers)} |")
 
 
-def grids(out: Path, picture: Path) -> None:
+def grids(out: Path, path: Path) -> None:
     """The newest sample grids of all runs side by side, six columns of each."""
     newest = [Image.open(max((out / name / "samples").glob("*.png"))) for name in RUNS]
     parts = [image.crop((0, 0, image.width // 2, image.height)) for image in newest]
@@ -143,26 +143,26 @@ def grids(out: Path, picture: Path) -> None:
     for part in parts:
         joined.paste(part, (left, 0))
         left += part.width + GAP
-    joined.save(picture)
+    joined.save(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    one = verbs.add_parser("train")
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("train")
     one.add_argument("name", choices=tuple(RUNS))
     one.add_argument("--data", type=Path, required=True, help="prepared data of 32 px or more, with classes")
     one.add_argument("--seconds", type=float, default=300.0, help="of the processor")
     one.add_argument("--kimg", type=float, default=2.0, help="thousand images per phase of the growth")
-    drawn = verbs.add_parser("plot")
-    drawn.add_argument(
-        "--picture", type=Path, required=True, help="the curves; the grids go beside it as NAME-grids.png"
+    plots = commands.add_parser("plot")
+    plots.add_argument(
+        "--figure", type=Path, required=True, help="the curves; the grids go beside it as NAME-grids.png"
     )
     given = parser.parse_args()
-    if given.verb == "plot":
-        plot(given.out, given.picture)
-        grids(given.out, given.picture.with_name(f"{given.picture.stem}-grids.png"))
+    if given.command == "plot":
+        plot(given.out, given.figure)
+        grids(given.out, given.figure.with_name(f"{given.figure.stem}-grids.png"))
     else:
         train_one(given.name, given.data, given.out, given.seconds, given.kimg)
 

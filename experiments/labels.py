@@ -2,7 +2,7 @@
 
 Each generated image, and each of every second real one, is given the class that most of its 10 nearest neighbours
 among the other reals have, by their pixels, every class having one vote per share of its size. Prints how often that is
-the class that the image was drawn for, or has: the second is what such a simple classifier can reach at all.
+the class that the image was generated for, or has: the second is what such a simple classifier can reach at all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pggan_fast.generation.images import generator_of_run
+from pggan_fast.generation.trained import alpha_of, generator_of_run
 from pggan_fast.networks.sampling import generate, latents
 from pggan_fast.training import PreparedData
 
@@ -33,19 +33,25 @@ def main() -> None:
     labels = torch.from_numpy(np.array(data.labels))
     known, held_out = slice(0, None, 2), slice(1, None, 2)
 
-    G, facts = generator_of_run(given.run)
-    wanted = torch.arange(len(data.classes)).repeat_interleave(PER_CLASS)
-    alpha = torch.tensor(facts["alpha"]) if facts["alpha"] < 1 else 1.0
-    images = generate(G.eval(), latents(G, len(wanted), seed=1), wanted, resolution=facts["resolution"], alpha=alpha)
+    G, metadata = generator_of_run(given.run)
+    labels_of_fakes = torch.arange(len(data.classes)).repeat_interleave(PER_CLASS)
+    alpha = alpha_of(metadata)
+    images = generate(
+        G.eval(),
+        latents(G, len(labels_of_fakes), seed=1),
+        labels_of_fakes,
+        resolution=metadata["resolution"],
+        alpha=alpha,
+    )
     fakes = pixels(images.transpose(0, 3, 1, 2))
     print("| class | real | generated |")
     print("|---|---|---|")
     right = [
         (classify(x, reals[known], labels[known]) == y).double()
-        for x, y in ((reals[held_out], labels[held_out]), (fakes, wanted))
+        for x, y in ((reals[held_out], labels[held_out]), (fakes, labels_of_fakes))
     ]
     shares = [
-        [found[of == index].mean().item() for found, of in zip(right, (labels[held_out], wanted), strict=True)]
+        [found[of == index].mean().item() for found, of in zip(right, (labels[held_out], labels_of_fakes), strict=True)]
         for index in range(len(data.classes))
     ]
     for name, (real, fake) in zip(data.classes, shares, strict=True):

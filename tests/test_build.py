@@ -247,8 +247,8 @@ def test_a_cuda_build_says_which_gpus_it_is_for(checkout: Path, env: dict[str, s
     nvcc.write_text(NVCC.format(python=sys.executable))
     nvcc.chmod(0o755)
     target = install(checkout, CUDA_HOME=str(nvcc.parents[1]), **env)
-    facts = json.loads((target / "pggan_fast/_C_cuda.json").read_text())
-    assert facts == {"cuda": "13.0", "architectures": [f"sm_{gpu}" for gpu in gpus]}
+    metadata = json.loads((target / "pggan_fast/_C_cuda.json").read_text())
+    assert metadata == {"cuda": "13.0", "architectures": [f"sm_{gpu}" for gpu in gpus]}
     assert (target / "pggan_fast/_C_cuda.abi3.so").exists()
     compiled = (checkout / "asked.txt").read_text().splitlines()[0].split()
     generated = [argument for argument in compiled if argument.startswith("-gencode")]

@@ -29,7 +29,7 @@ def as_module(*arguments):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Six small pictures in two folders."""
+    """Six small images in two folders."""
     folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
     for index in range(6):
@@ -83,8 +83,8 @@ def test_generate_writes_one_image_per_seed(work, capsys):
     out = work / "seeds"
     assert main(["generate", "--run", str(work / "run"), "--out", str(out), "--count", "3"]) == 0
     assert sorted(p.name for p in out.iterdir()) == [f"seed00000{seed}.png" for seed in range(3)]
-    with Image.open(out / "seed000000.png") as picture:
-        assert (picture.size, picture.mode) == ((8, 8), "RGB")
+    with Image.open(out / "seed000000.png") as image:
+        assert (image.size, image.mode) == ((8, 8), "RGB")
     message = fails(capsys, "generate", "--run", work / "run", "--out", out, "--seed", "2")
     assert "holds seed000002.png already" in message
     assert len(list(out.iterdir())) == 3
@@ -107,8 +107,8 @@ def test_an_image_depends_on_its_seed_and_label_alone(work):
 
 def test_generate_grid(work):
     assert main(["generate", "--run", str(work / "run"), "--out", str(work / "g"), "--grid"]) == 0
-    with Image.open(work / "g" / "grid.png") as picture:
-        assert picture.size == (4 * 64, 4 * 64)
+    with Image.open(work / "g" / "grid.png") as image:
+        assert image.size == (4 * 64, 4 * 64)
 
 
 def test_generate_from_an_unfinished_run(work):
@@ -120,8 +120,8 @@ def test_generate_from_an_unfinished_run(work):
     finally:
         (work / "elsewhere").rename(final)
     assert main(["generate", "--run", str(work / "run"), "--out", str(work / "finished")]) == 0
-    for picture in (work / "finished").iterdir():
-        assert picture.read_bytes() == (work / "checkpointed" / picture.name).read_bytes()
+    for image in (work / "finished").iterdir():
+        assert image.read_bytes() == (work / "checkpointed" / image.name).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -49,13 +49,13 @@ def test_import_and_back(capsys, tmp_path, files, source):
     file, G, D = files[source]
     code, out, _ = run(capsys, "import", "--from", source, "--weights", file, "--out", tmp_path / "out")
     assert code == 0 and "generator.safetensors" in out and "discriminator.safetensors" in out
-    imported, facts = load_generator(tmp_path / "out" / "generator.safetensors")
+    imported, metadata = load_generator(tmp_path / "out" / "generator.safetensors")
     z = torch.randn(3, 5)
     torch.testing.assert_close(imported(z), G(z))
-    judge = Discriminator(**json.loads((tmp_path / "out" / "discriminator.json").read_text())["options"])
-    judge.load_state_dict(load_file(tmp_path / "out" / "discriminator.safetensors"))
+    critic = Discriminator(**json.loads((tmp_path / "out" / "discriminator.json").read_text())["options"])
+    critic.load_state_dict(load_file(tmp_path / "out" / "discriminator.safetensors"))
     images = torch.randn(4, 3, 8, 8)
-    torch.testing.assert_close(judge(images)[0], D(images)[0])
+    torch.testing.assert_close(critic(images)[0], D(images)[0])
     weights = tmp_path / "out" / "generator.safetensors"
     code, _, _ = run(capsys, "export", "--weights", weights, "--format", source, "--out", tmp_path / "back.pt")
     back = torch.load(tmp_path / "back.pt", weights_only=True)
@@ -76,8 +76,8 @@ def test_export(capsys, tmp_path, files):
     file, G, _ = files["gan-zoo"]
     run(capsys, "import", "--from", "gan-zoo", "--weights", file, "--out", tmp_path / "out")
     weights = tmp_path / "out" / "generator.safetensors"
-    for form, name in (("safetensors", "g.safetensors"), ("torch-export", "g.pt2"), ("onnx", "g.onnx")):
-        options = ("export", "--weights", weights, "--format", form, "--out", tmp_path / name)
+    for format_, name in (("safetensors", "g.safetensors"), ("torch-export", "g.pt2"), ("onnx", "g.onnx")):
+        options = ("export", "--weights", weights, "--format", format_, "--out", tmp_path / name)
         assert run(capsys, *options)[0] == 0
         code, _, error = run(capsys, *options)
         assert code == 2 and "exists already" in error
@@ -124,7 +124,7 @@ def test_files_that_hold_something_else(capsys, tmp_path, source):
         assert not (tmp_path / "out").exists()
 
 
-def test_settings_beside_the_networks_are_passed_over(capsys, tmp_path, files, monkeypatch):
+def test_settings_beside_the_networks_are_skipped(capsys, tmp_path, files, monkeypatch):
     """A GAN zoo checkpoint holds an object of a class of its own; nothing of it is needed."""
 
     class BaseConfig:
@@ -167,10 +167,10 @@ def test_a_full_disk_leaves_nothing_of_an_import(capsys, tmp_path, files, monkey
 
 
 @pytest.mark.parametrize(
-    ("form", "function"),
+    ("format_", "function"),
     [("gan-zoo", "torch.save"), ("torch-export", "pggan_fast.convert.program_bytes")],
 )
-def test_a_full_disk_leaves_nothing_of_an_export(capsys, tmp_path, files, monkeypatch, form, function):
+def test_a_full_disk_leaves_nothing_of_an_export(capsys, tmp_path, files, monkeypatch, format_, function):
     run(capsys, "import", "--from", "gan-zoo", "--weights", files["gan-zoo"][0], "--out", tmp_path / "out")
 
     def fails(*_):
@@ -178,6 +178,6 @@ def test_a_full_disk_leaves_nothing_of_an_export(capsys, tmp_path, files, monkey
 
     monkeypatch.setattr(function, fails)
     weights, out = tmp_path / "out" / "generator.safetensors", tmp_path / "new" / "g.pt"
-    code, _, error = run(capsys, "export", "--weights", weights, "--format", form, "--out", out)
+    code, _, error = run(capsys, "export", "--weights", weights, "--format", format_, "--out", out)
     assert code == 2 and f"--out {out}: cannot be written" in error and error.count("\n") == 1
     assert list(out.parent.iterdir()) == []

@@ -59,7 +59,7 @@ def test_digits_are_padded_and_labelled(here):
     assert not images.any()
 
 
-def test_says_where_the_grid_is_and_how_to_go_on(here, capsys):
+def test_says_where_the_grid_is_and_how_to_resume(here, capsys):
     assert main(["demo"]) == 0
     printed = capsys.readouterr().out
     assert "sample grid: runs/demo/samples/000000112.png" in printed
@@ -78,7 +78,7 @@ def test_a_second_demo_downloads_nothing_and_takes_another_folder(here, monkeypa
     assert module.free_folder(here / "runs/demo") == here / "runs/demo-3"
 
 
-def test_an_unfinished_demo_goes_on(here, monkeypatch):
+def test_an_unfinished_demo_resumes(here, monkeypatch):
     with monkeypatch.context() as stopped:
         stopped.setattr(module, "train", lambda run: False)
         assert main(["demo"]) == 130

@@ -14,7 +14,7 @@ MADE = ("bench/results/",)
 
 
 def paths_in(text: str) -> set[str]:
-    """Return the files and folders of this repository that stand in backquotes."""
+    """Return the files and folders of this repository in backquotes."""
     found = re.findall(rf"`((?:{ROOMS})/[\w./-]*)", text)
     return {path for path in found if not path.startswith(MADE)}
 

@@ -7,6 +7,7 @@ Of several results the later ones replace what they measured again.
 
 import argparse
 import json
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from bench.harness.targets import TARGETS
 from bench.traffic import report
 
 KEY = ("suite", "shape", "dtype", "layout", "pass")
+FINDINGS = ("suite", "ours", "compared with", "worst", "median", "best", "cases")
+SHOWN_IN_FINDINGS = ("eager", "eager_nchw_fp32", "eager_channels_last_fp32", "pro_gan_pth", "numpy", "scipy", "step")
 
-INTRODUCTION = """\
-# Benchmarks
+METHOD = """\
+## How it was measured
 
-Written by `python -m bench.harness.report` from what `make bench` measured. The baseline is `bench/baseline/eager.py`:
-idiomatic PyTorch, which pggan_fast does not touch. All variants of a case run interleaved in one process,
+This page is written by `python -m bench.harness.report` from what `make bench` measured, which also prints for every
+target whether it is reached (`bench/harness/targets.py`). The baseline is `bench/baseline/eager.py`: idiomatic PyTorch,
+which pggan_fast does not touch. All variants of a case run interleaved in one process,
 every round starting with another one and every variant on other inputs than the one before it; malloc's
 thresholds are raised for all alike, so that memory is warm; a speed-up is the median of the rounds' ratios.
 Before a case is timed, outputs and gradients must agree (of the training step: two steps' losses, the first's
@@ -54,8 +58,9 @@ def write(result: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(
-        f"# Results of {result['machine']['date']}\n\n{overview(result)}\n\n## Every case\n\n"
-        f"{cases_table(result['records'])}\n",
+        f"# Results of {result['machine']['date']}\n\n{overview(result)}\n\n"
+        f"## Targets\n\n{targets_table(result['records'])}\n\n"
+        f"## Every case\n\n{cases_table(result['records'])}\n",
         encoding="utf-8",
     )
 
@@ -68,14 +73,10 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def overview(result: dict) -> str:
-    """Machine, targets, and the speed-ups of each suite."""
+    """Results first, then the method, the machine, and the speed-ups of each suite."""
     records = result["records"]
-    parts = [
-        table(["", ""], [[name.replace("_", " "), value] for name, value in result["machine"].items()]),
-        "## Asked and reached",
-        "The worst case counts. Figures are speed-ups: 0.71 over a copy is 1.4 copies' time.",
-        targets_table(records),
-    ]
+    machine = [[name.replace("_", " "), value] for name, value in result["machine"].items()]
+    parts = ["## What was found", findings_table(records), METHOD.rstrip(), table(["", ""], machine)]
     by_suite: dict[str, list[dict]] = {}
     for record in records:
         by_suite.setdefault(record["suite"], []).append(record)
@@ -84,7 +85,40 @@ def overview(result: dict) -> str:
     return "\n\n".join(parts)
 
 
+def findings_table(records: list[dict]) -> str:
+    """Speed-ups by suite, over the most telling of what it was compared with, from the worst to the best case."""
+    ratios: dict[tuple[str, str, str], list[float]] = {}
+    for record in records:
+        for ours, others in record["speedups"].items():
+            for other in SHOWN_IN_FINDINGS:
+                if other in others:
+                    ratios.setdefault((record["suite"], ours, other), []).append(others[other]["median"])
+    rows = [
+        [suite, ours.replace("_", " "), other.replace("_", " "), *map("{:.2f}".format, spread_of(found)), len(found)]
+        for (suite, ours, other), found in ratios.items()
+    ]
+    note = "Times as fast (of memory, launches and bytes: times as few), by suite; below 1 is slower."
+    return f"{note}\n\n{table(FINDINGS, rows)}\n\n{missed_targets(records)}"
+
+
+def missed_targets(records: list[dict]) -> str:
+    """Name the targets that are not reached in every case."""
+    missed = []
+    for target in TARGETS:
+        reached = [speedup for _, speedup in target.reached(records)]
+        if reached and min(reached) < target.speedup:
+            missed.append(f"- {target.text}: {min(reached):.2f} in the worst of {len(reached)} cases")
+    return "\n".join(
+        ["Targets that are not reached in every case:", "", *missed] if missed else ["Every target is reached."]
+    )
+
+
+def spread_of(values: list[float]) -> tuple[float, float, float]:
+    return min(values), statistics.median(values), max(values)
+
+
 def targets_table(records: list[dict]) -> str:
+    """Whether each target is reached: the worst case counts; 0.71 over a copy is 1.4 copies' time."""
     rows = []
     for target in TARGETS:
         reached = [speedup for _, speedup in target.reached(records)]
@@ -98,7 +132,7 @@ def targets_table(records: list[dict]) -> str:
 
 
 def suite_section(suite: str, records: list[dict]) -> str:
-    if suite == "step" or suite.startswith("peer"):
+    if suite == "step" or suite.startswith("third-party"):
         return f"## {'Training step' if suite == 'step' else suite.capitalize()}\n\n{step_table(records)}"
     if suite == "peak memory":
         return "## Most memory that a training step holds, above weights and optimizer\n\n" + peak_table(records)
@@ -216,10 +250,10 @@ def span(seconds: dict[str, float], unit: float, style: str) -> str:
 def merge(results: list[dict]) -> dict:
     """One result of several of the same machine. Raises ValueError if CPU, threads or torch differ."""
     for result in results[1:]:
-        for fact in ("cpu", "threads", "torch", "native_kernels"):
-            here, first = result["machine"][fact], results[0]["machine"][fact]
+        for name in ("cpu", "threads", "torch", "native_kernels"):
+            here, first = result["machine"][name], results[0]["machine"][name]
             if here != first:
-                raise ValueError(f"results of different machines: {fact} is {first!r} and {here!r}")
+                raise ValueError(f"results of different machines: {name} is {first!r} and {here!r}")
     records = {tuple(r[label] for label in KEY): r for result in results for r in result["records"]}
     return {"machine": results[-1]["machine"], "records": list(records.values())}
 
@@ -242,7 +276,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     arguments.docs.parent.mkdir(parents=True, exist_ok=True)
-    arguments.docs.write_text(f"{INTRODUCTION}\n{overview(result)}\n\n{expected()}", encoding="utf-8")
+    arguments.docs.write_text(f"# Benchmarks\n\n{overview(result)}\n\n{expected()}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def speedups(page: str) -> dict[str, dict[int, float]]:
     return found
 
 
-def draw(found: dict[str, dict[int, float]], path: Path) -> None:
+def plot(found: dict[str, dict[int, float]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 3), layout="constrained")
     for shift, (precision, values) in zip((-0.2, 0.2), found.items(), strict=True):
         bars = axes.bar([at + shift for at in range(len(values))], list(values.values()), 0.4, label=precision)
@@ -42,4 +42,4 @@ def draw(found: dict[str, dict[int, float]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(speedups((DOCS / "benchmarks.md").read_text(encoding="utf-8")), DOCS / "images" / "step.png")
+    plot(speedups((DOCS / "benchmarks.md").read_text(encoding="utf-8")), DOCS / "images" / "step.png")

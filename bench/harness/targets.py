@@ -53,7 +53,7 @@ def traffic(text: str, suite: str, ours: str, other: str, times_fewer: float) ->
 
 
 FADES = ("fade_in", "fade_reals", "fade_reals_uint8")
-PEERS = ("peer step", "peer generation")
+THIRD_PARTY = ("third-party step", "third-party generation")
 SMALL = ("small bias_act", "small bias_act_pixel_norm", "small fade_in")
 
 TARGETS = (
@@ -73,8 +73,8 @@ TARGETS = (
     step("fp32: 1.35 times eager channels_last", "ours_fp32", "eager_channels_last_fp32", 1.35),
     step("bf16: 1.4 times eager channels_last bf16", "ours_bf16", "eager_channels_last_bf16", 1.4),
     step("bf16: 3.5 times eager NCHW fp32", "ours_bf16", "eager_nchw_fp32", 3.5),
-    Target("fp32: 1.7 times pro-gan-pth, step and generation", "pro_gan_pth", 1.7, {"suite": PEERS}, "ours_fp32"),
-    Target("bf16: 3.5 times pro-gan-pth, step and generation", "pro_gan_pth", 3.5, {"suite": PEERS}, "ours_bf16"),
+    Target("fp32: 1.7 times pro-gan-pth, step and generation", "pro_gan_pth", 1.7, {"suite": THIRD_PARTY}, "ours_fp32"),
+    Target("bf16: 3.5 times pro-gan-pth, step and generation", "pro_gan_pth", 3.5, {"suite": THIRD_PARTY}, "ours_bf16"),
     Target("sliced Wasserstein distance: 5 times NumPy", "numpy", 5.0, {"suite": ("sliced Wasserstein distance",)}),
     Target("waiting for data: under 5% of a step", "step", 20.0, {"suite": ("loader",)}),
     Target("bytes kept for backward at 128 px: 0.6 of eager's", "eager", 1 / 0.6, {"suite": ("memory G", "memory D")}),

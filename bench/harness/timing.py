@@ -145,8 +145,8 @@ def measure(benchmark, case: Case, seconds: float) -> dict:
     gc.collect()
     rounds = Round(case)
     per_round = rounds.warm_up()
-    wanted = int(seconds / per_round)
-    benchmark.pedantic(rounds, rounds=min(max(wanted, ROUNDS_AT_LEAST), ROUNDS_AT_MOST))
+    count = int(seconds / per_round)
+    benchmark.pedantic(rounds, rounds=min(max(count, ROUNDS_AT_LEAST), ROUNDS_AT_MOST))
     record = {
         **case.labels,
         "rounds": rounds.count,

@@ -23,7 +23,7 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
 class Compiled(NamedTuple):
-    """Facts that the cubin of one launch states about itself."""
+    """Metadata that the cubin of one launch states about itself."""
 
     kernel: str
     capability: int
@@ -34,7 +34,7 @@ class Compiled(NamedTuple):
     sass: str
 
     def count(self, instruction: str) -> int:
-        """How often an instruction, given as a regular expression, stands in the code."""
+        """How often an instruction, given as a regular expression, occurs in the code."""
         return len(re.findall(rf"\b{instruction}", self.sass))
 
 

@@ -157,7 +157,7 @@ def _is_fused_on_a_gpu(x, weight, geometry, options, impl: str) -> bool:
 
 
 def _as_on_an_h100(stack: ExitStack) -> None:
-    """Convolutions of the native form are fused where `auto` takes that for faster, tf32 being allowed."""
+    """Convolutions of the native implementation are fused where `auto` takes that for faster, tf32 being allowed."""
     stack.enter_context(mock.patch.object(ops_conv, "_is_fused", _is_fused_on_a_gpu))
     stack.enter_context(mock.patch.object(conv_tiles, "dot_precision", lambda: "tf32"))
 
@@ -171,14 +171,14 @@ def counted(impl: str) -> Iterator[Traffic]:
     native, triton = torch.ops.pggan_fast, torch.ops.pggan_fast_triton
     rules = {getattr(native, name).default: _native(getattr(native, name).default) for name in NATIVE}
     if impl == "triton":
-        # One op stands for either form of these: Triton's where nothing was compiled.
+        # One op counts for either implementation of these: Triton's where nothing was compiled.
         rules |= {
             getattr(native, name).default: _inside(getattr(native, name).default, HOSTS[name]) for name in FOLDING
         }
-    for namespace, form in ((native, "native"), (triton, "triton")):
+    for namespace, impl in ((native, "native"), (triton, "triton")):
         for name, run in COMPOSITES.items():
             op = getattr(namespace, name).default
-            rules[op] = _inside(op, partial(run, form))
+            rules[op] = _inside(op, partial(run, impl))
     for name, run in HOSTS.items():
         op = getattr(triton, name).default
         rules[op] = _inside(op, run)

@@ -46,7 +46,7 @@ struct Buffer {
       std::free(values);
       size = rounded_up(count, 64);
       values = static_cast<A*>(std::aligned_alloc(64, size * sizeof(A)));
-      // No kernel can go on, nor may an exception leave a thread of torch's.
+      // No kernel can continue, nor may an exception leave a thread of torch's.
       if (!values) std::abort();
     }
     return values;

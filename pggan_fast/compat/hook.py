@@ -22,7 +22,7 @@ PACKAGES: dict[str, dict[str, Contents]] = {
 }
 """{package: {module: what it holds}}. A module counts under any parent too, as copies of a codebase are nested."""
 
-_KEPT_APART = ("builtins", "numpy", "pggan_fast", "sys", "torch", "triton")
+_EXCLUDED = ("builtins", "numpy", "pggan_fast", "sys", "torch", "triton")
 _installed: dict[str, list[Callable[[], None]]] = {}
 """Of every package that is installed, what undoes it."""
 _ABSENT = object()
@@ -165,7 +165,7 @@ def _rebind(exchanged: dict[int, object]) -> list[Callable[[], None]]:
     """Exchange objects, known by their identity, that modules took from others by name; returns what undoes it."""
     undo = []
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in _KEPT_APART or not isinstance(module, ModuleType):
+        if name.partition(".")[0] in _EXCLUDED or not isinstance(module, ModuleType):
             continue
         for key, value in list(vars(module).items()):
             if id(value) in exchanged:

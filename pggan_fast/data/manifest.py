@@ -1,4 +1,4 @@
-"""`dataset.json` of prepared data: what must stand in it, checked field by field."""
+"""`dataset.json` of prepared data: its fields, checked field by field."""
 
 from __future__ import annotations
 

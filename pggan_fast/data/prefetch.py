@@ -51,5 +51,5 @@ class Prefetcher:
         """Drop the prefetched batch: go back to the last batch returned."""
         ahead, self._next = self._next, None
         if ahead:
-            ahead.exception()  # waits; whatever it read or failed at is not what is wanted
+            ahead.exception()  # waits; whatever it read or failed at is not what was requested
         self._batches.load_state_dict(self._state)

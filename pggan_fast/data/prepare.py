@@ -41,14 +41,23 @@ class PrepareConfig:
     images: Path = option(
         help="Where the images are: a folder (its subfolders are classes), a .zip, .npy or .tfrecords file,"
         " hf:NAME or torch:MODULE:NAME.",
+        metavar="SOURCE",
+        group="data",
     )
-    out: Path = option(help="Folder to write the prepared data to. It must not exist, or be empty.")
+    out: Path = option(help="Folder to write the prepared data to. It must not exist, or be empty.", metavar="FOLDER")
+    split: str = option("train", help="Split of a Hugging Face dataset.", metavar="NAME")
+    streaming: bool = option(False, help="Read a Hugging Face dataset over the network instead of downloading it.")
     resolution: int | None = option(
         None,
         help="Shorter side of the largest images in pixels, a power of two (default: the largest that 90%% of the"
         " images reach).",
+        group="images",
     )
-    base: str = option("4x4", help="HEIGHTxWIDTH of the smallest images; 4x6 or 8x4 keep images that are not square.")
+    base: str = option(
+        "4x4",
+        help="Height and width of the smallest images; 4x6 or 8x4 keep images that are not square.",
+        metavar="HEIGHTxWIDTH",
+    )
     crop: str = option(
         "center", choices=("center", "none"), help="Cut images in their middle to the shape of --base, or squeeze them."
     )
@@ -56,8 +65,6 @@ class PrepareConfig:
         3, choices=(1, 2, 3, 4), help="Channels of the prepared images: 1 grayscale, 3 RGB, 2 and 4 with transparency."
     )
     workers: int | None = option(None, help="Number of images that are read at once (default: one per CPU).")
-    split: str = option("train", help="Split of a Hugging Face dataset.")
-    streaming: bool = option(False, help="Read a Hugging Face dataset over the network instead of downloading it.")
 
     def __post_init__(self) -> None:
         for name in ("images", "out"):
@@ -65,7 +72,7 @@ class PrepareConfig:
                 raise UserError(f"--{name} is empty: must be a path")
         r = self.resolution
         if r is not None and not (LOWEST <= r <= HIGHEST and r & (r - 1) == 0):
-            raise UserError(f"--resolution {r}: must be a power of two, 4 to {HIGHEST}")
+            raise UserError(f"--resolution {r}: must be a power of two, {LOWEST} to {HIGHEST}")
         if self.workers is not None and self.workers < 1:
             raise UserError(f"--workers {self.workers}: must be 1 or more")
         sides = self.base.split("x")
@@ -110,7 +117,7 @@ def prepare(config: PrepareConfig, source: Source | None = None) -> None:
             channels=config.channels,
             classes=source.classes,
             base=config.base_size,
-            work={"crop": config.crop, **source.facts},
+            work={"crop": config.crop, **source.metadata},
         )
         with writer:
             with _errors_of_the_source(config, writer):
@@ -139,7 +146,7 @@ def _write(config: PrepareConfig, source: Source, writer: DatasetWriter) -> None
         print("other images than before: starting anew")
         writer.start_anew()
     if writer.taken:
-        print(f"going on after {writer.taken:,} images")
+        print(f"resuming after {writer.taken:,} images")
     work = in_order(levels, _items(config, source, writer.taken), config.threads)
     for item, found in bar_over(work, "preparing", source.count, writer.taken):
         if isinstance(found, Exception):
@@ -171,14 +178,14 @@ def _errors_of_the_source(config: PrepareConfig, writer: DatasetWriter | None) -
         yield
     except KeyboardInterrupt:
         if writer is not None:
-            print(f"stopped after {writer.taken:,} images; the same command goes on there")
+            print(f"stopped after {writer.taken:,} images; the same command resumes there")
         raise
     except (UserError, OSError) as error:
         if is_out_of_memory(error) or (writer is not None and writer.owns(error)):
             raise
         told = isinstance(error, (UserError, SourceError))
         reason = error if told else f"--images {printable(str(config.images))}: cannot be read on ({one_line(error)})"
-        kept = f"; {writer.taken:,} images are kept, the same command goes on there" if writer and writer.taken else ""
+        kept = f"; {writer.taken:,} images are kept, the same command resumes there" if writer and writer.taken else ""
         raise UserError(f"{reason}{kept}") from error
 
 

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from pggan_fast.data.npy import read_npy
 from pggan_fast.networks.resolutions import LOWEST, SQUARE, image_size
-from pggan_fast.utils.images import MODES, picture
+from pggan_fast.utils.images import MODES, to_pil
 
 AnyImage = Image.Image | np.ndarray
 """A Pillow image, or a uint8 array [C, H, W] of 1 to 4 channels."""
@@ -83,7 +83,7 @@ def fit(image: AnyImage, resolution: int, *, crop: str, channels: int, base: tup
     if isinstance(image, np.ndarray):
         if image.shape == (channels, height, width):
             return image
-        image = picture(image.transpose(1, 2, 0))
+        image = to_pil(image.transpose(1, 2, 0))
     image = _to_mode(image, MODES[channels])
     box = _centre(image.size, base) if crop == "center" else None
     image = image.resize((width, height), Image.Resampling.LANCZOS, box=box)

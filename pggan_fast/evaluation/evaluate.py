@@ -25,8 +25,7 @@ from pggan_fast.evaluation.sources import (
     TooFewImages,
     folder_source,
 )
-from pggan_fast.generation.images import generator_of_run
-from pggan_fast.interop.weights import load_generator
+from pggan_fast.generation.trained import alpha_of, run_option, trained_generator, weights_option
 from pggan_fast.metrics import METRICS, MetricSet, metric_names
 from pggan_fast.networks.resolutions import image_size
 from pggan_fast.training import UserError
@@ -45,36 +44,41 @@ ADVICE = "--batch-size N below 64, --count N, a lower --resolution"
 class EvaluateConfig:
     """Settings of `pggan-fast evaluate`."""
 
-    # What is judged
-    run: Path | None = option(
-        None, help="Run to judge: the generator of its final weights or, before that, of its newest checkpoint."
+    run: Path | None = run_option("what is compared")
+    weights: Path | None = weights_option()
+    images: Path | None = option(
+        None, help="Images instead of a generator: a folder, a .zip or .npy file, or prepared data.", metavar="SOURCE"
     )
-    weights: Path | None = option(None, help="Generator to judge: a generator.safetensors with its .json beside it.")
-    images: Path | None = option(None, help="Images to judge: a folder, a .zip or .npy file, or prepared data.")
     reals: Path | None = option(
         None,
         help="Images to compare with: a folder, a .zip or .npy file, or prepared data (default: the data of --run).",
+        metavar="SOURCE",
     )
-
-    # How
-    metrics: str = option("swd,ms-ssim", help=f"Metrics, comma-separated: {', '.join(METRICS)}.")
     count: int | None = option(
         None, help=f"Number of images of each set (default: all that there are, at most {PAPERS_COUNT:,})."
     )
     resolution: int | None = option(
-        None, help="Side in pixels at which images are compared (default: that of the images judged)."
+        None, help="Side in pixels at which images are compared (default: that of the evaluated images)."
     )
     seed: int = option(0, help="Seed of the choice of images, of the latents and of the metrics.")
-    batch_size: int = option(64, help="Number of images in work at once.")
+
+    metrics: str = option(
+        "swd,ms-ssim",
+        help=f"Metrics, comma-separated: {', '.join(METRICS)}.",
+        metavar="NAME,...",
+        group="metrics and results",
+    )
     inception_weights: Path | None = option(
         None,
         help="Weights of the Inception network for fid, kid, inception-score and precision-recall"
         " (default: torch's download cache).",
+        metavar="FILE",
     )
-    device: str = option("auto", help="Device: auto, cpu, cuda or cuda:N.")
     out: Path | None = option(
-        None, help="JSON file for the results and the settings that repeat them. It must not exist."
+        None, help="JSON file for the results and the settings that repeat them. It must not exist.", metavar="FILE"
     )
+    device: str = option("auto", help="Device to compute on: auto, cpu, cuda or cuda:N.", metavar="NAME")
+    batch_size: int = option(64, help="Number of images in work at once.")
 
     def __post_init__(self) -> None:
         if sum(path is not None for path in (self.run, self.weights, self.images)) != 1:
@@ -94,7 +98,7 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Judge the images and return, and write if `out` is given, the results and how to repeat them.
+    """Evaluate the images and return, and write if `out` is given, the results and how to repeat them.
 
     "results" holds the values, and follows from the other entries up to "machine". Raises UserError for what cannot be
     compared, before anything is computed.
@@ -167,7 +171,7 @@ def _measure(
 
 
 def open_sources(config: EvaluateConfig, device: torch.device) -> tuple[Source, Source, dict[str, Any]]:
-    """Return the images that are judged, those they are compared with, and metadata of the generator.
+    """Return the images that are evaluated, those they are compared with, and metadata of the generator.
 
     Raises UserError if they cannot be compared.
     """
@@ -177,10 +181,7 @@ def open_sources(config: EvaluateConfig, device: torch.device) -> tuple[Source, 
         reals = folder_source(config.reals, "--reals", size=images.size, channels=images.channels, seed=seed)
         metadata: dict[str, Any] = {}
     else:
-        if config.weights is not None:
-            path, (G, made) = config.weights, load_generator(config.weights)
-        else:
-            path, (G, made) = config.run, generator_of_run(config.run)
+        path, (G, made) = config.weights or config.run, trained_generator(config.run, config.weights)
         resolution = config.resolution or G.resolution
         _check_resolution(resolution, made["resolution"])
         reals = folder_source(
@@ -196,14 +197,14 @@ def open_sources(config: EvaluateConfig, device: torch.device) -> tuple[Source, 
             seed=seed,
             resolution=resolution,
             stage_resolution=made["resolution"],
-            alpha=torch.tensor(made["alpha"], device=device) if made["alpha"] < 1 else 1.0,
+            alpha=alpha_of(made, device),
             labels=reals.labels() if same_classes else None,
         )
         metadata = {"path": str(path.absolute()), "images_shown": made["images"]}
     if images.channels != reals.channels:
-        raise UserError(f"--reals: have {reals.channels} channels, the images that are judged {images.channels}")
+        raise UserError(f"--reals: have {reals.channels} channels, the evaluated images {images.channels}")
     if images.size != reals.size:
-        raise UserError(f"--reals: are {_text(reals.size)} px, the images that are judged {_text(images.size)}")
+        raise UserError(f"--reals: are {_text(reals.size)} px, the evaluated images {_text(images.size)}")
     return images, reals, metadata
 
 

@@ -1,4 +1,4 @@
-"""Where the images that are judged come from: a generator, prepared data, or image files.
+"""Where evaluated images come from: a generator, prepared data, or image files.
 
 A source gives its images, in an order fixed by a seed, as `take(start, stop)`: uint8 [stop - start, C, H, W]. Nothing
 else of them is kept in memory.

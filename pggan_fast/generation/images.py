@@ -12,11 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from pggan_fast.interop.weights import find_problem_of_generator, generator_from_weights, load_generator
+from pggan_fast.generation.trained import (
+    alpha_of,
+    check_run_or_weights,
+    generator_of_run,
+    run_option,
+    trained_generator,
+    weights_option,
+)
+from pggan_fast.interop.weights import load_generator
 from pggan_fast.networks import Generator
 from pggan_fast.networks.sampling import CHUNK, generate
-from pggan_fast.training.checkpoint import checkpoints, load_run_checkpoint
-from pggan_fast.training.run_folder import config_file
 from pggan_fast.utils.device import find_device
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.images import grid, save_png
@@ -35,21 +41,25 @@ MOST_IMAGES = 10_000_000  # whose files' names still fit in memory
 class GenerateConfig:
     """Settings of `pggan-fast generate`."""
 
-    out: Path = option(help="Folder for the images, one PNG per seed.")
-    run: Path | None = option(None, help="Folder of a run: its final weights or, before that, its newest checkpoint.")
-    weights: Path | None = option(None, help="A generator.safetensors, with its .json beside it, instead of --run.")
-    count: int = option(16, help="Number of images.")
+    out: Path = option(help="Folder for the images, one PNG per seed.", metavar="FOLDER", group="generator and output")
+    run: Path | None = run_option()
+    weights: Path | None = weights_option()
+    ensemble: str | None = option(
+        None,
+        help="More runs or weights files, comma-separated, that take turns with the first, by seed.",
+        metavar="PATH,...",
+    )
+    device: str = option("auto", help="Device to generate on: auto, cpu, cuda or cuda:N.", metavar="NAME")
+    batch_size: int = option(CHUNK, help="Number of images that are generated at once.")
+    count: int = option(16, help="Number of images.", group="images")
     seed: int = option(0, help="Seed of the first image; the following ones count up.")
-    label: str | None = option(None, help="Name or number of a class (default: the seed modulo the number of classes).")
+    label: str | None = option(
+        None, help="Name or number of a class (default: the seed modulo the number of classes).", metavar="CLASS"
+    )
     truncation: float | None = option(
         None, help="Bound of the latents' components; those beyond plus or minus it are sampled again (default: none)."
     )
-    ensemble: str | None = option(
-        None, help="More runs or weights files, comma-separated, that take turns with the first, by seed."
-    )
     grid: bool = option(False, help="Write one grid.png with all images instead of one file each.")
-    batch_size: int = option(CHUNK, help="Number of images that are generated at once.")
-    device: str = option("auto", help="Device to run on: auto, cpu, cuda or cuda:N.")
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= MOST_IMAGES:
@@ -57,8 +67,7 @@ class GenerateConfig:
         if self.batch_size < 1:
             raise UserError(f"--batch-size {self.batch_size}: must be 1 or more")
         check_seeds(self.seed, self.count)
-        if (self.run is None) == (self.weights is None):
-            raise UserError("--run or --weights: exactly one of them must be given")
+        check_run_or_weights(self.run, self.weights)
         if self.truncation is not None and not 0 < self.truncation < math.inf:
             raise UserError(f"--truncation {self.truncation}: must be above 0 and finite")
 
@@ -78,7 +87,7 @@ def generate_images(config: GenerateConfig) -> list[Path]:
         config.batch_size, ", a lower --count, no --grid" if config.grid else ""
     )
     with advice_when_out_of_memory(advice):
-        members = [load_generator(config.weights) if config.weights else generator_of_run(config.run)]
+        members = [trained_generator(config.run, config.weights)]
         if config.ensemble:
             members += [_load(Path(path.strip())) for path in config.ensemble.split(",")]
             _check_alike(config, members)
@@ -123,7 +132,7 @@ def _images(
             seed for seed in range(config.seed, config.seed + config.count) if seed // turns % len(members) == position
         ]
         G = G.to(device, memory_format=torch.channels_last).eval()
-        alpha = torch.tensor(metadata["alpha"], device=device) if metadata["alpha"] < 1 else 1.0
+        alpha = alpha_of(metadata, device)
         for start in range(0, len(seeds), config.batch_size):
             batch = seeds[start : start + config.batch_size]
             z = torch.cat([_latent(G.latent_dim, seed, config.truncation) for seed in batch]).to(device)
@@ -160,26 +169,6 @@ def _check_alike(config: GenerateConfig, members: list[tuple[Generator, dict[str
     }.items():
         if any(value != values[0] for value in values):
             raise UserError(f"--ensemble {config.ensemble}: {what} differ between the generators, must be the same")
-
-
-def generator_of_run(run: Path) -> tuple[Generator, dict[str, Any]]:
-    """Return the averaged generator of a run and its metadata. Raises UserError if there is none."""
-    final = run / "final" / "generator.safetensors"
-    if final.is_file():
-        return load_generator(final, option="--run")
-    if not config_file(run).is_file():
-        raise UserError(f"--run {run}: holds no run (no config.json)")
-    saved = checkpoints(run / "checkpoints")
-    if not saved:
-        raise UserError(f"--run {run}: has neither final weights nor a checkpoint yet")
-    state = load_run_checkpoint(saved[-1])
-    try:
-        metadata, weights = state["generator"], state["step"]["G_ema"]
-        if problem := find_problem_of_generator(metadata):
-            raise ValueError(problem)
-        return generator_from_weights(metadata["options"], weights), metadata
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"--run {run}: {saved[-1].name} holds no generator ({error})") from error
 
 
 def fixed_label(label: str | None, classes: list[str], label_dim: int) -> int | None:

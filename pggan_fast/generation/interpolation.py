@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pggan_fast.generation.images import check_seeds, fixed_label, generator_of_run, labels_of_seeds
-from pggan_fast.generation.video import save_video, video_path
-from pggan_fast.interop.weights import load_generator
+from pggan_fast.generation.images import check_seeds, fixed_label, labels_of_seeds
+from pggan_fast.generation.trained import alpha_of, check_run_or_weights, run_option, trained_generator, weights_option
+from pggan_fast.generation.video import OUT_HELP, save_video, video_path
 from pggan_fast.networks.sampling import generate, latents
 from pggan_fast.utils.device import find_device
 from pggan_fast.utils.errors import UserError
@@ -27,24 +27,23 @@ from pggan_fast.utils.progress_bar import bar_over
 class InterpolateConfig:
     """Settings of `pggan-fast interpolate`."""
 
-    out: Path = option(help="File to write, .mp4 or .gif (default: .mp4 if imageio-ffmpeg is installed).")
-    run: Path | None = option(None, help="Folder of a run: its final weights or, before that, its newest checkpoint.")
-    weights: Path | None = option(None, help="A generator.safetensors, with its .json beside it, instead of --run.")
-    seed: int = option(0, help="Seed of the first latent; the following ones count up.")
+    out: Path = option(help=OUT_HELP, metavar="FILE", group="generator and output")
+    run: Path | None = run_option()
+    weights: Path | None = weights_option()
+    device: str = option("auto", help="Device to generate on: auto, cpu, cuda or cuda:N.", metavar="NAME")
+    seed: int = option(0, help="Seed of the first latent; the following ones count up.", group="walks and frames")
     keys: int = option(6, help="Number of latents that each walk passes through; it ends where it begins.")
     count: int = option(1, help="Number of walks that are shown side by side.")
     frames: int = option(60, help="Number of frames from one latent to the next.")
     fps: float = option(30.0, help="Frames per second.")
-    label: str | None = option(None, help="Name or number of a class (default: by seed, in turn).")
-    device: str = option("auto", help="Device to run on: auto, cpu, cuda or cuda:N.")
+    label: str | None = option(None, help="Name or number of a class (default: by seed, in turn).", metavar="CLASS")
 
     def __post_init__(self) -> None:
         for name, least in (("keys", 2), ("count", 1), ("frames", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} {getattr(self, name)}: must be {least} or more")
         check_seeds(self.seed, self.keys * self.count)
-        if (self.run is None) == (self.weights is None):
-            raise UserError("--run or --weights: exactly one of them must be given")
+        check_run_or_weights(self.run, self.weights)
 
 
 def interpolate(config: InterpolateConfig) -> Path:
@@ -55,14 +54,14 @@ def interpolate(config: InterpolateConfig) -> Path:
 
 def _interpolate(config: InterpolateConfig) -> Path:
     out = video_path(config.out, config.fps)
-    G, metadata = load_generator(config.weights) if config.weights else generator_of_run(config.run)
+    G, metadata = trained_generator(config.run, config.weights)
     device = find_device(config.device)
     G = G.to(device, memory_format=torch.channels_last).eval()
     label = fixed_label(config.label, metadata["classes"], G.label_dim)
     # The class of a walk follows from its first seed; in steps of `keys`, so that walks side by side take turns.
     turns = [config.seed // config.keys + index for index in range(config.count)]
     labels = labels_of_seeds(turns, G.label_dim, label, device)
-    alpha = torch.tensor(metadata["alpha"], device=device) if metadata["alpha"] < 1 else 1.0
+    alpha = alpha_of(metadata, device)
     seeds = range(config.seed, config.seed + config.keys * config.count)
     keys = torch.cat([latents(G, 1, seed) for seed in seeds]).unflatten(0, (config.count, config.keys))
     walks = torch.stack([walk(each, config.frames) for each in keys])
@@ -88,7 +87,7 @@ def walk(keys: Tensor, frames: int) -> Tensor:
         a, b = start / start.norm(), end / end.norm()
         angle = torch.acos((a @ b).clamp(-1, 1))
         rotated = torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b
-        # Equal or opposite latents have no one great circle; they are as good as never drawn.
+        # Equal or opposite latents have no one great circle; they are as good as never sampled.
         direction = rotated / torch.sin(angle) if torch.sin(angle) > 1e-6 else a.expand(frames, -1)
         parts.append(direction * torch.lerp(start.norm(), end.norm(), share))
     return torch.cat(parts)

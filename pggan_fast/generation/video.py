@@ -21,6 +21,7 @@ from pggan_fast.utils.options import option
 from pggan_fast.utils.progress_bar import bar_over
 
 FORMATS = (".mp4", ".gif")
+OUT_HELP = "File to write, .mp4 or .gif; without an ending .mp4 if imageio-ffmpeg is installed, else .gif."
 GIF_STEP = 0.01  # seconds: what a .gif counts time in
 QUALITY = 18  # x264's constant rate factor: the eye sees no loss
 LAST_FRAME_SECONDS = 2.0
@@ -30,8 +31,8 @@ LAST_FRAME_SECONDS = 2.0
 class VideoConfig:
     """Settings of `pggan-fast video`."""
 
-    run: Path = option(help="Folder of a run; its sample grids become the frames.")
-    out: Path = option(help="File to write, .mp4 or .gif (default: .mp4 if imageio-ffmpeg is installed).")
+    run: Path = option(help="Folder of a run; its sample grids become the frames.", metavar="RUN")
+    out: Path = option(help=OUT_HELP, metavar="FILE")
     fps: float = option(8.0, help="Frames per second.")
     width: int = option(1024, help="Largest width of the video in pixels.")
 

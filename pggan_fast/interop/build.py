@@ -64,8 +64,8 @@ def find_misfit(weights: Mapping[str, Tensor], network: Network) -> str | None:
     for name, parameter in expected.items():
         value = weights[name]
         if value.shape != parameter.shape or not value.is_floating_point():
-            found, needed = (f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (value, parameter))
-            return f"{name} is {found}, must be {needed}"
+            found, required = (f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (value, parameter))
+            return f"{name} is {found}, must be {required}"
         if not is_finite(value):
             return f"{name} has values that are not finite"
     return None

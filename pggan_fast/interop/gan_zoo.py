@@ -41,7 +41,7 @@ def from_gan_zoo(
         state_dict: names tell which of the two it is, shapes the rest; with or without the `module.` in its names.
         equalized: their option equalizedlR: layers are scaled at run time.
         label_dim: how many of a generator's latents, the last ones, are our labels.
-        fmap: fmap_base, fmap_decay, fmap_max where the inferred ones are not wanted.
+        fmap: fmap_base, fmap_decay, fmap_max where the inferred ones do not fit.
 
     Returns:
         A float32 network on the CPU. Its alpha is the weight of the new path, 1 - theirs.
@@ -99,10 +99,10 @@ def to_gan_zoo(net: Generator | Discriminator) -> dict[str, Tensor]:
         if net.options["input_bias"] == "channel":
             weights["formatLayer.bias"] = weights["formatLayer.bias"].repeat_interleave(16)
     else:
-        needed = {"fused_scale": False, "label_dim": 0, "minibatch_discrimination": False}
+        required = {"fused_scale": False, "label_dim": 0, "minibatch_discrimination": False}
         if net.mbstd_group_size > 1:
-            needed |= {"mbstd_group_size": 4, **STATISTICS}
-        check_options(net, needed, FORMAT.name)
+            required |= {"mbstd_group_size": 4, **STATISTICS}
+        check_options(net, required, FORMAT.name)
         weights = give(net, _discriminator(lods), {}, FORMAT)
     return {f"{name.rpartition('.')[0]}.module.{name.rpartition('.')[2]}": value for name, value in weights.items()}
 

@@ -75,11 +75,11 @@ def check_kind(net: Network, what: str) -> None:
         raise ValueError(f"{type(net).__name__} is none of the paper's networks, {what} has only those")
 
 
-def check_options(net: Generator | Discriminator, needed: Mapping, what: str) -> None:
-    """Raise ValueError unless `net` has the options `needed`, and none that no other implementation has."""
+def check_options(net: Generator | Discriminator, required: Mapping, what: str) -> None:
+    """Raise ValueError unless `net` has the options `required`, and none that no other implementation has."""
     beyond = {"attention_at": None, "residual": False, "spectral_norm": False, "base": [4, 4]}
     beyond |= {"slope": 0.2, "pixel_norm_eps": 1e-8} if isinstance(net, Generator) else {}
-    for name, value in {**beyond, **needed}.items():
+    for name, value in {**beyond, **required}.items():
         if net.options[name] != value:
             raise ValueError(f"{type(net).__name__} has {name}={net.options[name]}, {what} only {name}={value}")
 
@@ -99,7 +99,7 @@ def fmaps(channels: Mapping[int, int], given: Mapping) -> dict:
 
 
 @torch.no_grad()
-def take(weights: Weights, net: Generator | Discriminator, pairs: list[Pair], form: Format, equalized: bool) -> None:
+def take(weights: Weights, net: Generator | Discriminator, pairs: list[Pair], source: Format, equalized: bool) -> None:
     """Copy their weights into `net`, in our layout and in our scales.
 
     Raises:
@@ -110,7 +110,7 @@ def take(weights: Weights, net: Generator | Discriminator, pairs: list[Pair], fo
         if not (theirs.is_floating_point() and offset.is_floating_point()):
             raise ValueError(f"weights: {pair.theirs} is {theirs.dtype}, must be floating point")
         ready = _times(pair.take(theirs), factor)
-        offset = _times(offset, _bias_scale(weight, pair, equalized) if form.scaled_bias else 1.0)
+        offset = _times(offset, _bias_scale(weight, pair, equalized) if source.scaled_bias else 1.0)
         for kind, value, parameter in (("weight", ready, weight), ("bias", offset, bias)):
             if value.shape != parameter.shape:
                 raise ValueError(
@@ -122,7 +122,7 @@ def take(weights: Weights, net: Generator | Discriminator, pairs: list[Pair], fo
 
 @torch.no_grad()
 def give(
-    net: Generator | Discriminator, pairs: list[Pair], shapes: Mapping[str, tuple], form: Format
+    net: Generator | Discriminator, pairs: list[Pair], shapes: Mapping[str, tuple], source: Format
 ) -> dict[str, Tensor]:
     """Our weights under their names, in their layout and scales (equalized); float32 copies on the CPU.
 
@@ -132,7 +132,7 @@ def give(
     result = {}
     for pair, weight, bias, factor in _scaled(net, pairs, equalized=True):
         shape = torch.Size(shapes.get(pair.theirs, weight.shape))
-        bias_scale = _bias_scale(weight, pair, equalized=True) if form.scaled_bias else 1.0
+        bias_scale = _bias_scale(weight, pair, equalized=True) if source.scaled_bias else 1.0
         result[f"{pair.theirs}.weight"] = _times(pair.give(weight, shape), 1 / factor).cpu().contiguous().clone()
         result[f"{pair.theirs}.bias"] = _times(bias, 1 / bias_scale).cpu().clone()
     return result

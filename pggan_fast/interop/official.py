@@ -61,7 +61,7 @@ def from_official(
         network_kwargs: options of the network that variables do not show: `slope` (0 for
             use_leakyrelu=False), `pixel_norm`, `pixel_norm_eps` (pixelnorm_epsilon) and
             `normalize_latents`, or `mbstd_group_size`; and `latent_dim`, `fmap_base`,
-            `fmap_decay`, `fmap_max` where the inferred values are not wanted. Of all pairs that
+            `fmap_decay`, `fmap_max` where the inferred values do not fit. Of all pairs that
             give the same channels, our defaults come first, then the smallest `fmap_base` and
             `fmap_max`.
 

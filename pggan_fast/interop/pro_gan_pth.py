@@ -41,7 +41,7 @@ def from_pro_gan_pth(
         state_dict: of a Generator or a Discriminator; names tell which, shapes the rest.
         use_eql: their option: weights are scaled at run time.
         label_dim: how many of a generator's latents, the last ones, are our labels.
-        fmap: fmap_base, fmap_decay, fmap_max where the inferred ones are not wanted.
+        fmap: fmap_base, fmap_decay, fmap_max where the inferred ones do not fit.
 
     Returns:
         A float32 network on the CPU. It blends as theirs does, with the same alpha.
@@ -89,7 +89,7 @@ def to_pro_gan_pth(net: Generator | Discriminator) -> dict[str, Tensor]:
     """
     check_kind(net, FORMAT.name)
     generator = isinstance(net, Generator)
-    needed: Mapping = (
+    required: Mapping = (
         {"input_norm": False, "input_bias": "channel", "pixel_norm": True, "normalize_latents": True}
         if generator
         else {
@@ -101,7 +101,7 @@ def to_pro_gan_pth(net: Generator | Discriminator) -> dict[str, Tensor]:
             "minibatch_discrimination": False,
         }
     )
-    check_options(net, needed, FORMAT.name)
+    check_options(net, required, FORMAT.name)
     lods = net.resolution.bit_length() - 3
     if generator:
         first = net.input.weight

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pggan_fast.interop.build import build_on_meta, find_misfit, generator_kind
 from pggan_fast.networks.base import BaseGenerator, Network
-from pggan_fast.networks.resolutions import check_resolution
+from pggan_fast.networks.resolutions import HIGHEST, LOWEST, check_resolution
 from pggan_fast.utils.atomic_write import atomic_write, write_json
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.schema import Optional, find_problem, number, read_json
@@ -19,12 +19,12 @@ from pggan_fast.utils.schema import Optional, find_problem, number, read_json
 # The metadata of a generator beside the options of the network; readers of older files find nothing else in them.
 GENERATOR_METADATA = {
     "options": dict,
-    "resolution": number(4, 1024, whole=True),
+    "resolution": number(LOWEST, HIGHEST, whole=True),
     "alpha": number(0, 1),
     "classes": [str],
     "images": number(0, whole=True),
 }
-NETWORK_METADATA = {"options": dict, "resolution": Optional(number(4, 1024, whole=True))}
+NETWORK_METADATA = {"options": dict, "resolution": Optional(number(LOWEST, HIGHEST, whole=True))}
 
 
 def save_weights(path: Path, network: Network, metadata: dict[str, Any]) -> None:

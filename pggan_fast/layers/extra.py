@@ -31,7 +31,7 @@ class SelfAttention2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (conv(x).flatten(2) for conv in (self.query, self.key, self.value))
-        # Spelt out: the fused forms of attention have no second derivative, which a gradient penalty takes.
+        # Spelt out: the fused implementations of attention have no second derivative, which a gradient penalty takes.
         scores = query.transpose(1, 2) @ key / math.sqrt(query.shape[1])
         attended = scores.softmax(dim=-1).to(value.dtype) @ value.transpose(1, 2)
         attended = attended.transpose(1, 2).unflatten(2, x.shape[2:])

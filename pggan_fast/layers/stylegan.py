@@ -122,7 +122,7 @@ class StyledConv2d(nn.Module):
         self.activate = FusedLeakyReLU(out_channels)
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None = None) -> Tensor:
-        """noise: [N or 1, 1, up * H, up * W], drawn anew if not given."""
+        """noise: [N or 1, 1, up * H, up * W], sampled anew if not given."""
         up = self.conv.up
         if noise is None:
             noise = x.new_empty(x.shape[0], 1, x.shape[2] * up, x.shape[3] * up).normal_()

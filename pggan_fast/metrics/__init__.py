@@ -1,4 +1,4 @@
-"""Metrics that judge images: the paper's sliced Wasserstein distance and MS-SSIM, and others' by kept libraries."""
+"""Metrics of images: the paper's sliced Wasserstein distance and MS-SSIM, and others' by kept libraries."""
 
 from pggan_fast.metrics.collection import METRICS, MetricSet, metric_names
 from pggan_fast.metrics.msssim import ms_ssim

@@ -92,7 +92,7 @@ class MetricSet:
             metric.add_fakes(_tensor(images))
 
     def clear_fakes(self) -> None:
-        """Forget the generated images, to judge others against the same reals."""
+        """Forget the generated images, to compare others with the same reals."""
         for metric in self._all():
             metric.clear_fakes()
 

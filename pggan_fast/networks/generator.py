@@ -27,7 +27,7 @@ class Generator(BaseGenerator):
         label_dim: number of classes, 0 for none.
         latent_dim: size of z; default nf(0) = min(fmap_base, fmap_max).
         fmap_base, fmap_decay, fmap_max: a layer at 2**r has min(fmap_base / 2**((r-1) * fmap_decay), fmap_max) maps.
-        fused_scale: kept for symmetry with the discriminator; in G both forms are one function.
+        fused_scale: kept for symmetry with the discriminator; in G both implementations are one function.
         slope: of the leaky ReLUs; 0 is ReLU, the official use_leakyrelu=False.
         pixel_norm: normalize feature vectors after each layer.
         pixel_norm_eps: what is added to the mean square; the official networks in fp16 have 1e-4.

@@ -47,43 +47,43 @@ class _Block(Function):
 
     @staticmethod
     def backward(ctx, dy):
-        wanted = [will_need_grad(ctx, index) for index in range(len(ctx.saved_tensors))]
-        return *_Gradients.apply(dy, *ctx.saved_tensors, ctx.run, ctx.parameters, wanted), None, None
+        output_mask = [will_need_grad(ctx, index) for index in range(len(ctx.saved_tensors))]
+        return *_Gradients.apply(dy, *ctx.saved_tensors, ctx.run, ctx.parameters, output_mask), None, None
 
 
 class _Gradients(Function):
-    """(dy, x, *views, run, parameters, wanted) -> gradients of (x, *parameters), None where not wanted."""
+    """(dy, x, *views, run, parameters, output_mask) -> gradients of (x, *parameters), None where not in output_mask."""
 
     @staticmethod
     def forward(ctx, dy, x, *rest):
-        *views, ctx.run, ctx.parameters, ctx.wanted = rest
+        *views, ctx.run, ctx.parameters, ctx.output_mask = rest
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dy, x, *views)
-        return _gradients(ctx.run, ctx.parameters, ctx.wanted, dy, x.detach().requires_grad_(), create_graph=False)
+        return _gradients(ctx.run, ctx.parameters, ctx.output_mask, dy, x.detach().requires_grad_(), create_graph=False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *g):
         dy, x = (tensor.detach().requires_grad_() for tensor in ctx.saved_tensors[:2])
-        gradients = _gradients(ctx.run, ctx.parameters, ctx.wanted, dy, x, create_graph=True)
+        gradients = _gradients(ctx.run, ctx.parameters, ctx.output_mask, dy, x, create_graph=True)
         pairs = [(_edge(d), g_d) for d, g_d in zip(gradients, g, strict=True) if d is not None and g_d is not None]
         del gradients
         sources = [dy, x, *ctx.parameters]
         if not pairs:
             return *[None] * len(sources), None, None, None
         outputs, g_outputs = zip(*pairs, strict=True)
-        wanted = [source.requires_grad for source in sources]
-        seconds = torch.autograd.grad(outputs, _where(sources, wanted), g_outputs, allow_unused=True)
-        return *_placed(seconds, wanted), None, None, None
+        output_mask = [source.requires_grad for source in sources]
+        seconds = torch.autograd.grad(outputs, _where(sources, output_mask), g_outputs, allow_unused=True)
+        return *_placed(seconds, output_mask), None, None, None
 
 
-def _gradients(run, parameters, wanted, dy, x, *, create_graph) -> tuple[Tensor | None, ...]:
+def _gradients(run, parameters, output_mask, dy, x, *, create_graph) -> tuple[Tensor | None, ...]:
     """run(x) once more, then its gradients."""
     with torch.enable_grad():
         y = _edge(run(x))
-        sources = _where([x, *parameters], wanted)
+        sources = _where([x, *parameters], output_mask)
         found = torch.autograd.grad(y, sources, dy, create_graph=create_graph, allow_unused=True)
-    return _placed(found, wanted)
+    return _placed(found, output_mask)
 
 
 def _where(tensors: list[Tensor], marked: list[bool]) -> list[Tensor]:

@@ -33,7 +33,7 @@ def generate(
 
 
 def latents(G: Generator, count: int, seed: int) -> Tensor:
-    """[count, latent_dim] on G's device; drawn on the CPU, so that every device gets the same."""
+    """[count, latent_dim] on G's device; sampled on the CPU, so that every device gets the same."""
     random = torch.Generator().manual_seed(seed)
     z = torch.randn(count, G.latent_dim, generator=random)
     return z.to(next(G.parameters()).device)

@@ -1,4 +1,4 @@
-"""The fused ops. Each is the fast form of its namesake in `pggan_fast.reference`."""
+"""The fused ops. Each is the fast implementation of its namesake in `pggan_fast.reference`."""
 
 from pggan_fast.ops.activations import bias_act
 from pggan_fast.ops.bias_act import pixel_norm

@@ -122,7 +122,7 @@ class AdaptiveAugment(nn.Module):
             return (around(0.25) * size).round() / size
 
         # Where a place in the output is taken from, in units of half the side. Each factor is as likely as its
-        # inverse, so that they stand in the order of the transforms.
+        # inverse, so that they are in the order of the transforms.
         place = _scaling(1 - 2 * drawn(p / 2), none + 1)
         place = place @ _rotation((around(4).ceil() * drawn(p)) * (math.pi / 2))
         shifted = drawn(p)

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from pggan_fast.networks.resolutions import HIGHEST, LOWEST
 from pggan_fast.utils.atomic_write import atomic_write
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.schema import Each, OneOf, Optional, any_number, find_problem, number
@@ -38,7 +39,7 @@ METADATA = {
     "options": Each(str, Any),
     "classes": [str],
     "images": COUNT,
-    "resolution": number(4, 1024, whole=True),
+    "resolution": number(LOWEST, HIGHEST, whole=True),
     "alpha": number(0, 1),
 }
 """What a generator's weights need beside them: how to build it, and the stage that it stands at."""
@@ -184,7 +185,7 @@ def newest_whole(folder: Path) -> Path | None:
             continue
         for other, reason in damaged:
             if folder.is_symlink() or other.is_symlink():
-                print(f"checkpoint {other}: is damaged ({reason}), passed over", flush=True)
+                print(f"checkpoint {other}: is damaged ({reason}), skipped", flush=True)
                 continue
             os.replace(other, other.with_name(other.name + DAMAGED))
             print(f"checkpoint {other}: is damaged ({reason}), set aside as {other.name}{DAMAGED}", flush=True)

@@ -223,7 +223,10 @@ class TrainConfig:
         changeable=True,
     )
     metrics: str = option(
-        "", help="Metrics to measure while training, comma-separated: see evaluate --help.", changeable=True
+        "",
+        help="Metrics to measure while training, comma-separated: see evaluate --help.",
+        changeable=True,
+        metavar="NAME,...",
     )
     metric_kimg: float = option(
         50.0,

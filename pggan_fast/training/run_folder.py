@@ -120,7 +120,7 @@ class RunFolder:
     def drop_stats_after(self, images: int) -> None:
         """Drop the lines that a run stopped after its last checkpoint will write again.
 
-        A file with lines that are none is kept as stats.jsonl.damaged, and goes on without them.
+        A file with lines that are none is kept as stats.jsonl.damaged, and read without them.
         """
         if not self.stats_file.exists():
             return

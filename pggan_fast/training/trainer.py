@@ -65,7 +65,7 @@ def train(
     stats.jsonl.
 
     Returns False if Ctrl-C, a signal or the time limit stopped it before; its state is saved then. Raises UserError if
-    it cannot go on; what was saved stays.
+    it cannot continue; what was saved stays.
     """
     time_limit = None if run.config.time_limit is None else 60 * run.config.time_limit
     with (
@@ -173,7 +173,7 @@ def _train(
                 progress.note_tick(line)
                 loggers.tick(line)
             if processes.writes and (finished or crossed(config.sample_kimg, before, images)):
-                loggers.grid(images, grid.draw(step.G_ema, stage, alpha))
+                loggers.grid(images, grid.generate(step.G_ema, stage, alpha))
             if leaving or asked or crossed(config.checkpoint_kimg, before, images):
                 save()
 

@@ -1,7 +1,7 @@
 """The processes of one training run: a single one, or one per device as torchrun starts them.
 
 All of them hold the same networks, draw the same random numbers for the whole batch and decide
-alike; each takes its own part of the batch. A run therefore goes on with any number of processes.
+alike; each takes its own part of the batch. A run therefore resumes with any number of processes.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def picture(image: np.ndarray) -> Image.Image:
+def to_pil(image: np.ndarray) -> Image.Image:
     """A Pillow image of uint8 [H, W, C]."""
     mode = MODES[image.shape[2]]
     return Image.fromarray(image[:, :, 0] if mode == "L" else image, mode)
@@ -42,7 +42,7 @@ def grid(images: np.ndarray, columns: int, tile: int = SMALLEST_TILE) -> np.ndar
 def save_png(path: Path, image: np.ndarray) -> None:
     """Write uint8 [H, W, C] as a PNG, whole or not at all."""
     with atomic_write(path) as aside:
-        picture(image).save(aside, format="PNG")
+        to_pil(image).save(aside, format="PNG")
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -54,4 +54,4 @@ def rgb(image: Image.Image) -> Image.Image:
 
 def rgb_array(image: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] of uint8 [H, W, 1 to 4]."""
-    return np.asarray(rgb(picture(image)))
+    return np.asarray(rgb(to_pil(image)))

@@ -22,14 +22,14 @@ TRAINING_ADVICE = "--micro-batch N below the batch size, --activation-checkpoint
 
 @contextmanager
 def advice_when_out_of_memory(advice: str = TRAINING_ADVICE) -> Iterator[None]:
-    """Turn the many forms of that error into a UserError that names the settings to change, `advice`."""
+    """Turn the many kinds of that error into a UserError that names the settings to change, `advice`."""
     try:
         yield
     except Exception as error:
         if isinstance(error, UserError) or not is_out_of_memory(error):
             raise
         reason = (str(error).splitlines() or ["no memory is left"])[0]
-        raise UserError(f"out of memory ({reason}); go on with one or more of: {advice}") from error
+        raise UserError(f"out of memory ({reason}); continue with one or more of: {advice}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

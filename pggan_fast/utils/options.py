@@ -180,7 +180,7 @@ class Parser(argparse.ArgumentParser):
         """Add one option per field of the dataclass `config`; those left out are absent afterwards."""
         hints = typing.get_type_hints(config)
         group: Any = self
-        needed = []
+        required = []
         for field in dataclasses.fields(config):
             if field.metadata["group"]:
                 group = self.add_argument_group(field.metadata["group"])
@@ -200,8 +200,8 @@ class Parser(argparse.ArgumentParser):
             group.add_argument(flag(field.name), **settings)
             if is_required(field):
                 shown = settings.get("metavar") or "{" + ",".join(map(str, field.metadata["choices"])) + "}"
-                needed.append(f"{flag(field.name)} {shown}")
-        self.usage = " ".join([self.prog, *needed, "[options]"])
+                required.append(f"{flag(field.name)} {shown}")
+        self.usage = " ".join([self.prog, *required, "[options]"])
 
 
 def from_options(config: type[Config], given: dict[str, Any]) -> Config:

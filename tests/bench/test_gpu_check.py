@@ -63,7 +63,7 @@ def test_a_part_is_stopped_at_its_limit_with_all_that_it_started(tmp_path):
     assert [line["result"] for line in found] == ["stopped at its limit of 5 s", "passed"]
     end = time.monotonic() + 60
     while alive(int(found[0]["last_line"])):
-        assert time.monotonic() < end, "a process of the part goes on"
+        assert time.monotonic() < end, "a process of the part still runs"
         time.sleep(0.1)
 
 

@@ -1,5 +1,5 @@
 // One thread of a block at a time, switched where it waits. A fiber runs threads to their end, one after the other,
-// until one of them waits; then another fiber goes on with the rest, so a kernel that never waits needs one fiber.
+// until one of them waits; then another fiber continues with the rest, so a kernel that never waits needs one fiber.
 #include <ucontext.h>
 
 #include <algorithm>
@@ -136,7 +136,7 @@ unsigned count(unsigned first, unsigned end, State state) {
                        [&](const Thread& t) { return t.state == state; });
 }
 
-// Lets warps go on whose threads all exchange; false if there was none.
+// Lets warps continue whose threads all exchange; false if there was none.
 bool release_warps() {
   const unsigned n = threads.size();
   bool any = false;
@@ -213,8 +213,8 @@ void* shared_memory(const void* key, size_t bytes) {
   return found.memory.get();
 }
 
-void set_order(Order wanted, uint32_t seed) {
-  order = wanted;
+void set_order(Order requested, uint32_t seed) {
+  order = requested;
   shuffle.seed(seed);
 }
 

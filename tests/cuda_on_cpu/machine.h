@@ -44,7 +44,7 @@ void wait_for_block();                               // __syncthreads
 uint64_t exchange(uint64_t value, unsigned lane);    // what that lane of the warp gave in the same call
 void* shared_memory(const void* key, size_t bytes);  // the block's memory of this key, all bits set at first
 
-// Threads of a block start, and go on after waiting, in this order.
+// Threads of a block start, and continue after waiting, in this order.
 enum class Order { ascending, descending, shuffled };
 void set_order(Order order, uint32_t seed);
 

@@ -166,7 +166,7 @@ def blocks(gpu: str, needs: Sequence[Kernel]) -> list[int]:
     return [int(count) for count in done.stdout.split()]
 
 
-def wanted_blocks(kernel: Kernel) -> int:
+def required_blocks(kernel: Kernel) -> int:
     """How many blocks of a kernel a multiprocessor is to have room for: kBlocks and its exception in csrc/cuda."""
     of_pixels = kernel.name == "bias_act_double_backward" and kernel.vector == 8 and kernel.flags == (False, True)
     return 1 if "fp64" in kernel.types or of_pixels else 2

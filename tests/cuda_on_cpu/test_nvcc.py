@@ -35,7 +35,7 @@ def test_enough_blocks_run_at_once(source, gpu):
     """Registers and shared memory leave room for as many on a multiprocessor as kBlocks asks for."""
     kernels = nvcc.kernels(source, gpu)
     blocks = dict(zip(kernels, nvcc.blocks(gpu, kernels), strict=True))
-    assert {str(k): n for k, n in blocks.items() if n < nvcc.wanted_blocks(k)} == {}
+    assert {str(k): n for k, n in blocks.items() if n < nvcc.required_blocks(k)} == {}
 
 
 @pytest.mark.parametrize("gpu", list(nvcc.architectures()) if nvcc.NVCC else [])

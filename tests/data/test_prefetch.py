@@ -33,7 +33,7 @@ def test_batches_and_states_are_those_of_reading_in_turn(data):
 
 
 @pytest.mark.parametrize("stop", range(len(ASKED)))
-def test_goes_on_from_a_state(data, stop):
+def test_resumes_from_a_state(data, stop):
     before = Prefetcher(Batches(data, seed=3))
     for asked in ASKED[:stop]:
         before.next(*asked)

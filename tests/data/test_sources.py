@@ -1,4 +1,4 @@
-"""prepare from every source, written by programs that are not ours, and stopped and gone on with."""
+"""prepare from every source, written by programs that are not ours, and stopped and resumed."""
 
 import json
 import signal
@@ -24,7 +24,7 @@ from pggan_fast.utils.errors import UserError
 SIDE = 16
 
 
-def pictures(count, side=SIDE, channels=3, seed=0):
+def photos(count, side=SIDE, channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, channels), dtype=np.uint8)
 
 
@@ -48,7 +48,7 @@ def fails(action):
 
 def test_a_zip_is_like_the_folder_it_holds(tmp_path):
     folder = tmp_path / "in"
-    for index, image in enumerate(pictures(6)):
+    for index, image in enumerate(photos(6)):
         path = folder / "all" / ("cats", "dogs")[index % 2] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
@@ -61,7 +61,7 @@ def test_a_zip_is_like_the_folder_it_holds(tmp_path):
     # The first folder that not all files share names the class.
     assert one.classes == other.classes == ["cats", "dogs"]
     assert one.labels.tolist() == other.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert np.array_equal(top_level(one), pictures(6)[[0, 2, 4, 1, 3, 5]])
+    assert np.array_equal(top_level(one), photos(6)[[0, 2, 4, 1, 3, 5]])
     assert np.array_equal(top_level(one), top_level(other))
 
 
@@ -69,14 +69,14 @@ def test_a_folder_of_arrays(tmp_path):
     """CelebA-HQ as its own script leaves it: imgHQ00000.npy, uint8 [1, 3, H, W]."""
     folder = tmp_path / "in"
     folder.mkdir()
-    for index, image in enumerate(pictures(3)):
+    for index, image in enumerate(photos(3)):
         np.save(folder / f"imgHQ{index:05d}.npy", image.transpose(2, 0, 1)[None])
-    assert np.array_equal(top_level(prepared(tmp_path, folder)), pictures(3))
+    assert np.array_equal(top_level(prepared(tmp_path, folder)), photos(3))
 
 
 @pytest.mark.parametrize("layout", ["nhwc", "nchw", "nhw", "float"])
 def test_one_array_of_all_images(tmp_path, layout):
-    images = pictures(5)
+    images = photos(5)
     stored = {
         "nhwc": images,
         "nchw": images.transpose(0, 3, 1, 2),
@@ -108,12 +108,12 @@ def write_tfrecords(folder, images, labels=None, name="faces"):
 
 
 def test_tfrecords_of_another_writer(tmp_path):
-    images, labels = pictures(9), np.arange(9) % 3
+    images, labels = photos(9), np.arange(9) % 3
     write_tfrecords(tmp_path / "records", images, labels)
     data = prepared(tmp_path, tmp_path / "records")
     assert (data.resolution, data.classes, data.labels.tolist()) == (SIDE, ["0", "1", "2"], labels.tolist())
     assert np.array_equal(top_level(data), images)
-    # The level of the resolution that is wanted, not the largest.
+    # The level of the resolution that was requested, not the largest.
     assert TfRecords(tmp_path / "records", 8).path.name == "faces-r03.tfrecords"
     small = prepared(tmp_path, tmp_path / "records", name="small", resolution=8)
     for resolution in (4, 8):
@@ -124,7 +124,7 @@ def test_tfrecords_of_another_writer(tmp_path):
 
 
 def test_tfrecords_that_are_damaged(tmp_path, capsys):
-    write_tfrecords(tmp_path / "records", pictures(4))
+    write_tfrecords(tmp_path / "records", photos(4))
     file = tmp_path / "records" / "faces-r04.tfrecords"
     whole = file.read_bytes()
     record = len(whole) // 4
@@ -143,12 +143,12 @@ def test_tfrecords_that_are_damaged(tmp_path, capsys):
     assert f"damaged or cut off at byte {2 * record}" in fails(lambda: prepared(tmp_path, file, name="cut"))
     file.write_bytes(b"GIF89a, or whatever else somebody has renamed")
     assert "damaged or cut off at byte 0" in fails(lambda: prepared(tmp_path, file, name="other"))
-    write_tfrecords(tmp_path / "records", pictures(1), name="cars")
+    write_tfrecords(tmp_path / "records", photos(1), name="cars")
     assert "several datasets" in fails(lambda: prepared(tmp_path, tmp_path / "records", name="two"))
 
 
 def test_labels_of_tfrecords_that_are_no_classes(tmp_path, capsys):
-    write_tfrecords(tmp_path / "records", pictures(2))
+    write_tfrecords(tmp_path / "records", photos(2))
     with open(tmp_path / "records" / "faces-rxx.labels", "wb") as file:
         np.save(file, np.array([[1, 1], [0, 1]], np.float32))
     assert prepared(tmp_path, tmp_path / "records").classes == []
@@ -159,16 +159,16 @@ def test_labels_of_tfrecords_that_are_no_classes(tmp_path, capsys):
 def huggingface(tmp_path):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
-        {"id": datasets.Value("int64"), "picture": datasets.Image(), "kind": datasets.ClassLabel(names=["hat", "shoe"])}
+        {"id": datasets.Value("int64"), "photo": datasets.Image(), "kind": datasets.ClassLabel(names=["hat", "shoe"])}
     )
-    images = [Image.fromarray(image) for image in pictures(7)]
-    return datasets.Dataset.from_dict({"id": range(7), "picture": images, "kind": [0, 1] * 3 + [0]}, features=features)
+    images = [Image.fromarray(image) for image in photos(7)]
+    return datasets.Dataset.from_dict({"id": range(7), "photo": images, "kind": [0, 1] * 3 + [0]}, features=features)
 
 
 def test_a_hugging_face_dataset(tmp_path, huggingface):
     data = prepared(tmp_path, "hf:clothes", HuggingFace(huggingface, "hf:clothes"))
     assert (data.classes, data.labels.tolist(), data.resolution) == (["hat", "shoe"], [0, 1] * 3 + [0], SIDE)
-    assert np.array_equal(top_level(data), pictures(7))
+    assert np.array_equal(top_level(data), photos(7))
 
     huggingface.save_to_disk(str(tmp_path / "saved"))
     for name, settings in {"disk": {}, "stream": {"streaming": True, "resolution": SIDE}}.items():
@@ -176,17 +176,17 @@ def test_a_hugging_face_dataset(tmp_path, huggingface):
         assert np.array_equal(top_level(again), top_level(data)) and again.labels.tolist() == data.labels.tolist()
 
 
-def test_a_hugging_face_stream_goes_on(huggingface):
+def test_a_hugging_face_stream_resumes(huggingface):
     source = HuggingFace(huggingface.to_iterable_dataset(), "hf:clothes")
     assert source.count is None
     names = [item.name for item in source.items(5)]
     assert names == ["hf:clothes[5]", "hf:clothes[6]"]
     found = [np.asarray(item.load()) for item in source.items(5)]
-    assert np.array_equal(found, pictures(7)[5:])
+    assert np.array_equal(found, photos(7)[5:])
 
 
 def test_mistakes_about_hugging_face(tmp_path, huggingface):
-    assert "has no column of images" in fails(lambda: HuggingFace(huggingface.remove_columns("picture"), "hf:x"))
+    assert "has no column of images" in fails(lambda: HuggingFace(huggingface.remove_columns("photo"), "hf:x"))
     (tmp_path / "empty").mkdir()
     assert "cannot be loaded" in fails(lambda: open_source(Path(f"hf:{tmp_path}/empty")))
 
@@ -202,12 +202,12 @@ class Samples(torch.utils.data.Dataset):
     def __getitem__(self, index):
         if index == 3:
             raise RuntimeError("no such photo")
-        return torch.from_numpy(pictures(6)[index]).permute(2, 0, 1) / 255, index % 2
+        return torch.from_numpy(photos(6)[index]).permute(2, 0, 1) / 255, index % 2
 
 
 class Stream(IterableDataset):
     def __iter__(self):
-        return iter([{"image": Image.fromarray(image)} for image in pictures(5)])
+        return iter([{"image": Image.fromarray(image)} for image in photos(5)])
 
 
 samples = Samples  # a factory, for torch:MODULE:NAME
@@ -216,14 +216,14 @@ samples = Samples  # a factory, for torch:MODULE:NAME
 def test_a_torch_dataset(tmp_path):
     data = prepared(tmp_path, "torch:mine", TorchDataset(Samples(), "torch:mine", workers=2), resolution=SIDE)
     assert (data.classes, data.labels.tolist()) == (["a", "b"], [0, 1, 0, 0, 1])
-    assert np.array_equal(top_level(data), pictures(6)[[0, 1, 2, 4, 5]])
+    assert np.array_equal(top_level(data), photos(6)[[0, 1, 2, 4, 5]])
     skipped = json.loads((tmp_path / "out" / "dataset.json").read_text())["skipped"]
     assert skipped == {"torch:mine[3]": "cannot be read (RuntimeError: no such photo)"}
 
 
 def test_a_torch_stream(tmp_path):
     data = prepared(tmp_path, "torch:stream", TorchDataset(Stream(), "torch:stream"))
-    assert np.array_equal(top_level(data), pictures(5))
+    assert np.array_equal(top_level(data), photos(5))
 
 
 def test_a_torch_dataset_by_name(tmp_path, monkeypatch):
@@ -238,7 +238,7 @@ def test_a_torch_dataset_by_name(tmp_path, monkeypatch):
 def test_labels_outside_of_the_classes(tmp_path):
     class Wrong(Samples):
         def __getitem__(self, index):
-            return pictures(1)[0], 2
+            return photos(1)[0], 2
 
     message = fails(lambda: prepared(tmp_path, "torch:x", TorchDataset(Wrong(), "torch:x"), resolution=SIDE))
     assert "torch:x[0]: has label 2, must be 0 to 1" in message
@@ -313,11 +313,11 @@ def test_nothing_is_read_far_ahead():
     results.close()
 
 
-def test_goes_on_where_it_was_killed(tmp_path):
+def test_resumes_where_it_was_killed(tmp_path):
     """SIGKILL at whatever moment, several times; the result is that of a run that was left alone."""
     folder = tmp_path / "in"
     folder.mkdir()
-    for index, image in enumerate(pictures(120, side=64)):
+    for index, image in enumerate(photos(120, side=64)):
         Image.fromarray(image).save(folder / f"{index:03d}.png")
     (folder / "050.png").write_bytes(b"broken")
     # Slowed down, so that a kill finds it at work, and flushed more often.
@@ -340,7 +340,7 @@ def test_goes_on_where_it_was_killed(tmp_path):
         noted = len(journal.read_text().splitlines())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "going on after" in done.stdout
+    assert "resuming after" in done.stdout
     whole = prepared(tmp_path, folder, resolution=64)
     killed = PreparedData(tmp_path / "killed")
     for resolution in (4, 8, 16, 32, 64):
@@ -368,22 +368,22 @@ def stop_after(monkeypatch, count):
 
 def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch, capsys):
     (tmp_path / "in").mkdir()
-    for index, image in enumerate(pictures(20)):
+    for index, image in enumerate(photos(20)):
         Image.fromarray(image).save(tmp_path / "in" / f"{index:02d}.png")
     stop_after(monkeypatch, 12)
     with pytest.raises(KeyboardInterrupt):
         prepared(tmp_path, tmp_path / "in", resolution=8, workers=1)
-    assert "the same command goes on there" in capsys.readouterr().out
+    assert "the same command resumes there" in capsys.readouterr().out
     monkeypatch.undo()
     # With other settings nothing of it can be used, and nothing of it shows.
     data = prepared(tmp_path, tmp_path / "in", resolution=4)
     assert data.count == 20 and not (tmp_path / "out" / "images_8.npy").exists()
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out
 
 
 def test_two_at_once_are_refused(tmp_path):
     (tmp_path / "in").mkdir()
-    Image.fromarray(pictures(1)[0]).save(tmp_path / "in" / "a.png")
+    Image.fromarray(photos(1)[0]).save(tmp_path / "in" / "a.png")
 
     class Slow(Folder):
         def items(self, start=0):

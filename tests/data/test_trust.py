@@ -74,11 +74,11 @@ def test_a_source_that_fails_stops_and_resumes(tmp_path, monkeypatch, number, ca
         return original(name, file)
 
     monkeypatch.setattr(files, "read", failing)
-    assert "images are kept, the same command goes on there" in fails(tmp_path, folder, resolution=16, workers=1)
+    assert "images are kept, the same command resumes there" in fails(tmp_path, folder, resolution=16, workers=1)
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
     prepare(PrepareConfig(images=folder, out=tmp_path / "out", resolution=16))
-    assert "going on after" in capsys.readouterr().out
+    assert "resuming after" in capsys.readouterr().out
     assert PreparedData(tmp_path / "out").count == 40
 
 

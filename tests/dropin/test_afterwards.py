@@ -118,7 +118,7 @@ def test_export_sees_the_original(name):
             torch.testing.assert_close(a, b, **CLOSE)
 
 
-def test_training_goes_on_in_the_middle():
+def test_training_continues_in_the_middle():
     """Optimizer, average of the weights and their checkpoints: before, after, and after restoring."""
 
     def train(change):

@@ -15,7 +15,7 @@ IMAGES = torch.cat([X, X.flip(0) * 0.5]).double()  # 8 of them
 
 
 @pytest.fixture
-def peer():
+def pro_gan_pth():
     return pytest.importorskip("pro_gan_pytorch.custom_layers", reason="pro-gan-pth is not installed")
 
 
@@ -24,19 +24,19 @@ def assert_equal(ours: Tensor, theirs: Tensor) -> None:
 
 
 @pytest.mark.parametrize("up", [1, 2])
-def test_layers_of_pro_gan_pth(peer, up):
+def test_layers_of_pro_gan_pth(pro_gan_pth, up):
     torch.manual_seed(0)
-    conv = peer.EqualizedConv2d(8, 16, (3, 3), padding=1).double()
+    conv = pro_gan_pth.EqualizedConv2d(8, 16, (3, 3), padding=1).double()
     nn.init.normal_(conv.bias)
-    theirs = nn.Sequential(conv, nn.LeakyReLU(0.2), peer.PixelwiseNorm())
+    theirs = nn.Sequential(conv, nn.LeakyReLU(0.2), pro_gan_pth.PixelwiseNorm())
     ours = pggan_fast.EqualizedConv2d(8, 16, 3, up=up, act="lrelu", pixel_norm=True).double()
     ours.load_state_dict(conv.state_dict())
     assert_equal(ours(IMAGES), theirs(F.interpolate(IMAGES, scale_factor=up)))
 
 
-def test_norms_of_pro_gan_pth(peer):
-    assert_equal(pggan_fast.PixelNorm()(IMAGES), peer.PixelwiseNorm()(IMAGES))
-    assert_equal(pggan_fast.MinibatchStdDev(4)(IMAGES), peer.MinibatchStdDev(4)(IMAGES))
+def test_norms_of_pro_gan_pth(pro_gan_pth):
+    assert_equal(pggan_fast.PixelNorm()(IMAGES), pro_gan_pth.PixelwiseNorm()(IMAGES))
+    assert_equal(pggan_fast.MinibatchStdDev(4)(IMAGES), pro_gan_pth.MinibatchStdDev(4)(IMAGES))
 
 
 def test_layers_of_the_gan_zoo():

@@ -287,7 +287,7 @@ def test_buffers_are_read_at_each_call():
 
 
 def test_a_tensor_that_is_overwritten_later_is_read_first():
-    class Overwriting(nn.Module):
+    class WritesTwice(nn.Module):
         def __init__(self):
             super().__init__()
             torch.manual_seed(1)
@@ -299,7 +299,7 @@ def test_a_tensor_that_is_overwritten_later_is_read_first():
             x.add_(1)
             return F.leaky_relu(y, 0.2) + x
 
-    torch.testing.assert_close(accelerate(Overwriting())(X), Overwriting()(X), **CLOSE)
+    torch.testing.assert_close(accelerate(WritesTwice())(X), WritesTwice()(X), **CLOSE)
 
 
 def test_a_convolution_that_others_read_is_left_alone():

@@ -74,7 +74,7 @@ UNPADDED = [geometry for geometry in GEOMETRIES if "padding_mode" not in geometr
 
 @pytest.mark.parametrize("geometry", UNPADDED, ids=str)
 def test_convolutions_between_rescalings(geometry):
-    """Those that the folded form does not know are computed as they are written."""
+    """Those that the folded convolution does not know are computed as they are written."""
     conv = nn.Conv2d(8, 8, **{"kernel_size": 3, "padding": 1, **geometry})
     assert_replaced(nn.Sequential(nn.Upsample(scale_factor=2), conv), "nearest upsampling + conv")
     assert_replaced(nn.Sequential(conv, nn.AvgPool2d(2), nn.ReLU()), "conv + 2x2 mean + relu")

@@ -38,24 +38,24 @@ def run_folder(data, out, **changes):
     return RunFolder.create(TrainConfig(data=data, out=out, **{**SETTINGS, **changes}))
 
 
-def judged(run):
+def evaluated(run):
     """The values of each line of stats.jsonl that has some, by number of images."""
     lines = [json.loads(line) for line in (run.path / "stats.jsonl").read_text().splitlines()]
     return {line["images"]: {name: line[name] for name in NAMES} for line in lines if NAMES[0] in line}
 
 
 @pytest.mark.parametrize("labels", [False, True])
-def test_values_are_those_of_the_verb_evaluate(data, tmp_path, labels):
+def test_values_are_those_of_the_command_evaluate(data, tmp_path, labels):
     run = run_folder(data, tmp_path / "run", labels=labels)
     train(run, metric_callback=metric_callback_for(run))
-    found = judged(run)
+    found = evaluated(run)
     assert list(found) == [96, 160, 224]  # the ticks after 80 and 160 images, and the end
     report = evaluate(EvaluateConfig(run=run.path, count=20, batch_size=32, device="cpu"))
     assert found[224] == pytest.approx(report["results"], rel=1e-6)
     assert report["images"]["labels_from"] == ("the reals" if labels else None)
 
 
-def test_judging_changes_nothing_else(data, tmp_path):
+def test_evaluating_changes_nothing_else(data, tmp_path):
     plain, watched = run_folder(data, tmp_path / "plain", metrics=""), run_folder(data, tmp_path / "watched")
     assert metric_callback_for(plain) is None
     train(plain)
@@ -64,7 +64,7 @@ def test_judging_changes_nothing_else(data, tmp_path):
     assert weights[0] == weights[1]
 
 
-def test_a_run_that_goes_on_measures_the_same(data, tmp_path):
+def test_a_resumed_run_measures_the_same(data, tmp_path):
     whole, parted = run_folder(data, tmp_path / "whole"), run_folder(data, tmp_path / "parted")
     train(whole, metric_callback=metric_callback_for(whole))
     calls = []
@@ -79,7 +79,7 @@ def test_a_run_that_goes_on_measures_the_same(data, tmp_path):
         train(parted, metric_callback=stops)
     again = RunFolder.open(parted.path, {})
     train(again, metric_callback=metric_callback_for(again))
-    assert judged(again) == judged(whole)
+    assert evaluated(again) == evaluated(whole)
 
 
 def test_the_command_line(data, tmp_path):
@@ -97,7 +97,7 @@ def test_the_command_line(data, tmp_path):
         ({"metrics": "swd", "resolution": 8}, "--metrics swd: images 8x8: sides must be 16 px or more"),
     ],
 )
-def test_what_cannot_be_judged_is_refused_before_a_run_is_made(data, tmp_path, capsys, changes, complaint):
+def test_what_cannot_be_evaluated_is_refused_before_a_run_is_made(data, tmp_path, capsys, changes, complaint):
     config = TrainConfig(data=data, out=tmp_path / "run", **{**SETTINGS, **changes})
     with pytest.raises(UserError, match=complaint):
         check_metrics(config)

@@ -1,4 +1,4 @@
-"""The verb `evaluate`: sources, results, what they depend on, and what it refuses."""
+"""The command `evaluate`: sources, results, what they depend on, and what it refuses."""
 
 import json
 
@@ -40,8 +40,8 @@ def write_data(folder, batch, classes=()):
 def write_weights(path, *, label_dim=0, channels=3, stage=32, alpha=1.0, classes=()):
     torch.manual_seed(0)
     G = Generator(32, fmap_base=64, fmap_max=8, label_dim=label_dim, image_channels=channels)
-    facts = {"options": G.options, "classes": list(classes), "images": 5, "resolution": stage, "alpha": alpha}
-    save_weights(path, G, facts)
+    metadata = {"options": G.options, "classes": list(classes), "images": 5, "resolution": stage, "alpha": alpha}
+    save_weights(path, G, metadata)
     return path
 
 
@@ -61,8 +61,8 @@ def results(reals, metrics="swd", **what):
 
 
 def test_the_same_images_are_at_distance_zero(places):
-    for judged in ("files", "data"):
-        found = results(places / "files", images=places / judged)["results"]
+    for evaluated in ("files", "data"):
+        found = results(places / "files", images=places / evaluated)["results"]
         assert found["swd_average"] == pytest.approx(0, abs=1e-3)
     part = results(places / "files", images=places / "files", count=10, seed=7)
     assert part["results"]["swd_average"] == pytest.approx(0, abs=1e-3)
@@ -71,8 +71,8 @@ def test_the_same_images_are_at_distance_zero(places):
 
 def test_values_are_those_of_the_metric_whatever_the_images_are_in(places):
     expected = sliced_wasserstein(images(32, "B")[:COUNT], images(32, "A")[:COUNT])
-    for judged in ("files", "data"):
-        found = results(places / "others", images=places / judged, batch_size=7)["results"]
+    for evaluated in ("files", "data"):
+        found = results(places / "others", images=places / evaluated, batch_size=7)["results"]
         assert found == pytest.approx({f"swd_{name}": value for name, value in expected.items()}, rel=1e-4)
 
 
@@ -101,12 +101,14 @@ def test_equal_seeds_give_equal_results(places):
     assert other["results"]["swd_average"] != first["results"]["swd_average"]
 
 
-def test_generated_images_are_those_of_the_verb_generate(places, tmp_path):
+def test_generated_images_are_those_of_the_command_generate(places, tmp_path):
     weights = places / "generator.safetensors"
-    generate_images(GenerateConfig(out=tmp_path / "drawn", weights=weights, count=12, seed=3, device="cpu"))
-    judged = results(places / "data", weights=weights, count=12, seed=3)
-    files = evaluate(EvaluateConfig(images=tmp_path / "drawn", reals=places / "data", count=12, metrics="swd", seed=3))
-    assert judged["results"] == pytest.approx(files["results"], rel=1e-4)
+    generate_images(GenerateConfig(out=tmp_path / "generated", weights=weights, count=12, seed=3, device="cpu"))
+    evaluated = results(places / "data", weights=weights, count=12, seed=3)
+    files = evaluate(
+        EvaluateConfig(images=tmp_path / "generated", reals=places / "data", count=12, metrics="swd", seed=3)
+    )
+    assert evaluated["results"] == pytest.approx(files["results"], rel=1e-4)
 
 
 def test_the_result_says_what_it_is_about(places, tmp_path):
@@ -186,7 +188,7 @@ def test_mistakes_are_answered_in_a_line(places, tmp_path, capsys):
     )
     assert "images 8x8: sides must be 16 px" in fails(capsys, *reals, "--images", data, "--resolution", 8)
     gray = write_weights(tmp_path / "gray.safetensors", channels=1)
-    assert "have 3 channels, the images that are judged 1" in fails(capsys, *reals, "--weights", gray)
+    assert "have 3 channels, the evaluated images 1" in fails(capsys, *reals, "--weights", gray)
 
 
 def test_files_that_are_no_images_are_left_out_and_named(places, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Films, read back by Pillow and ffmpeg, and the walk between latents."""
+"""Videos, read back by Pillow and ffmpeg, and the walk between latents."""
 
 import sys
 
@@ -24,19 +24,19 @@ def frames(count=10, height=33, width=47):
 
 def test_gif(tmp_path):
     save_video(tmp_path / "a.gif", iter(frames()), 25)
-    with Image.open(tmp_path / "a.gif") as film:
-        assert (film.n_frames, film.size, film.info["duration"], film.info["loop"]) == (10, (47, 33), 40, 0)
+    with Image.open(tmp_path / "a.gif") as video:
+        assert (video.n_frames, video.size, video.info["duration"], video.info["loop"]) == (10, (47, 33), 40, 0)
         for index, frame in enumerate(frames()):
-            film.seek(index)
-            assert np.abs(np.asarray(film.convert("RGB")).astype(int) - frame).max() < 8  # 256 colours
+            video.seek(index)
+            assert np.abs(np.asarray(video.convert("RGB")).astype(int) - frame).max() < 8  # 256 colours
 
 
 def test_mp4(tmp_path):
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     save_video(tmp_path / "a.mp4", iter(frames()), 25)
     reader = ffmpeg.read_frames(str(tmp_path / "a.mp4"))
-    facts = next(reader)
-    assert (facts["size"], facts["fps"], facts["codec"]) == ((48, 34), 25, "h264")
+    metadata = next(reader)
+    assert (metadata["size"], metadata["fps"], metadata["codec"]) == ((48, 34), 25, "h264")
     read = [np.frombuffer(frame, np.uint8).reshape(34, 48, 3) for frame in reader]
     assert len(read) == 10
     for frame, expected in zip(read, frames(), strict=True):
@@ -44,7 +44,7 @@ def test_mp4(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "a.mp4"]
 
 
-def test_nothing_is_left_of_a_film_that_fails(tmp_path):
+def test_nothing_is_left_of_a_video_that_fails(tmp_path):
     def broken():
         yield frames()[0]
         raise KeyboardInterrupt
@@ -86,34 +86,34 @@ def run(tmp_path):
         Image.new("L", (300, 200), 50 * index).save(folder / "samples" / f"{index:09d}.png")
     torch.manual_seed(0)
     G = Generator(8, fmap_max=8, image_channels=1, label_dim=3)
-    facts = {"options": G.options, "classes": ["a", "b", "c"], "images": 5, "resolution": 8, "alpha": 0.5}
-    save_weights(folder / "final" / "generator.safetensors", G, facts)
+    metadata = {"options": G.options, "classes": ["a", "b", "c"], "images": 5, "resolution": 8, "alpha": 0.5}
+    save_weights(folder / "final" / "generator.safetensors", G, metadata)
     return folder
 
 
-def test_a_film_of_training(run, tmp_path):
-    out = training_video(VideoConfig(run=run, out=tmp_path / "film.gif", fps=5, width=150))
-    with Image.open(out) as film:
+def test_a_video_of_training(run, tmp_path):
+    out = training_video(VideoConfig(run=run, out=tmp_path / "video.gif", fps=5, width=150))
+    with Image.open(out) as video:
         # Pillow joins frames that are alike: the last one stays for two seconds.
         durations = []
-        for index in range(film.n_frames):
-            film.seek(index)
-            durations.append(film.info["duration"])
-            assert film.convert("L").getpixel((10, 10)) == pytest.approx(50 * index, abs=2)
-        assert film.size == (150, 100)
+        for index in range(video.n_frames):
+            video.seek(index)
+            durations.append(video.info["duration"])
+            assert video.convert("L").getpixel((10, 10)) == pytest.approx(50 * index, abs=2)
+        assert video.size == (150, 100)
     assert durations == [200, 200, 200, 200, 200 + 2000]
     (run / "config.json").unlink()
     assert "holds no run" in fails(lambda: training_video(VideoConfig(run=run, out=tmp_path / "b.gif")))
     assert "--width 3" in fails(lambda: VideoConfig(run=run, out=run, width=3))
 
 
-def test_a_film_between_latents(run, tmp_path):
+def test_a_video_between_latents(run, tmp_path):
     settings = dict(run=run, keys=3, frames=4, count=4, fps=10, device="cpu")
     out = interpolate(InterpolateConfig(out=tmp_path / "a.gif", **settings))
-    with Image.open(out) as film:
-        assert (film.n_frames, film.size) == (12, (128, 128))
-    with Image.open(interpolate(InterpolateConfig(out=tmp_path / "b.gif", label="b", **settings))) as film:
-        other = np.asarray(film.convert("RGB"))
+    with Image.open(out) as video:
+        assert (video.n_frames, video.size) == (12, (128, 128))
+    with Image.open(interpolate(InterpolateConfig(out=tmp_path / "b.gif", label="b", **settings))) as video:
+        other = np.asarray(video.convert("RGB"))
     assert not np.array_equal(other, np.asarray(Image.open(tmp_path / "a.gif").convert("RGB")))
     assert "must be 0 to 2" in fails(lambda: interpolate(InterpolateConfig(out=tmp_path / "c", label="d", **settings)))
     assert "--keys 1" in fails(lambda: InterpolateConfig(out=run, run=run, keys=1))

@@ -67,7 +67,7 @@ class OfficialView:
         images = self.G(self.latents, self.labels, resolution=live, alpha=self.alpha)
         return F.interpolate(images, scale_factor=self.factor, mode="nearest")
 
-    def judge(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def score(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         return self.D(F.avg_pool2d(images, self.factor), alpha=self.alpha)
 
     def label_penalty(self, logits: torch.Tensor) -> torch.Tensor:
@@ -77,10 +77,10 @@ class OfficialView:
         """WGAN-GP with drift and AC-GAN terms, and the terms by their names in the file."""
         with torch.no_grad():
             fakes = self.generate()
-        real_scores, real_logits = self.judge(self.reals)
-        fake_scores, fake_logits = self.judge(fakes)
+        real_scores, real_logits = self.score(self.reals)
+        fake_scores, fake_logits = self.score(fakes)
         mixed = (self.reals + (fakes - self.reals) * self.mixing).requires_grad_()
-        mixed_scores, _ = self.judge(mixed)
+        mixed_scores, _ = self.score(mixed)
         (gradient,) = torch.autograd.grad(mixed_scores.sum(), mixed, create_graph=True)
         norms = gradient.square().sum(dim=(1, 2, 3)).sqrt()
         terms = {
@@ -99,6 +99,6 @@ class OfficialView:
         return loss, terms
 
     def g_loss(self) -> torch.Tensor:
-        scores, logits = self.judge(self.generate())
+        scores, logits = self.score(self.generate())
         loss = -scores.mean()
         return loss if self.labels is None else loss + self.label_penalty(logits).mean()

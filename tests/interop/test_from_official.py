@@ -117,7 +117,7 @@ def test_variables_without_wscale(golden):
         setattr(view, letter, from_official(variables, label_dim=label_dim, use_wscale=False))
     # One more rounding per weight than with scaling at run time.
     assert_close(view.generate(), golden["G_out/lod0.3"], IMAGE_TOLERANCE)
-    assert_close(view.judge(view.reals)[0], golden["D_scores/lod0.3"], 2 * SCORE_TOLERANCE)
+    assert_close(view.score(view.reals)[0], golden["D_scores/lod0.3"], 2 * SCORE_TOLERANCE)
 
 
 def test_given_options_win():

@@ -81,7 +81,7 @@ def test_generator_output(golden, lod, impl, layout):
 @pytest.mark.parametrize("lod", LODS)
 def test_discriminator_output(golden, lod, impl, layout):
     view = OfficialView(golden, lod, layout)
-    scores, logits = view.judge(view.reals)
+    scores, logits = view.score(view.reals)
     assert scores.shape == (8,)
     assert_close(scores, golden[f"D_scores/lod{lod}"], SCORE_TOLERANCE)
     if view.labels is None:

@@ -154,8 +154,8 @@ def test_the_command_line_takes_the_average(official, tmp_path, capsys):
     three[2].state["variables"] = list(average.items())
     path.write_bytes(pickle.dumps(three, 4))
     assert main(["import", "--from", "official", "--weights", str(path), "--out", str(tmp_path / "out")]) == 0
-    G, facts = load_generator(tmp_path / "out" / "generator.safetensors")
-    assert facts["classes"] == ["0", "1", "2", "3", "4"]
+    G, metadata = load_generator(tmp_path / "out" / "generator.safetensors")
+    assert metadata["classes"] == ["0", "1", "2", "3", "4"]
     golden = load("nets_r16_l5_fused_taper")
     images = G(tensor(golden, "latents"), tensor(golden, "labels"))
     assert_close(images, golden["G_out/lod0.0"] + 1, IMAGE_TOLERANCE)
@@ -182,7 +182,7 @@ WITH_FLAGS = b"(K\x03" + _text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x
 ADDRESS = struct.pack("<Q", 0x414141410000)
 
 
-# What stands in the place of a network's name, and the reason that is given.
+# What is given for a network's name, and the reason that is given.
 BAD = [
     (_array(HIDDEN + FIELDS, b"K\x01", ADDRESS), "dtype 'V8'"),
     (_array(PLAIN + AS_FIELDS, b"K\x02", ADDRESS), "dtype 'O'"),

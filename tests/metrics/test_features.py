@@ -99,7 +99,7 @@ def test_inception_gives_what_the_library_gives(fidelity, tmp_path, monkeypatch)
             return self.batch[index]
 
     expected = fidelity.calculate_metrics(
-        input1=Images(sets[1]),  # what is judged; the Inception Score is of input 1
+        input1=Images(sets[1]),  # what is evaluated; the Inception Score is of input 1
         input2=Images(sets[0]),
         isc=True,
         kid=True,
@@ -173,12 +173,12 @@ def test_a_shift_has_the_distance_of_the_means(fidelity):
 def test_gray_images_are_shown_gray():
     seen = []
 
-    class Recorder(Linear):
+    class Recording(Linear):
         def __call__(self, batch):
             seen.append(batch)
             return super().__call__(batch)
 
-    metric = FeatureMetrics(Recorder(), ["kid"], device=CPU)
+    metric = FeatureMetrics(Recording(), ["kid"], device=CPU)
     gray = torch.tensor(images(32, "A")[:4, :1])
     metric.add_reals(gray)
     assert torch.equal(seen[0], gray.repeat(1, 3, 1, 1))

@@ -27,7 +27,7 @@ def rows_of(patches: np.ndarray) -> np.ndarray:
 
 
 def official_directions(seed: int) -> torch.Tensor:
-    """The 4 repeats of 128 directions that the official function drew, side by side."""
+    """The 4 repeats of 128 directions that the official function sampled, side by side."""
     random = np.random.RandomState(seed)
     repeats = [random.randn(147, 128) for _ in range(4)]
     directions = np.hstack([r / np.linalg.norm(r, axis=0) for r in repeats]).T

@@ -95,7 +95,7 @@ def test_values_depend_on_images_and_seed_alone():
     assert settings["parzen_sigma"] in pixels.SIGMAS and settings["parzen_dimensions"] == 3072
 
 
-def test_the_width_is_the_best_for_reals_that_are_not_judged():
+def test_the_width_is_the_best_for_reals_that_are_not_evaluated():
     reals, fakes = images(32, "A"), images(32, "A2")
     found, settings = values(reals, fakes)
     rows = [pixel_rows(torch.tensor(some)) for some in (fakes, reals)]

@@ -236,8 +236,8 @@ def test_concat_without_a_class_is_the_plain_network():
 
 
 def test_unknown_label_mode():
-    with pytest.raises(ValueError, match="label_mode is 'film', allowed: acgan, projection, concat"):
-        Discriminator(16, label_mode="film")
+    with pytest.raises(ValueError, match="label_mode is 'both', allowed: acgan, projection, concat"):
+        Discriminator(16, label_mode="both")
 
 
 @NETWORKS

@@ -31,7 +31,7 @@ def _public(impl: str) -> Implementation:
 
 
 @contextmanager
-def fallback_kernels() -> Iterator[None]:
+def composite_kernels() -> Iterator[None]:
     """Inside, every op runs on the CPU what it runs on devices without kernels of their own: plain PyTorch."""
     library = torch.library.Library("pggan_fast", "IMPL")
     try:
@@ -135,7 +135,7 @@ IMPLEMENTATIONS = {
     "reference": _public("reference"),
     "native": _public("native"),
     "torch_ops": Implementation(lambda: None, _torch_op),
-    "fallback": Implementation(lambda: None, _torch_op, fallback_kernels),
+    "composite": Implementation(lambda: None, _torch_op, composite_kernels),
 }
 if TRITON_INTERPRETED:
     # The interpreter has bfloat16 wrong.

@@ -68,7 +68,7 @@ class Call(NamedTuple):
 
     @property
     def triton(self) -> torch._ops.OpOverload | None:
-        """The op's Triton form, where it has one."""
+        """The op's Triton implementation, where it has one."""
         packet = getattr(torch.ops.pggan_fast_triton, self.op, None)
         return None if packet is None else packet.default
 

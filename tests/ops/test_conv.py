@@ -240,7 +240,7 @@ def test_bf16_autocast(implementation, name, rescaling):
 
 
 @pytest.mark.parametrize("name", ["equalized_conv2d", "equalized_linear"])
-@pytest.mark.parametrize("implementation", ["torch_ops", "fallback"], indirect=True)
+@pytest.mark.parametrize("implementation", ["torch_ops", "composite"], indirect=True)
 def test_torch_ops_compute_in_the_dtype_of_x(implementation, name):
     """Under autocast too: it is the public function that follows autocast, and casts x."""
     images, (weight, _), (bias, _) = _parameters(torch.float32)

@@ -22,13 +22,13 @@ OURS = [call for call in CALLS if call.has_gpu_kernel]
 
 
 @pytest.fixture(params=["gpu_rehearsed"] if REHEARSED else ["gpu_native", "gpu_triton"])
-def form(request) -> Iterator[Callable[[Call], Callable]]:
+def kernel(request) -> Iterator[Callable[[Call], Callable]]:
     """Gives the op of a call, in one implementation's kernels."""
     impl = request.param.removeprefix("gpu_")
     if not REHEARSED and (reason := unavailable_reason(impl, "cuda")):
         pytest.skip(reason)
     with cuda_kernels_on_cpu() if REHEARSED else nullcontext():
-        yield lambda call: call.overload if impl != "triton" else call.triton or pytest.skip("has no Triton form")
+        yield lambda call: call.overload if impl != "triton" else call.triton or pytest.skip("not a Triton kernel")
 
 
 def arguments(call: Call, device: str = DEVICE) -> tuple:
@@ -75,9 +75,9 @@ def captured(function: Callable[[], object]) -> tuple[object, Callable[[], objec
 
 
 @pytest.mark.parametrize("call", OURS, ids=str)
-def test_ops_run_on_the_current_stream(form, call):
+def test_ops_run_on_the_current_stream(kernel, call):
     """Ops read what is written on their stream, late: on another stream they would read the zeros before."""
-    op, values, inputs = form(call), arguments(call), zeros(call)
+    op, values, inputs = kernel(call), arguments(call), zeros(call)
     expected = op(*arguments(call))
     with busy_stream():
         fill(inputs, values)
@@ -86,19 +86,19 @@ def test_ops_run_on_the_current_stream(form, call):
 
 
 @pytest.mark.parametrize("call", OURS, ids=str)
-def test_ops_run_on_the_device_of_their_tensors(form, call):
+def test_ops_run_on_the_device_of_their_tensors(kernel, call):
     if not REHEARSED and torch.cuda.device_count() < 2:
         pytest.skip("one GPU")
-    op, other = form(call), "cpu" if REHEARSED else "cuda:1"
+    op, other = kernel(call), "cpu" if REHEARSED else "cuda:1"
     results = op(*arguments(call, other))
     assert {r.device for r in tree_leaves(results)} == {torch.device(other)}
     assert_same(results, op(*arguments(call)))
 
 
 @pytest.mark.parametrize("call", OURS, ids=str)
-def test_ops_are_captured_in_a_graph(form, call):
+def test_ops_are_captured_in_a_graph(kernel, call):
     """They wait for nothing, and read alpha where it will be: a replay computes with new values."""
-    op, values, inputs = form(call), arguments(call), zeros(call)
+    op, values, inputs = kernel(call), arguments(call), zeros(call)
     expected = op(*arguments(call))
     if REHEARSED:
         fill(inputs, values)

@@ -23,14 +23,14 @@ def _is_checkable(sample: Sample) -> bool:
 
 
 CHECKABLE = [s for s in SAMPLES if _is_checkable(s)]
-LAST_ORDER = ("bias_act_backward", "minibatch_stddev_backward")  # gradients whose own gradients are the last
+NO_THIRD_DERIVATIVE = ("bias_act_backward", "minibatch_stddev_backward")  # gradients whose own gradients are the last
 # Every sample in the two native layouts, one of each op in the others.
 CASES = [(sample, layout) for sample in CHECKABLE for layout in ("contiguous", "channels_last")]
 FIRST = {s.op: s for s in reversed(CHECKABLE)}.values()
 CASES += [(sample, layout) for sample in FIRST for layout in LAYOUTS if layout not in ("contiguous", "channels_last")]
 
 
-# Triton's forms share the formulas of the native ones, and are slow in the interpreter.
+# Triton's implementations share the formulas of the native ones, and are slow in the interpreter.
 @pytest.mark.parametrize("implementation", [name for name in IMPLEMENTATIONS if name != "triton"], indirect=True)
 @pytest.mark.parametrize(("sample", "layout"), CASES, ids=str)
 def test_public_functions(implementation, sample, layout):
@@ -62,11 +62,11 @@ def test_ops(call, layout):
         return tuple(r for r in results if r.numel())
 
     assert gradcheck(of_inputs, inputs, fast_mode=True, **GRADCHECK)
-    if call.op not in LAST_ORDER:
+    if call.op not in NO_THIRD_DERIVATIVE:
         assert gradgradcheck(of_inputs, inputs, fast_mode=True, **GRADCHECK)
 
 
-@pytest.mark.parametrize("call", [c for c in CALLS if c.op in LAST_ORDER], ids=str)
+@pytest.mark.parametrize("call", [c for c in CALLS if c.op in NO_THIRD_DERIVATIVE], ids=str)
 def test_a_third_derivative_is_refused(call):
     """A constant incoming gradient does not make it zero."""
     arguments = call.arguments(Make(torch.float64, requires_grad=True))

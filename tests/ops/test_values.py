@@ -40,16 +40,16 @@ def derivatives(
         return laid_out(directions[name].to(like.dtype), layout)
 
     leaves = {k: t.detach().requires_grad_(t.is_floating_point()) for k, t in tensors.items()}
-    wanted = {k: t for k, t in leaves.items() if t.requires_grad}
+    with_gradient = {k: t for k, t in leaves.items() if t.requires_grad}
     y = function(*(laid_out(t, layout) for t in leaves.values()))
     if not y.requires_grad:
         return {"y": y}
     dy = direction("y", y).requires_grad_()
-    d = torch.autograd.grad(y, wanted.values(), dy, create_graph=True, materialize_grads=True)
-    first = dict(zip(wanted, d, strict=True))
+    d = torch.autograd.grad(y, with_gradient.values(), dy, create_graph=True, materialize_grads=True)
+    first = dict(zip(with_gradient, d, strict=True))
     # Gradients that are constant, such as the bias's of a linear op in x, have no gradients of their own.
     differentiable = {k: t for k, t in first.items() if t.requires_grad}
-    again = {"dy": dy} | wanted
+    again = {"dy": dy} | with_gradient
     dd = torch.autograd.grad(
         list(differentiable.values()),
         list(again.values()),

@@ -92,7 +92,7 @@ def straight(processes, folder):
 
 
 def stopped(processes, folder):
-    """A signal reaches the last process alone; all save and leave. Then all go on."""
+    """A signal reaches the last process alone; all save and leave. Then all resume."""
 
     def stop(images):
         if images == 72 and processes.rank == processes.count - 1:
@@ -121,7 +121,7 @@ def saved_in(run):
 
 
 def another_number(processes, folder):
-    """Goes on with what another number of processes has begun."""
+    """Resumes what another number of processes has begun."""
     return {"finished": run_in(folder / "another", processes, folder)}
 
 

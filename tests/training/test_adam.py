@@ -68,7 +68,7 @@ def test_a_rate_on_the_device_is_read_at_each_step():
 
 
 @pytest.mark.parametrize("source", [torchs, lambda p: MomentumFreeAdam(p, torch.tensor(1e-3))], ids=["torch", "own"])
-def test_goes_on_from_a_loaded_state(source):
+def test_continues_from_a_loaded_state(source):
     before, ours, theirs = parameters(), parameters(), parameters()
     first, expected = source(before), torchs(theirs)
     steps(first, before, 4)

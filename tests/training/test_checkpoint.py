@@ -128,7 +128,7 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
         checkpoint.load_checkpoint(tmp_path / "1.pt")
 
 
-def test_random_state_goes_on_where_it_was():
+def test_random_state_continues_where_it_was():
     torch.manual_seed(1)
     torch.randn(3)
     saved = checkpoint.random_state(torch.device("cpu"))

@@ -123,7 +123,7 @@ def test_one_process_and_two_train_alike(two, folder):
     )
 
 
-def test_a_signal_to_one_process_stops_all_and_they_go_on_bit_for_bit(two, folder):
+def test_a_signal_to_one_process_stops_all_and_they_resume_bit_for_bit(two, folder):
     for found in two["stopped"]:
         assert found == {"first": False, "checkpoints": ["000000072.pt"], "second": True}
     assert_same(without_clock(newest(folder / "stopped2")), without_clock(newest(folder / "straight2")))
@@ -135,7 +135,7 @@ def test_a_signal_to_one_process_makes_the_first_one_save(two):
         assert found["checkpoints"] == ["000000048.pt", "000000072.pt"]
 
 
-def test_goes_on_with_another_number_of_processes(three, folder):
+def test_resumes_with_another_number_of_processes(three, folder):
     assert all(found["finished"] for found in three["another_number"])
     a, b = newest(folder / "another"), newest(folder / "straight2")
     assert (a["images"], a["batches"]) == (b["images"], b["batches"])

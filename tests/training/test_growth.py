@@ -138,22 +138,22 @@ def test_a_finished_run_grows_on(small, data, tmp_path, capsys):
     ]
     settings = json.loads((out / "config.json").read_text())["settings"]
     assert (settings["fmap_max"], settings["data"]) == (8, str(data))
-    G, facts = load_generator(out / "final" / "generator.safetensors")
-    assert (G.resolution, facts["resolution"]) == (16, 16)
+    G, metadata = load_generator(out / "final" / "generator.safetensors")
+    assert (G.resolution, metadata["resolution"]) == (16, 16)
 
 
 def test_growing_on_begins_with_the_same_images(small, data, tmp_path, monkeypatch):
-    """At the first step, the larger networks draw what the smaller ones drew last."""
+    """At the first step, the larger networks generate what the smaller ones did last."""
     from pggan_fast.training import trainer
 
-    drawn = {}
+    outputs = {}
 
     class Watched(trainer.TrainStep):
         def __call__(self, real, labels=None, *, alpha=1.0):
-            if not drawn:
+            if not outputs:
                 z = torch.randn(4, self.G.latent_dim, generator=torch.Generator().manual_seed(0))
-                drawn["G"] = self.G_ema(z, resolution=8)
-                drawn["D"] = self.D(torch.ones(4, 3, 8, 8))[0]
+                outputs["G"] = self.G_ema(z, resolution=8)
+                outputs["D"] = self.D(torch.ones(4, 3, 8, 8))[0]
             return super().__call__(real, labels, alpha=alpha)
 
     monkeypatch.setattr(trainer, "TrainStep", Watched)
@@ -161,10 +161,10 @@ def test_growing_on_begins_with_the_same_images(small, data, tmp_path, monkeypat
     assert train(RunFolder.create(config))
     before, _ = load_generator(small / "final" / "generator.safetensors")
     z = torch.randn(4, before.latent_dim, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(before(z, resolution=8), drawn["G"], atol=1e-5)  # convolutions of another memory format
+    assert torch.allclose(before(z, resolution=8), outputs["G"], atol=1e-5)  # convolutions of another memory format
     D = Discriminator(8, fmap_base=32, fmap_max=8)
     D.load_state_dict(load_file(small / "final" / "discriminator.safetensors"))
-    assert torch.allclose(D(torch.ones(4, 3, 8, 8))[0], drawn["D"], atol=1e-5)
+    assert torch.allclose(D(torch.ones(4, 3, 8, 8))[0], outputs["D"], atol=1e-5)
 
 
 @pytest.mark.parametrize("source", ["run", "final", "generator alone"])
@@ -225,10 +225,10 @@ def test_images_of_other_shapes(tmp_path, base, channels):
     assert train(RunFolder.create(TrainConfig(data=data, out=out, total_kimg=0.16, **TINY)))
     G, _ = load_generator(out / "final" / "generator.safetensors")
     assert G(torch.zeros(1, G.latent_dim)).shape == (1, channels, 4 * base[0], 4 * base[1])
-    sizes = {Image.open(picture).size for picture in (out / "samples").iterdir()}
+    sizes = {Image.open(image).size for image in (out / "samples").iterdir()}
     assert len(sizes) == 1  # at every stage
-    arguments = ["generate", "--run", out, "--out", tmp_path / "drawn", "--count", "1"]
+    arguments = ["generate", "--run", out, "--out", tmp_path / "generated", "--count", "1"]
     assert main([str(argument) for argument in arguments]) == 0
-    with Image.open(tmp_path / "drawn" / "seed000000.png") as image:
+    with Image.open(tmp_path / "generated" / "seed000000.png") as image:
         assert image.size == (4 * base[1], 4 * base[0])
         assert len(image.getbands()) == channels

@@ -1,4 +1,4 @@
-"""R3GAN's networks in TrainStep and in every command: trained, resumed, generated from, judged and exported."""
+"""R3GAN's networks in TrainStep and in every command: trained, resumed, generated from, evaluated and exported."""
 
 import copy
 import json

@@ -90,9 +90,9 @@ def test_the_report_is_one_file_that_shows_the_run(run):
     # Nothing is fetched from anywhere.
     assert parsed.links and all(link.startswith("data:image/jpeg;base64,") for link in parsed.links)
     assert not re.search(r"https?://|url\(|@import", text)
-    pictures = [Image.open(io.BytesIO(base64.b64decode(link.split(",")[1]))) for link in parsed.links]
-    assert len(pictures) == len(list(run.samples.iterdir())) == 5
-    assert all(max(picture.size) <= 768 for picture in pictures)
+    images = [Image.open(io.BytesIO(base64.b64decode(link.split(",")[1]))) for link in parsed.links]
+    assert len(images) == len(list(run.samples.iterdir())) == 5
+    assert all(max(image.size) <= 768 for image in images)
     assert "http-equiv" not in text  # it is finished: no need to look again
 
 
@@ -109,7 +109,7 @@ def test_the_table_of_stages_adds_up(run):
     assert sum(int(row[3]) for row in rows) == 160
 
 
-def test_charts_draw_the_values_of_the_statistics(run):
+def test_charts_show_the_values_of_the_statistics(run):
     text, _ = page(run)
     lines = [json.loads(line) for line in run.stats_file.read_text().splitlines()]
     figures = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text)]
@@ -182,7 +182,7 @@ def test_tensorboard_reads_the_events(run):
     assert np.array_equal(shown, np.asarray(Image.open(files[-1])))
 
 
-def test_going_on_takes_events_back(tmp_path):
+def test_resuming_takes_events_back(tmp_path):
     """After a kill, what was told beyond the checkpoint happens again."""
     pytest.importorskip("tensorboard")
     for images, start in ((300, 0), (200, 100)):

@@ -95,8 +95,8 @@ def test_wide_images_train_and_generate(channels, tmp_path):
     run = tmp_path / "run"
     assert train(RunFolder.create(config(tmp_path / "data", run, augment="ada")))
     (path,) = generate_images(GenerateConfig(out=tmp_path / "images", run=run, count=1, device="cpu"))
-    with Image.open(path) as picture:
-        assert picture.size == (24, 16) and picture.mode == {1: "L", 4: "RGBA"}[channels]
+    with Image.open(path) as image:
+        assert image.size == (24, 16) and image.mode == {1: "L", 4: "RGBA"}[channels]
 
 
 # Truncation and ensembles
@@ -110,39 +110,39 @@ def runs(data, tmp_path_factory):
     return folder
 
 
-def drawn(out, **settings) -> list[np.ndarray]:
+def generated(out, **settings) -> list[np.ndarray]:
     images = []
     for path in generate_images(GenerateConfig(out=out, device="cpu", **settings)):
-        with Image.open(path) as picture:
-            images.append(np.asarray(picture))
+        with Image.open(path) as image:
+            images.append(np.asarray(image))
     return images
 
 
 def test_truncation(runs, tmp_path, monkeypatch):
     G, _ = load_generator(runs / "0" / "final" / "generator.safetensors")
-    plain = drawn(tmp_path / "plain", run=runs / "0", count=3)
-    wide = drawn(tmp_path / "wide", run=runs / "0", count=3, truncation=0.5)
-    again = drawn(tmp_path / "again", run=runs / "0", count=1, seed=2, truncation=0.5)
+    plain = generated(tmp_path / "plain", run=runs / "0", count=3)
+    wide = generated(tmp_path / "wide", run=runs / "0", count=3, truncation=0.5)
+    again = generated(tmp_path / "again", run=runs / "0", count=1, seed=2, truncation=0.5)
     assert not np.array_equal(plain, wide) and np.array_equal(wide[2], again[0])
     seen = []
     monkeypatch.setattr(
         "pggan_fast.generation.images.generate", lambda G, z, *_, **__: seen.append(z) or [plain[0]] * len(z)
     )
-    drawn(tmp_path / "many", run=runs / "0", count=200, truncation=0.5)
+    generated(tmp_path / "many", run=runs / "0", count=200, truncation=0.5)
     z = torch.cat(seen)
     assert z.abs().max() <= 0.5
     # Of a normal distribution cut off at half a deviation: a deviation of 0.284, measured on 1,600 numbers.
     assert z.std() == pytest.approx(0.284, abs=0.02) and abs(z.mean()) < 0.03
 
 
-def test_an_ensemble_draws_in_turn(runs, tmp_path):
-    first, second = (drawn(tmp_path / f"only{i}", run=runs / str(i), count=8) for i in (0, 1))
+def test_an_ensemble_generates_in_turn(runs, tmp_path):
+    first, second = (generated(tmp_path / f"only{i}", run=runs / str(i), count=8) for i in (0, 1))
     members = f"{runs / '1' / 'final' / 'generator.safetensors'}"
-    both = drawn(tmp_path / "both", run=runs / "0", count=8, ensemble=members)
-    # Two classes: each generator draws both of them before the other's turn.
+    both = generated(tmp_path / "both", run=runs / "0", count=8, ensemble=members)
+    # Two classes: each generator makes both of them before the other's turn.
     for seed in range(8):
         assert np.array_equal(both[seed], (first, second)[seed // 2 % 2][seed])
-    (grid,) = drawn(tmp_path / "grid", run=runs / "0", count=8, ensemble=members, grid=True)
+    (grid,) = generated(tmp_path / "grid", run=runs / "0", count=8, ensemble=members, grid=True)
     assert grid.ndim == 3
 
 
@@ -150,8 +150,8 @@ def test_what_an_ensemble_refuses(runs, data, tmp_path):
     other = tmp_path / "other"
     train(RunFolder.create(dataclasses.replace(config(data, other, total_kimg=0.096), labels=False)))
     with pytest.raises(UserError, match="classes differ between the generators"):
-        drawn(tmp_path / "images", run=runs / "0", ensemble=str(other))
+        generated(tmp_path / "images", run=runs / "0", ensemble=str(other))
     with pytest.raises(UserError, match="holds no run"):
-        drawn(tmp_path / "images", run=runs / "0", ensemble=str(tmp_path / "nothing"))
+        generated(tmp_path / "images", run=runs / "0", ensemble=str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="--truncation 0.0: must be above 0"):
         GenerateConfig(out=tmp_path, run=other, truncation=0.0)

@@ -10,7 +10,7 @@ from pggan_fast.utils.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data_pipeline.npz"
 
-# The settings behind the golden rows, in our form of a table ("from this resolution on").
+# The settings behind the golden rows, in our notation of a table ("from this resolution on").
 SETTINGS = {
     "resolution": 32,
     "batch_sizes": {4: 128, 8: 64, 16: 24, 32: 16},

@@ -96,7 +96,7 @@ def wandb_records(file):
 def test_wandb(data, tmp_path, capsys):
     run = tracked(data, tmp_path / "run", "wandb")
     records = importlib.import_module("wandb.proto.wandb_internal_pb2")
-    scalars, pictures, settings, ids = {name: [] for name in NAMES}, {}, {}, set()
+    scalars, grids, settings, ids = {name: [] for name in NAMES}, {}, {}, set()
     for file in sorted((run.path / "wandb").glob("offline-run-*/*.wandb")):
         for contents in wandb_records(file):
             record = records.Record()
@@ -110,13 +110,13 @@ def test_wandb(data, tmp_path, capsys):
                     if name in row:
                         scalars[name].append((row["images"], row[name]))
                 if path := row.get("samples/path") or row.get("samples", {}).get("path"):
-                    pictures[row["images"]] = np.asarray(Image.open(file.parent / "files" / path))
+                    grids[row["images"]] = np.asarray(Image.open(file.parent / "files" / path))
     assert ids == {run.id}
     assert settings["fmap_base"] == 64 and settings["data_images"] == 40
     assert_told(run, scalars, capsys)
     expected = grids_of(run)
-    assert list(pictures) == list(expected)
-    assert all(np.array_equal(pictures[images], expected[images]) for images in expected)
+    assert list(grids) == list(expected)
+    assert all(np.array_equal(grids[images], expected[images]) for images in expected)
 
 
 def test_trackio(data, tmp_path, capsys):
@@ -127,10 +127,10 @@ def test_trackio(data, tmp_path, capsys):
     rows = storage.get_logs("pggan-fast", name)
     scalars = {key: [(row["step"], row[key]) for row in rows if key in row] for key in NAMES}
     assert_told(run, scalars, capsys)
-    pictures = {row["step"]: row["samples"]["file_path"] for row in rows if "samples" in row}
+    grids = {row["step"]: row["samples"]["file_path"] for row in rows if "samples" in row}
     expected = grids_of(run)
-    assert list(pictures) == list(expected)
-    for images, path in pictures.items():
+    assert list(grids) == list(expected)
+    for images, path in grids.items():
         (file,) = (tmp_path / "trackio").rglob(path)
         assert np.array_equal(np.asarray(Image.open(file).convert("RGB")), expected[images])
 

@@ -40,9 +40,9 @@ def test_a_run_leaves_what_it_should(finished):
     assert sorted(p.name for p in (finished / "final").iterdir()) == names
     assert [int(p.stem) for p in checkpoints(finished / "checkpoints")] == [80, 160, 240]
     assert sorted(int(p.stem) for p in (finished / "samples").iterdir()) == [80, 160, 240]
-    with Image.open(max((finished / "samples").iterdir())) as picture:
-        assert picture.mode == "RGB" and min(picture.size) >= 512
-        assert len(picture.getcolors(1 << 24)) > 1
+    with Image.open(max((finished / "samples").iterdir())) as image:
+        assert image.mode == "RGB" and min(image.size) >= 512
+        assert len(image.getcolors(1 << 24)) > 1
 
 
 def test_stats_follow_the_schedule(finished, data):
@@ -56,9 +56,9 @@ def test_stats_follow_the_schedule(finished, data):
 
 
 def test_the_final_weights_are_the_averaged_ones(finished):
-    G, facts = load_generator(finished / "final" / "generator.safetensors")
+    G, metadata = load_generator(finished / "final" / "generator.safetensors")
     assert isinstance(G, Generator)
-    assert (facts["resolution"], facts["alpha"], facts["images"]) == (16, 1.0, 240)
+    assert (metadata["resolution"], metadata["alpha"], metadata["images"]) == (16, 1.0, 240)
     saved = load_checkpoint(checkpoints(finished / "checkpoints")[-1])
     assert_same(dict(G.state_dict()), {**saved["step"]["G_ema"]})
     assert not torch.equal(saved["step"]["G"]["input.weight"], G.input.weight)
@@ -84,8 +84,8 @@ def test_resumes_bit_for_bit(finished, data, tmp_path, monkeypatch, stop_after):
             del state["stats"][clock]
     assert_same(found, expected)
     assert without_times(stats(out)) == without_times(stats(finished))
-    for picture in (finished / "samples").iterdir():
-        assert picture.read_bytes() == (out / "samples" / picture.name).read_bytes()
+    for image in (finished / "samples").iterdir():
+        assert image.read_bytes() == (out / "samples" / image.name).read_bytes()
     for file in (finished / "final").iterdir():
         assert file.read_bytes() == (out / "final" / file.name).read_bytes()
 
@@ -135,7 +135,7 @@ def press_ctrl_c_after(monkeypatch, images):
     watch_steps(monkeypatch, lambda step, seen: os.kill(os.getpid(), signal.SIGINT) if seen == images else None)
 
 
-def test_ctrl_c_says_how_to_go_on(data, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_says_how_to_resume(data, tmp_path, monkeypatch, capsys):
     before = signal.getsignal(signal.SIGINT)
     press_ctrl_c_after(monkeypatch, 32)
     assert not train(RunFolder.create(config(data, tmp_path / "run")))
@@ -153,7 +153,7 @@ def test_signals_to_stop_save_and_leave(data, tmp_path, monkeypatch, name):
     assert [int(path.stem) for path in checkpoints(out / "checkpoints")] == [48]
 
 
-def test_sigusr1_saves_and_goes_on(data, tmp_path, monkeypatch):
+def test_sigusr1_saves_and_continues(data, tmp_path, monkeypatch):
     watch_steps(monkeypatch, lambda step, seen: os.kill(os.getpid(), signal.SIGUSR1) if seen == 48 else None)
     out = tmp_path / "run"
     assert train(RunFolder.create(config(data, out, total_kimg=0.080)))
@@ -227,7 +227,7 @@ def test_learning_rate_follows_its_table(data, tmp_path, monkeypatch):
     assert [line["learning_rate"] for line in stats(tmp_path / "run")] == [1e-3] * 5 + [5e-4] * 3
 
 
-def test_a_finished_run_goes_on_when_given_more_images(finished, data, tmp_path):
+def test_a_finished_run_continues_when_given_more_images(finished, data, tmp_path):
     out = tmp_path / "run"
     assert train(RunFolder.create(config(data, out, total_kimg=0.16)))
     assert train(RunFolder.open(out, {}))  # nothing left to do
@@ -241,9 +241,9 @@ def test_a_finished_run_goes_on_when_given_more_images(finished, data, tmp_path)
 def test_labels_train_a_conditional_generator(data, tmp_path):
     out = tmp_path / "run"
     assert train(RunFolder.create(config(data, out, labels=True, total_kimg=0.1)))
-    G, facts = load_generator(out / "final" / "generator.safetensors")
-    assert (G.label_dim, facts["classes"]) == (2, ["a", "b"])
-    assert (facts["resolution"], facts["alpha"]) == (8, 1.0)
+    G, metadata = load_generator(out / "final" / "generator.safetensors")
+    assert (G.label_dim, metadata["classes"]) == (2, ["a", "b"])
+    assert (metadata["resolution"], metadata["alpha"]) == (8, 1.0)
 
 
 def test_grayscale_and_start_at_the_full_resolution(tmp_path):
@@ -251,8 +251,8 @@ def test_grayscale_and_start_at_the_full_resolution(tmp_path):
     out = tmp_path / "run"
     assert train(RunFolder.create(config(data, out, start_resolution=8, total_kimg=0.032)))
     assert {line["resolution"] for line in stats(out)} == {8}
-    with Image.open(out / "samples" / "000000032.png") as picture:
-        assert picture.mode == "L"
+    with Image.open(out / "samples" / "000000032.png") as image:
+        assert image.mode == "L"
 
 
 def refuses(action):

@@ -9,13 +9,13 @@ from pggan_fast.training.config import TrainConfig
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.options import Parser, from_json, from_options, to_json
 
-NEEDED = ["--data", "d", "--out", "o"]
+REQUIRED = ["--data", "d", "--out", "o"]
 
 
 def parse(arguments=""):
     parser = Parser(prog="train")
     parser.add_config(TrainConfig)
-    given = parser.parse_strictly([*NEEDED, *arguments.split()])
+    given = parser.parse_strictly([*REQUIRED, *arguments.split()])
     return from_options(TrainConfig, vars(given))
 
 

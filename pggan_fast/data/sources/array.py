@@ -36,7 +36,7 @@ class Array:
         self.place, self.option = path, option
         self.count = len(self._images)
         self.names = range(self.count)
-        self.facts: dict[str, Any] = {
+        self.metadata: dict[str, Any] = {
             "array": printable(str(path.absolute())),
             "shape": list(self._images.shape),
             "file": file_fingerprint(path),

@@ -44,7 +44,7 @@ class FileSource(ABC):
             raise UserError(f"{option} {printable(str(place))}: holds no images, there are no files in it{reason}")
         self.count = len(self.names)
         self._labels = self._find_labels()
-        self.facts: dict[str, Any] = {
+        self.metadata: dict[str, Any] = {
             "files in": printable(str(place.absolute())),
             "files": fingerprint((name, files[name]) for name in self.names),
             "labels": fingerprint((name, str(label)) for name, label in sorted(self._labels.items())),
@@ -175,7 +175,7 @@ class Zip(FileSource):
         self.ignored = [printable(name) for name in entries if is_ignored(name)]
         files = {name: f"{e.file_size} {e.CRC}" for name, e in entries.items() if not is_ignored(name)}
         super().__init__(path, files, option=option)
-        self.facts["archive"] = file_fingerprint(path)
+        self.metadata["archive"] = file_fingerprint(path)
 
     def _open(self, name: str) -> BinaryIO:
         entry = self._entries[name]

@@ -41,7 +41,7 @@ class HuggingFace:
         self._rows = chosen.cast_column(self._image, datasets.Image(decode=False))
         fingerprint = dataset._fingerprint if self.count is not None else None
         self.known = fingerprint is not None
-        self.facts: dict[str, Any] = {"hugging face": name, "fingerprint": fingerprint, "column": self._image}
+        self.metadata: dict[str, Any] = {"hugging face": name, "fingerprint": fingerprint, "column": self._image}
 
     @classmethod
     def open(cls, name: str, *, split: str, streaming: bool) -> HuggingFace:

@@ -30,13 +30,13 @@ class Item:
 class Source(Protocol):
     """Images in a fixed order.
 
-    `facts` (JSON) tell whether a later `prepare` sees the same images; `classes` name the indices
+    `metadata` (JSON) tell whether a later `prepare` sees the same images; `classes` name the indices
     that items have for labels (None: items have names of classes); `count` is None if nobody knows it
-    before the end. A source may also have `known` (False: `facts` cannot tell whether the images are the same,
+    before the end. A source may also have `known` (False: `metadata` cannot tell whether the images are the same,
     some are read again to see; True if left out) and `left_out` (name -> reason of what is no item).
     """
 
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     classes: list[str] | None
     count: int | None
 

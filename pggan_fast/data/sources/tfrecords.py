@@ -45,7 +45,7 @@ class TfRecords:
         self.classes = None if one_hot is None else [str(index) for index in range(one_hot.shape[1])]
         self._labels = None if one_hot is None else one_hot.argmax(axis=1)
         labels_file = self._labels_file()
-        self.facts: dict[str, Any] = {
+        self.metadata: dict[str, Any] = {
             "records": printable(str(self.path.absolute())),
             "file": file_fingerprint(self.path),
             "labels": file_fingerprint(labels_file) if labels_file else None,

@@ -40,7 +40,7 @@ class TorchDataset:
         names = getattr(dataset, "classes", None)
         self.classes = None if names is None else [str(each) for each in names]
         self.known = False  # nobody knows what the user's code reads
-        self.facts: dict[str, Any] = {"torch dataset": name, "count": self.count}
+        self.metadata: dict[str, Any] = {"torch dataset": name, "count": self.count}
 
     @classmethod
     def open(cls, name: str, *, workers: int) -> TorchDataset:

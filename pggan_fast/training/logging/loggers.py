@@ -29,10 +29,10 @@ class Loggers:
         self.run, self.writes = run, writes
         self._warned: set[str] = set()
         self._trackers: dict[str, Tracker] = {}
-        wanted = run.config.tensorboard
+        requested = run.config.tensorboard
         tracked = run.config.trackers()
         if writes:
-            if "tensorboard" in tracked or (find_spec("tensorboard") is not None if wanted is None else wanted):
+            if "tensorboard" in tracked or (find_spec("tensorboard") is not None if requested is None else requested):
                 self._open("tensorboard", lambda: TensorBoard(run.path / "tensorboard", images))
             for name in tracked:
                 if name in TRACKERS:

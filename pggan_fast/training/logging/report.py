@@ -23,7 +23,7 @@ from pggan_fast.utils.progress_bar import duration
 GRID_NAME = re.compile(r"[0-9]{9,18}\.png")
 GRIDS = 12  # of all sample grids, evenly over time and the last one
 WIDEST = 768  # pixels of an embedded grid
-REFRESH_SECONDS = 30  # by the browser, while the run goes on
+REFRESH_SECONDS = 30  # by the browser, while the run continues
 
 CHARTS = {
     "losses": ("d_loss", "g_loss"),
@@ -33,7 +33,7 @@ CHARTS = {
     "steps left out, not finite": ("skipped",),
     "peak memory, MiB": ("peak_memory_mib",),
 }
-"""What is drawn together, by title; every other number in stats.jsonl, metrics above all, has a chart of its own."""
+"""What is plotted together, by title; every other number in stats.jsonl, metrics above all, has a chart of its own."""
 POSITION = {"images", "resolution", "alpha", "batch_size", "learning_rate", "seconds"}
 
 Line = dict[str, Any]
@@ -147,11 +147,11 @@ def _charts(lines: list[Line]) -> list[str]:
     def points(name: str) -> list[tuple[float, float]]:
         return [(line["images"] / 1000, line[name]) for line in lines if line.get(name) is not None]
 
-    drawn = {}
+    charts = {}
     for title, names in {**CHARTS, **alone}.items():
         if any(value for name in names for _, value in points(name)):
-            drawn[title] = chart(title, {name: points(name) for name in names}, marks)
-    return list(drawn.values())
+            charts[title] = chart(title, {name: points(name) for name in names}, marks)
+    return list(charts.values())
 
 
 def _stages(lines: list[Line]) -> str:

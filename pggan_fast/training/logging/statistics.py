@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pggan_fast.networks.resolutions import HIGHEST, LOWEST
 from pggan_fast.training.schedule import Stage
 from pggan_fast.utils.schema import Each, OneOf, any_number, find_problem, number
 
@@ -21,7 +22,7 @@ LINE = Each(
     OneOf(any_number, None),
     named={
         "images": number(0, whole=True),
-        "resolution": number(4, 1024, whole=True),
+        "resolution": number(LOWEST, HIGHEST, whole=True),
         "alpha": number(0, 1),
         "batch_size": number(1, whole=True),
         "learning_rate": number(0),

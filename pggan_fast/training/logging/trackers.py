@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pggan_fast.training.run_folder import RunFolder
-from pggan_fast.utils.images import picture, rgb_array
+from pggan_fast.utils.images import rgb_array, to_pil
 from pggan_fast.utils.options import to_json
 
 PROJECT = "pggan-fast"
@@ -81,7 +81,7 @@ class Wandb:
         self._run.log({"images": line["images"], **numbers(line)})
 
     def grid(self, images: int, image: np.ndarray) -> None:
-        self._run.log({"images": images, "samples": self._image(picture(image))})
+        self._run.log({"images": images, "samples": self._image(to_pil(image))})
 
     def close(self, *, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
@@ -124,7 +124,7 @@ class MLflow:
         self._client.log_batch(self._id, metrics)
 
     def grid(self, images: int, image: np.ndarray) -> None:
-        self._client.log_image(self._id, picture(image), f"samples/{images:09d}.png")
+        self._client.log_image(self._id, to_pil(image), f"samples/{images:09d}.png")
 
     def close(self, *, failed: bool) -> None:
         self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")

@@ -1,4 +1,4 @@
-// Stands in for CUDA's header of this name: as much of CUDA as csrc/cuda uses, on the machine of ../machine.h.
+// Replaces CUDA's header of this name: as much of CUDA as csrc/cuda uses, on the machine of ../machine.h.
 #pragma once
 
 #include <algorithm>

@@ -23,7 +23,7 @@ SECONDS = 15.0
 
 
 @pytest.fixture(scope="module")
-def peer() -> object:
+def pro_gan_pth() -> object:
     """pro-gan-pth's module `gan`, its channel table cut to CHANNELS."""
     gan = pytest.importorskip(
         "pro_gan_pytorch.gan", reason="needs pro-gan-pth, torchvision and tensorboard", exc_type=ImportError
@@ -34,7 +34,7 @@ def peer() -> object:
     networks.nf = before
 
 
-def peer_of(gan: object) -> object:
+def networks_of_pro_gan_pth(gan: object) -> object:
     """Its two networks and the average. The equalized first layer of G does not run with today's torch: it is left
     plain, which is the faster one."""
     depth = RESOLUTION.bit_length() - 1
@@ -44,11 +44,11 @@ def peer_of(gan: object) -> object:
         return gan.ProGAN(G, gan.Discriminator(depth, latent_size=CHANNELS))
 
 
-class PeerStep:
+class ProGanPthStep:
     """One iteration of pro-gan-pth's training loop, on its own classes."""
 
     def __init__(self, gan: object):
-        self.model, self.loss = peer_of(gan), gan.WganGP()
+        self.model, self.loss = networks_of_pro_gan_pth(gan), gan.WganGP()
         adam = dict(lr=1e-3, betas=(0.0, 0.99), eps=1e-8)
         self.optimizers = [torch.optim.Adam(m.parameters(), **adam) for m in (self.model.dis, self.model.gen)]
         self.average = gan.update_average
@@ -71,8 +71,8 @@ def pair() -> tuple[Generator, Discriminator]:
     return Generator(RESOLUTION, fmap_max=CHANNELS), Discriminator(RESOLUTION, fmap_max=CHANNELS)
 
 
-def test_step_against_pro_gan_pth(peer, timed, record) -> None:
-    theirs = PeerStep(peer)
+def test_step_against_pro_gan_pth(pro_gan_pth, timed, record) -> None:
+    theirs = ProGanPthStep(pro_gan_pth)
     steps = {
         "pro_gan_pth": theirs,
         "ours_fp32": TrainStep(*pair(), precision="fp32"),
@@ -85,14 +85,14 @@ def test_step_against_pro_gan_pth(peer, timed, record) -> None:
         # Its first layers are convolutions of another shape.
         assert abs(parameters(theirs.model.gen, theirs.model.dis) / ours - 1) < 0.1
 
-    labels = {"suite": "peer step", "shape": "x".join(map(str, real.shape)), "dtype": "by variant"}
+    labels = {"suite": "third-party step", "shape": "x".join(map(str, real.shape)), "dtype": "by variant"}
     labels |= {"layout": "by variant", "pass": "training step"}
     variants = {name: lambda _, step=step: step(real) for name, step in steps.items()}
     record(timed(Case(labels, variants, check), seconds=SECONDS))
 
 
-def test_generation_against_pro_gan_pth(peer, timed, record) -> None:
-    theirs, ours = peer_of(peer).gen_shadow, pair()[0].to(memory_format=torch.channels_last)
+def test_generation_against_pro_gan_pth(pro_gan_pth, timed, record) -> None:
+    theirs, ours = networks_of_pro_gan_pth(pro_gan_pth).gen_shadow, pair()[0].to(memory_format=torch.channels_last)
     z = torch.randn(BATCH, CHANNELS)
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ def test_generation_against_pro_gan_pth(peer, timed, record) -> None:
     def check() -> None:
         assert {variant(0).shape for variant in variants.values()} == {(BATCH, 3, RESOLUTION, RESOLUTION)}
 
-    labels = {"suite": "peer generation", "shape": f"{BATCH}x{CHANNELS}", "dtype": "by variant"}
+    labels = {"suite": "third-party generation", "shape": f"{BATCH}x{CHANNELS}", "dtype": "by variant"}
     labels |= {"layout": "by variant", "pass": "forward"}
-    with cache_folded_weights():  # as `generate` and `evaluate` draw
+    with cache_folded_weights():  # as in `generate` and `evaluate`
         record(timed(Case(labels, variants, check), seconds=6.0))
