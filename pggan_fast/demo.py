@@ -65,6 +65,7 @@ def settings(data: Path, out: Path) -> TrainConfig:
         data=data,
         out=out,
         device="cpu",
+        threads=0,
         stable_kimg=6,
         transition_kimg=6,
         total_kimg=48,

@@ -170,6 +170,14 @@ class TrainConfig:
         metavar="NAME",
         group="precision, memory and speed",
     )
+    threads: int | None = option(
+        None,
+        min=0,
+        max=1024,
+        help="Threads of a CPU; 0 takes one less while other programs use it, so that results depend on the load"
+        " to rounding. None: torch's own number.",
+        changeable=True,
+    )
     precision: str = option(
         "fp32",
         choices=(*PRECISIONS, AUTO),

@@ -39,6 +39,7 @@ from pggan_fast.training.run_lock import lock_run, release_run
 from pggan_fast.training.runtime.cuda_graph import CUDAGraphStep, CudaRecorder
 from pggan_fast.training.runtime.malloc import keep_freed_memory
 from pggan_fast.training.runtime.signals import SignalHandler
+from pggan_fast.training.runtime.threads import Threads
 from pggan_fast.training.schedule import Schedule, Stage, from_table
 from pggan_fast.training.step import TrainStep
 from pggan_fast.utils.device import AsyncScalar, find_device, sent
@@ -87,6 +88,9 @@ def _train(
     config, schedule = run.config, run.config.schedule()
     device = find_device(config.device)
     kept = keep_freed_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    threads = Threads() if config.threads == 0 else None
     torch.manual_seed(config.seed)
     step = build_step(config, run.data, device, processes)
     advance = CUDAGraphStep(step, CudaRecorder()) if config.cuda_graphs else step
@@ -134,6 +138,8 @@ def _train(
         closing(batches),
     ):
         while not leaving:
+            if threads is not None:
+                threads.follow()
             stage = schedule.at(images)
             if stage.active_layers != active_layers:  # new layers begin to fade in, or the old path has died
                 step.reset_optimizers()
