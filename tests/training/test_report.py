@@ -4,9 +4,12 @@ import base64
 import io
 import json
 import re
+import shutil
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,19 +55,21 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.links, self.text, self.images = [], [], [], [], []
+        self.open, self.tags, self.links, self.text, self.attributes = [], [], [], [], set()
         self.feed(text)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
+        self.attributes |= {(tag, name) for name, _ in attributes}
         self.links += [value for name, value in attributes if name in ("src", "href", "action", "data")]
         if tag not in self.VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
         self.tags.append(tag)
+        self.attributes |= {(tag, name) for name, _ in attributes}
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -94,6 +99,44 @@ def test_the_report_is_one_file_that_shows_the_run(run):
     assert len(images) == len(list(run.samples.iterdir())) == 5
     assert all(max(image.size) <= 768 for image in images)
     assert "http-equiv" not in text  # it is finished: no need to look again
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "' onmouseover='alert(1)' x='",
+    "</style></title><iframe src=//x>",
+    "]]><!--<b>",
+    "\x00&lt;b\u2028\ud800",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_strangers_run_puts_no_element_and_no_attribute_into_the_report(run, tmp_path, text, capsys):
+    """Text wherever a run's files may hold some: names and values of statistics, settings, file names, the folder."""
+    name = text.replace("/", "\u2215").replace("\0", "").encode("utf-8", "replace").decode()
+    folder = shutil.copytree(run.path, tmp_path / f"run {name}")
+    lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    for line in lines:
+        line |= {text: 1.5, f"m {text}": 2, "metric": 3}
+    foreign = [{**lines[-1], "alpha": text}, {**lines[-1], "resolution": text}, {**lines[-1], "metric": text}, text]
+    with open(folder / "stats.jsonl", "w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in [*lines, *foreign])
+    settings = json.loads((folder / "config.json").read_text())
+    settings["settings"] |= {"metrics": text.replace("\0", ""), "init_from": name}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "samples" / f"000000200{name}.png").write_bytes(b"")
+    (folder / "samples" / "000000300.png").write_text(f"{text!r}")
+
+    Report(run).write(running=False)
+    _, expected = page(run)
+    opened = RunFolder.open(folder, {})
+    Report(opened).write(running=False)
+    _, found = page(opened)
+    assert set(found.tags) <= set(expected.tags) and found.attributes <= expected.attributes
+    assert found.links and all(link.startswith("data:image/jpeg;base64,") for link in found.links)
+    assert any(name in shown for shown in found.text)  # it is there, as text
 
 
 def test_the_table_of_stages_adds_up(run):
@@ -182,15 +225,28 @@ def test_tensorboard_reads_the_events(run):
     assert np.array_equal(shown, np.asarray(Image.open(files[-1])))
 
 
-def test_resuming_takes_events_back(tmp_path):
-    """After a kill, what was told beyond the checkpoint happens again."""
-    pytest.importorskip("tensorboard")
+def told_again(folder):
+    """Events up to 300 images, then, as after a kill, from the checkpoint at 100 images on."""
     for images, start in ((300, 0), (200, 100)):
-        board = TensorBoard(tmp_path, start)
+        board = TensorBoard(folder, start)
         for seen in range(start + 100, images + 1, 100):
             board.tick({"images": seen, "d_loss": float(start)})
         board.close()
-    assert [(scalar.step, scalar.value) for scalar in events(tmp_path).Scalars("d_loss")] == [(100, 0.0), (200, 100.0)]
+    return [(scalar.step, scalar.value) for scalar in events(folder).Scalars("d_loss")]
+
+
+def test_resuming_takes_events_back(tmp_path):
+    """After a kill, what was told beyond the checkpoint happens again."""
+    pytest.importorskip("tensorboard")
+    assert told_again(tmp_path) == [(100, 0.0), (200, 100.0)]
+
+
+def test_resuming_within_the_same_second_takes_events_back(tmp_path, monkeypatch):
+    """TensorBoard reads files in the order of their names: second, host, process, and a number of which "10" < "9"."""
+    writer = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    monkeypatch.setattr(writer, "_global_uid", SimpleNamespace(get=iter((9, 10)).__next__))
+    time.sleep(1 - time.time() % 1)  # both files at the beginning of a second
+    assert told_again(tmp_path) == [(100, 0.0), (200, 100.0)]
 
 
 def test_tensorboard_that_is_asked_for_and_missing(tmp_path, monkeypatch):

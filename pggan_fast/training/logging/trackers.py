@@ -41,6 +41,7 @@ class TensorBoard:
     def __init__(self, folder: Path, images: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # an extra; whoever asks for it has seen that it is there
 
+        _wait_for_a_later_name(folder)
         self._writer = SummaryWriter(str(folder), purge_step=images + 1)
 
     def tick(self, line: dict[str, Any]) -> None:
@@ -53,6 +54,18 @@ class TensorBoard:
 
     def close(self, *, failed: bool = False) -> None:
         self._writer.close()
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Wait for the second after that in which the newest event file was made, if it is this one.
+
+    TensorBoard reads the files in the order of their names, which tell seconds and then nothing that is in order: of
+    two from one second it could take the later for the earlier, and drop the wrong values.
+    """
+    seconds = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*.*")]
+    newest = max((int(text) for text in seconds if text.isascii() and text.isdecimal() and len(text) < 12), default=0)
+    if newest == int(time.time()):
+        time.sleep(max(0.0, newest + 1 - time.time()))
 
 
 class Wandb:
