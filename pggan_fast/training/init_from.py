@@ -6,15 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor, nn
 
+from pggan_fast.interop.build import build_on_meta, find_misfit, generator_kind, is_finite
+from pggan_fast.interop.weights import NETWORK_METADATA, read_tensors
 from pggan_fast.networks import NETWORKS
 from pggan_fast.training.checkpoint import checkpoints, load_run_checkpoint
 from pggan_fast.training.run_folder import config_file, read_config
 from pggan_fast.training.step import TrainStep
 from pggan_fast.utils.errors import UserError
-from pggan_fast.utils.schema import Each, read_json
+from pggan_fast.utils.schema import read_json
 
 Weights = dict[str, Tensor]
 
@@ -82,34 +83,43 @@ def find_weights(path: Path) -> dict[str, Weights]:
     file = path / "final" / "generator.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"--init-from {path}: is neither a run with weights nor a .safetensors file")
-    generator = _load(file)
+    generator = _load(file, "generator")
     found = {"generator": generator, "average of the generator": generator}
     beside = file.with_name("discriminator.safetensors")
     if beside.is_file():
-        found["discriminator"] = _load(beside)
+        found["discriminator"] = _load(beside, "discriminator")
     return found
 
 
-def _load(file: Path) -> Weights:
+def _load(file: Path, role: str) -> Weights:
+    """Return the weights of a "generator" or "discriminator", checked against the .json file if there is one."""
     described = file.with_suffix(".json")
-    if described.is_file():
-        try:
-            options = read_json(described, {"options": Each(str, Any)})["options"]
-        except UserError as error:
-            raise UserError(f"--init-from {file}: {error}") from error
-        for name, value in AS_TRAINED.items():
-            if options.get(name, value) != value:
-                raise UserError(f"--init-from {file}: is of a network with {name}={options[name]}, runs have {value}")
     try:
-        return safetensors.torch.load_file(file)
-    except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
-        raise UserError(f"--init-from {file}: cannot be read ({error})") from error
+        weights = read_tensors(file)
+        if described.is_file():
+            options = read_json(described, NETWORK_METADATA)["options"]
+            generator = generator_kind(options)  # a ValueError for a network that is none of ours
+            kind = generator if role == "generator" else NETWORKS[options.get("network", "pggan")].discriminator
+            if problem := find_misfit(weights, build_on_meta(kind, options)):
+                raise ValueError(f"does not fit {described.name}: {problem}")
+        else:
+            options = {}
+    except ValueError as error:
+        raise UserError(f"--init-from {file}: cannot be used ({error})") from error
+    except UserError as error:
+        raise UserError(f"--init-from {file}: {error}") from error
+    for name, value in AS_TRAINED.items():
+        if options.get(name, value) != value:
+            raise UserError(f"--init-from {file}: is of a network with {name}={options[name]}, runs have {value}")
+    return weights
 
 
 def _take_over(network: nn.Module, weights: Weights, what: str) -> list[str]:
     """Copy what both have, and return the resolutions that only `network` has."""
     own = network.state_dict()
     for name, value in own.items():
+        if name in weights and not (weights[name].is_floating_point() and is_finite(weights[name])):
+            raise UserError(f"{what} has {name} with values that are no finite numbers")
         if name in weights and weights[name].shape != value.shape:
             raise UserError(
                 f"{what} has {name} of {list(weights[name].shape)}, this run needs {list(value.shape)}"
