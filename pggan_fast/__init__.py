@@ -28,6 +28,7 @@ from pggan_fast.layers import (
 )
 from pggan_fast.networks import Discriminator, Generator
 from pggan_fast.ops import (
+    attention,
     bias_act,
     cache_folded_weights,
     conv2d,
@@ -87,6 +88,7 @@ __all__ = [
     "StyledConv2d",
     "Upsample2x",
     "accelerate",
+    "attention",
     "bias_act",
     "cache_folded_weights",
     "compat",

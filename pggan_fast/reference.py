@@ -252,3 +252,9 @@ def minibatch_stddev(
     y = torch.cat([x, s], dim=1)
     # A single map is in both layouts at once, and cat takes it for contiguous.
     return y.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else y
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """softmax(scale * q k^T) v: q [N, P, d], k [N, M, d], v [N, M, e] -> [N, P, e] (Vaswani et al. 2017)."""
+    q, k, wide = (t.to(accumulation_dtype(t.dtype)) for t in (q, k, v))
+    return (torch.softmax(scale * (q @ k.mT), dim=-1) @ wide).to(v.dtype)

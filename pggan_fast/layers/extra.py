@@ -1,6 +1,5 @@
 """Layers that later papers added to GANs, with equalized weights. Each is twice differentiable."""
 
-import math
 from typing import TypeVar
 
 import torch
@@ -17,7 +16,7 @@ class SelfAttention2d(nn.Module):
     """`x + gamma * attention(x)`: each pixel sees all others (Zhang et al. 2019, section 3). [N, C, H, W] -> the same.
 
     Queries and keys have C / 8 channels, values C / 2, all by 1x1 convolutions; gamma starts at 0, so the layer starts
-    as the identity. Memory grows with (H W)^2: 64 MiB per sample and copy at 64 px in fp32.
+    as the identity. No matrix of all pairs of pixels is kept, or made at once: see `ops.attention`.
     """
 
     def __init__(self, channels: int):
@@ -30,11 +29,9 @@ class SelfAttention2d(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (conv(x).flatten(2) for conv in (self.query, self.key, self.value))
-        # Spelt out: the fused implementations of attention have no second derivative, which a gradient penalty takes.
-        scores = query.transpose(1, 2) @ key / math.sqrt(query.shape[1])
-        attended = scores.softmax(dim=-1).to(value.dtype) @ value.transpose(1, 2)
-        attended = attended.transpose(1, 2).unflatten(2, x.shape[2:])
+        query, key, value = (conv(x).flatten(2).transpose(1, 2) for conv in (self.query, self.key, self.value))
+        # torch's fused attention has no second derivative, which a gradient penalty takes.
+        attended = ops.attention(query, key, value).transpose(1, 2).unflatten(2, x.shape[2:])
         return x + (self.gamma * self.output(attended)).to(x.dtype)
 
 

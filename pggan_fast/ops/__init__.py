@@ -1,6 +1,7 @@
 """The fused ops. Each is the fast implementation of its namesake in `pggan_fast.reference`."""
 
 from pggan_fast.ops.activations import bias_act
+from pggan_fast.ops.attention import attention
 from pggan_fast.ops.bias_act import pixel_norm
 from pggan_fast.ops.conv import equalized_conv2d
 from pggan_fast.ops.dispatch import implementations, use_impl
@@ -18,6 +19,7 @@ from pggan_fast.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfir
 kept_weights = cache_folded_weights  # its former name
 
 __all__ = [
+    "attention",
     "bias_act",
     "cache_folded_weights",
     "conv2d",

@@ -284,6 +284,22 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def tangent_rule(jvp: Callable) -> Callable:
+    """Decorate a formula's `jvp(ctx, saved, *tangents)`, so that it is differentiable by transforms around its own.
+
+    torch calls a jvp with forward mode off: a jvp of a jvp would take the inner one's result for a constant. Here it is
+    on, and `saved` are the saved tensors without the tangents that this very level gave them.
+    """
+
+    @functools.wraps(jvp)
+    def rule(ctx, *tangents):
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = [t if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
+            return jvp(ctx, saved, *tangents)
+
+    return rule
+
+
 def will_need_grad(ctx: torch.autograd.function.FunctionCtx, index: int) -> bool:
     """Whether the backward pass that now runs will use the gradient of input `index`.
 

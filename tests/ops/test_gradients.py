@@ -23,7 +23,8 @@ def _is_checkable(sample: Sample) -> bool:
 
 
 CHECKABLE = [s for s in SAMPLES if _is_checkable(s)]
-NO_THIRD_DERIVATIVE = ("bias_act_backward", "minibatch_stddev_backward")  # gradients whose own gradients are the last
+# Gradients whose own gradients are the last.
+NO_THIRD_DERIVATIVE = ("attention_backward", "bias_act_backward", "minibatch_stddev_backward")
 # Every sample in the two native layouts, one of each op in the others.
 CASES = [(sample, layout) for sample in CHECKABLE for layout in ("contiguous", "channels_last")]
 FIRST = {s.op: s for s in reversed(CHECKABLE)}.values()
