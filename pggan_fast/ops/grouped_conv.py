@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pggan_fast.ops.conv import as_nonleaf_view, autocast_input
 from pggan_fast.ops.layout import is_channels_last
+from pggan_fast.ops.narrow_cpu import convolution, convolution_backward, is_widened
 from pggan_fast.ops.registry import OpFunction, is_transformed, through_dispatcher, will_need_grad
 
 Pair = int | Sequence[int]
@@ -38,7 +39,7 @@ def conv2d(
     x = autocast_input(x)
     geometry = (_pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1), groups)
     weight = weight.to(x.dtype)
-    slower = x.is_cpu and not is_channels_last(x)  # measured: docs/ops.md
+    slower = x.is_cpu and not is_channels_last(x) and not is_widened(x)  # measured: docs/ops.md
     if slower or through_dispatcher() or is_transformed() or x.is_meta:
         return F.conv2d(x, weight, None, *geometry)
     return _Convolution.apply(x, as_nonleaf_view(weight), geometry)
@@ -60,14 +61,14 @@ class _Convolution(OpFunction):
         ctx.geometry = geometry
         stride, padding, dilation, groups = geometry
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, False, [0, 0], groups)
+            return convolution(x, weight, stride, padding, dilation, False, [0, 0], groups)
 
     @staticmethod
     def backward(ctx, dz):
         x, weight = ctx.saved_tensors
         needs_dx, needs_dw = ctx.needs_input_grad[0], will_need_grad(ctx, 1)
         if not torch.is_grad_enabled():
-            return *_gradients(dz, x, weight, [needs_dx, needs_dw], ctx.geometry), None
+            return *_gradients(dz, x, weight, (needs_dx, needs_dw), ctx.geometry), None
         dx = _InputGradient.apply(dz, as_nonleaf_view(weight), x.detach(), ctx.geometry) if needs_dx else None
         dw = _WeightGradient.apply(dz, x, weight.detach(), ctx.geometry) if needs_dw else None
         return dx, dw, None
@@ -80,7 +81,7 @@ class _InputGradient(OpFunction):
     def forward(ctx, dz, weight, like, geometry):
         ctx.save_for_backward(dz, weight)
         ctx.geometry = geometry
-        return _gradients(dz, like, weight, [True, False], geometry)[0]
+        return _gradients(dz, like, weight, (True, False), geometry)[0]
 
     @staticmethod
     def backward(ctx, g):
@@ -97,7 +98,7 @@ class _WeightGradient(OpFunction):
     def forward(ctx, dz, x, like, geometry):
         ctx.save_for_backward(dz, x)
         ctx.geometry = geometry
-        return _gradients(dz, x, like, [False, True], geometry)[1]
+        return _gradients(dz, x, like, (False, True), geometry)[1]
 
     @staticmethod
     def backward(ctx, g):
@@ -112,5 +113,5 @@ def _gradients(dz, x, weight, output_mask, geometry) -> tuple[Tensor | None, Ten
     stride, padding, dilation, groups = geometry
     arguments = (stride, padding, dilation, False, [0, 0], groups)
     with torch._C._AutoDispatchBelowAutograd():
-        dx, dw, _ = torch.ops.aten.convolution_backward(dz, x, weight, None, *arguments, [*output_mask, False])
-    return (dx if output_mask[0] else None), (dw if output_mask[1] else None)
+        dx, dw = convolution_backward(dz, x, weight, *arguments, output_mask=output_mask)
+    return (dx if output_mask[0] else None), (dw.to(weight.dtype) if output_mask[1] else None)

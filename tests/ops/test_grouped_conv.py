@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from pggan_fast import ops
+from pggan_fast.ops import narrow_cpu
 from tests.tolerances import EXACT, GRADCHECK
 
 DOUBLE = dict(dtype=torch.float64)
@@ -96,6 +97,17 @@ def test_autocast():
     assert y.dtype == torch.bfloat16
     y.float().square().sum().backward()
     assert weight.grad.dtype == x.grad.dtype == torch.float32
+
+
+@LAYOUTS
+def test_half_precision_is_computed_in_fp32_where_that_is_faster(layout, monkeypatch):
+    monkeypatch.setattr(narrow_cpu, "is_slow", lambda dtype: dtype == torch.bfloat16)
+    x, weight, options = sample("groups", layout, dtype=torch.bfloat16)
+    y = ops.conv2d(x, weight, **options)
+    gradients = torch.autograd.grad(y.sum(), (x, weight))
+    exact = F.conv2d(x.float(), weight.float(), **options).bfloat16()
+    assert torch.equal(y, exact)  # fp32 sums of fp32 products, rounded once
+    assert [t.dtype for t in gradients] == [torch.bfloat16] * 2
 
 
 def test_under_transforms_and_compilation():

@@ -13,7 +13,7 @@ from pggan_fast.networks import R3ganDiscriminator, R3ganGenerator
 from pggan_fast.training import RunFolder, TrainConfig, TrainStep, UserError, train
 from pggan_fast.training.build import build_networks
 from pggan_fast.training.checkpoint import checkpoints
-from pggan_fast.training.losses import NonSaturating
+from pggan_fast.training.losses import NonSaturating, Relativistic
 from tests.training.runs import SETTINGS, assert_same, config, stats, without_times, write_data
 
 SMALL = dict(fmap_base=128, fmap_max=32, group_channels=8)
@@ -33,21 +33,26 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
+def filled(network: type, label_dim: int) -> torch.nn.Module:
+    """With nothing at 0, so that every gradient is of its own."""
+    net = network(16, label_dim=label_dim, **SMALL)
+    for parameter in net.parameters():
+        if parameter.ndim == 4 and not parameter.any():
+            parameter.data.normal_(0, 0.2)
+    return net
+
+
 @pytest.mark.parametrize("label_dim", [0, 3])
 def test_a_step_is_that_of_plain_pytorch(double, label_dim):
-    """D by non-saturating loss and R1, the average, G; two steps, so that Adam's state is used, in float64."""
+    """D by relativistic pairs, R1 and R2, the average, G: the paper's, twice, so that Adam's state is used."""
     torch.manual_seed(0)
-    G, D = R3ganGenerator(16, label_dim=label_dim, **SMALL), R3ganDiscriminator(16, label_dim=label_dim, **SMALL)
-    for net in (G, D):
-        for parameter in net.parameters():
-            if parameter.ndim == 4 and not parameter.any():
-                parameter.data.normal_(0, 0.2)
+    G, D = filled(R3ganGenerator, label_dim), filled(R3ganDiscriminator, label_dim)
     theirs_G = plain.Generator(WIDTHS, GROUPS, label_dim=label_dim)
     theirs_D = plain.Discriminator(WIDTHS, GROUPS, label_dim=label_dim)
     theirs_G.load_state_dict(G.state_dict(), strict=True)
     theirs_D.load_state_dict(D.state_dict(), strict=True)
     average = copy.deepcopy(theirs_G)
-    step = TrainStep(G, D, objective=NonSaturating(r1_weight=0.5), learning_rate=1e-3)
+    step = TrainStep(G, D, objective=Relativistic(r1_weight=0.5, r2_weight=0.5), learning_rate=1e-3)
     adam = dict(lr=1e-3, betas=(0.0, 0.99), eps=1e-8)
     optimizer_G = torch.optim.Adam(theirs_G.parameters(), **adam)
     optimizer_D = torch.optim.Adam(theirs_D.parameters(), **adam)
@@ -59,17 +64,14 @@ def test_a_step_is_that_of_plain_pytorch(double, label_dim):
 
         torch.manual_seed(seed)
         z, _ = torch.randn(6, 64), torch.rand(6, 1, 1, 1)
-        fake = theirs_G(z, one_hot).detach()
-        real_scores, fake_scores = theirs_D(real, one_hot), theirs_D(fake, one_hot)
-        d_loss = F.softplus(-real_scores).mean() + F.softplus(fake_scores).mean()
-        d_loss = d_loss + 0.5 * plain.zero_centered_penalty(theirs_D, real, one_hot)
+        d_loss = plain.d_loss(theirs_D, real, theirs_G(z, one_hot).detach(), one_hot, gamma=0.5)
         optimizer_D.zero_grad()
         d_loss.backward()
         optimizer_D.step()
         with torch.no_grad():
             for mean, weight in zip(average.parameters(), theirs_G.parameters(), strict=True):
                 mean.lerp_(weight, 1 - 0.999)
-        g_loss = F.softplus(-theirs_D(theirs_G(torch.randn(6, 64), one_hot), one_hot)).mean()
+        g_loss = plain.g_loss(theirs_D, real, theirs_G(torch.randn(6, 64), one_hot), one_hot)
         optimizer_G.zero_grad()
         g_loss.backward()
         optimizer_G.step()
