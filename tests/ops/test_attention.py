@@ -102,7 +102,7 @@ def penalty(layer, x):
 
 
 def test_nothing_as_large_as_all_pairs_is_made_or_kept():
-    """Of 48 x 48 pixels, 5.3 million pairs; the plain formula makes many matrices of so many."""
+    """48 x 48 pixels have 5.3 million pairs, and the plain formula makes many matrices of so many."""
     torch.manual_seed(0)
     layer, x = SelfAttention2d(8), torch.randn(1, 8, 48, 48)
     layer.gamma.data.fill_(1)
