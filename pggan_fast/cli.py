@@ -17,6 +17,7 @@ from pggan_fast.doctor import report
 from pggan_fast.evaluation import EvaluateConfig, check_metrics, evaluate, metric_callback_for
 from pggan_fast.generation.images import GenerateConfig, generate_images
 from pggan_fast.generation.interpolation import InterpolateConfig, interpolate
+from pggan_fast.generation.projection import ProjectConfig, project_image
 from pggan_fast.generation.video import VideoConfig, training_video
 from pggan_fast.training import RunFolder, TrainConfig, UserError, train
 from pggan_fast.training.init_from import find_weights, settings_to_grow
@@ -149,6 +150,15 @@ def _video(arguments: list[str]) -> None:
     print(f"written: {training_video(config)}")
 
 
+def _project(arguments: list[str]) -> None:
+    """Find the latent whose image is nearest to a given one."""
+    config = from_options(ProjectConfig, _parse("project", ProjectConfig, arguments))
+    report = project_image(config)
+    apart = report["feature_distance"]
+    print(f"mean squared error {report['mean_squared_error']:.4f}" + (f", features {apart:.4f}" if apart else ""))
+    print(f"written: {config.out / 'comparison.png'} and, beside it, latent.npy")
+
+
 def _evaluate(arguments: list[str]) -> None:
     """Compute sliced Wasserstein distance, MS-SSIM, KID, FID, ... of a run or a folder."""
     evaluate(from_options(EvaluateConfig, _parse("evaluate", EvaluateConfig, arguments)))
@@ -194,6 +204,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "generate": _generate,
     "interpolate": _interpolate,
     "video": _video,
+    "project": _project,
     "evaluate": _evaluate,
     "import": _import,
     "export": _export,

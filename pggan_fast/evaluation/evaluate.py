@@ -17,6 +17,7 @@ import torch
 from pggan_fast import __version__
 from pggan_fast.data.names import some_of
 from pggan_fast.data.preprocessing import quiet_decoders
+from pggan_fast.evaluation.nearest import save_nearest
 from pggan_fast.evaluation.sources import (
     Digest,
     GeneratedImages,
@@ -77,6 +78,11 @@ class EvaluateConfig:
     out: Path | None = option(
         None, help="JSON file for the results and the settings that repeat them. It must not exist.", metavar="FILE"
     )
+    nearest: Path | None = option(
+        None,
+        help="PNG to write: generated images, each followed by the nearest of all reals. It must not exist.",
+        metavar="FILE",
+    )
     device: str = option("auto", help="Device to compute on: auto, cpu, cuda or cuda:N.", metavar="NAME")
     batch_size: int = option(64, help="Number of images in work at once.")
 
@@ -95,6 +101,8 @@ class EvaluateConfig:
             raise UserError(f"--metrics: name at least one of: {', '.join(METRICS)}")
         if self.out is not None and self.out.exists():
             raise UserError(f"--out {self.out}: exists already; choose another file")
+        if self.nearest is not None and self.nearest.exists():
+            raise UserError(f"--nearest {self.nearest}: exists already; choose another file")
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -142,6 +150,9 @@ def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "seconds": round(time.monotonic() - started, 2),
     }
+    if config.nearest is not None:
+        kind = save_nearest(config.nearest, images, reals, count=count, device=device, batch_size=config.batch_size)
+        print(f"written: {config.nearest}, nearest by {kind}")
     if config.out is not None:
         write_json(config.out, report)
         print(f"written: {config.out}")
