@@ -28,7 +28,7 @@ def save_nearest(
     """
     rows, kind = _find_rows(images.channels, device)
     shown = images.take(0, min(ROWS, count))  # [rows, C, H, W]
-    wanted = rows(shown)
+    shown_rows = rows(shown)
     distances = torch.full((len(shown), 0), torch.inf)
     found: list[list[np.ndarray]] = [[] for _ in shown]  # of each row its nearest so far
     for start in bar_over(range(0, reals.count, batch_size), "nearest reals, in batches"):
@@ -38,7 +38,7 @@ def save_nearest(
             if error.count <= start:
                 break
             batch = reals.take(start, error.count)
-        distances = torch.cat([distances, torch.cdist(wanted, rows(batch))], dim=1)
+        distances = torch.cat([distances, torch.cdist(shown_rows, rows(batch))], dim=1)
         order = distances.argsort(dim=1, stable=True)[:, :NEIGHBOURS]
         distances = distances.gather(1, order)
         found = [

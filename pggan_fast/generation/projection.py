@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pggan_fast.data.dataset import check_free
 from pggan_fast.data.preprocessing import fit, quiet_decoders, read
-from pggan_fast.generation.images import check_seeds, fixed_label, generator_of_run
-from pggan_fast.interop.weights import load_generator
+from pggan_fast.generation.images import check_seeds, fixed_label
+from pggan_fast.generation.trained import alpha_of, check_run_or_weights, run_option, trained_generator, weights_option
 from pggan_fast.metrics.features import EfficientNetLite0
 from pggan_fast.networks import Generator
 from pggan_fast.networks.sampling import latents
@@ -42,15 +42,25 @@ Features = Callable[[Tensor], Tensor]
 class ProjectConfig:
     """Settings of `pggan-fast project`."""
 
-    image: Path = option(help="Image to find a latent for; it is cropped and resized as by prepare.")
-    out: Path = option(help="New folder for latent.npy, reconstruction.png, comparison.png and projection.json.")
-    run: Path | None = option(None, help="Folder of a run: its final weights or, before that, its newest checkpoint.")
-    weights: Path | None = option(None, help="A generator.safetensors, with its .json beside it, instead of --run.")
-    label: str | None = option(None, help="Name or number of a class (default: the class that comes nearest).")
-    steps: int = option(300, min=1, max=1_000_000, help="Number of steps of Adam.")
-    candidates: int = option(256, min=1, max=1_000_000, help="Number of random latents that are compared at first.")
-    starts: int = option(4, min=1, max=1024, help="Number of those, the nearest ones, that are optimized.")
-    learning_rate: float = option(0.1, above=0, max=100, help="Largest learning rate of the latents.")
+    image: Path = option(
+        help="Image to find a latent for; it is cropped and resized as by prepare.",
+        metavar="FILE",
+        group="image, generator and output",
+    )
+    out: Path = option(
+        help="New folder for latent.npy, reconstruction.png, comparison.png and projection.json.",
+        metavar="FOLDER",
+    )
+    run: Path | None = run_option()
+    weights: Path | None = weights_option()
+    device: str = option("auto", help="Device to compute on: auto, cpu, cuda or cuda:N.", metavar="NAME")
+
+    label: str | None = option(
+        None,
+        help="Name or number of a class (default: the class that comes nearest).",
+        metavar="CLASS",
+        group="distance",
+    )
     features: str = option(
         "auto",
         choices=("auto", "lite0", "none"),
@@ -59,14 +69,19 @@ class ProjectConfig:
     feature_weight: float = option(
         0.2, min=0, max=1e6, help="Weight of the squared distance of unit features beside the mean squared error."
     )
+
+    candidates: int = option(
+        256, min=1, max=1_000_000, help="Number of random latents that are compared at first.", group="search"
+    )
+    starts: int = option(4, min=1, max=1024, help="Number of those, the nearest ones, that are optimized.")
+    steps: int = option(300, min=1, max=1_000_000, help="Number of steps of Adam.")
+    learning_rate: float = option(0.1, above=0, max=100, help="Largest learning rate of the latents.")
     seed: int = option(0, help="Seed of the first candidate; the following ones count up.")
-    device: str = option("auto", help="Device to run on: auto, cpu, cuda or cuda:N.")
 
     def __post_init__(self) -> None:
         check_options(self)
         check_seeds(self.seed, self.candidates)
-        if (self.run is None) == (self.weights is None):
-            raise UserError("--run or --weights: exactly one of them must be given")
+        check_run_or_weights(self.run, self.weights)
 
 
 @dataclass(frozen=True)
@@ -88,12 +103,11 @@ def project_image(config: ProjectConfig) -> dict[str, Any]:
 
 def _project_image(config: ProjectConfig) -> dict[str, Any]:
     check_free(config.out)
-    G, metadata = load_generator(config.weights) if config.weights else generator_of_run(config.run)
+    G, metadata = trained_generator(config.run, config.weights)
     device = find_device(config.device)
     G = G.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     label = fixed_label(config.label, metadata["classes"], G.label_dim)
-    stage = {"resolution": metadata["resolution"]}
-    stage["alpha"] = torch.tensor(metadata["alpha"], device=device) if metadata["alpha"] < 1 else 1.0
+    stage = {"resolution": metadata["resolution"], "alpha": alpha_of(metadata, device)}
     target = _read_target(config.image, G, metadata["resolution"])
     features, network = _find_features(config, G.image_channels, device)
     print(f"{config.image} at {target.shape[2]}x{target.shape[1]} px; distance: pixels and {network}", flush=True)
