@@ -21,7 +21,7 @@ import sys
 import tokenize
 from pathlib import Path
 
-import pggan_fast
+from pggan_fast import ops, reference
 from pggan_fast.utils.errors import UserError
 
 NAME, VERSION, LICENSE = "pggan-fast-ops", 1, "apache-2.0"
@@ -46,7 +46,7 @@ tags: [kernels, gan, progressive-gan, stylegan, triton]
 
 # {name}
 
-The ops of pggan-fast {version} ("Progressive Growing of GANs", Karras et al., ICLR 2018, and the StyleGAN family):
+The ops of pggan-fast ("Progressive Growing of GANs", Karras et al., ICLR 2018, and the StyleGAN family):
 Triton's kernels on GPUs, plain PyTorch elsewhere. Each op is twice differentiable and takes `impl="auto"`, `"triton"`
 or `"reference"`; `reference` has every formula.
 
@@ -79,8 +79,8 @@ def write_repository(out: Path) -> Path:
         f"backends = [{backends}]\n\n[torch-noarch]\n",
         encoding="utf-8",
     )
-    ops = ", ".join(f"`{name}`" for name in pggan_fast.ops.__all__)
-    card = CARD.format(license=LICENSE, name=NAME, version=pggan_fast.__version__, kernel_version=VERSION, ops=ops)
+    names = ", ".join(f"`{name}`" for name in ops.__all__)
+    card = CARD.format(license=LICENSE, name=NAME, kernel_version=VERSION, ops=names)
     (out / "README.md").write_text(card, encoding="utf-8")
     metadata = {"id": f"_{namespace}", "name": NAME, "version": VERSION, "license": LICENSE, "python-depends": []}
     metadata["backend"] = {"type": BACKENDS[0]}  # what a universal build is made for first; it runs on the others
@@ -91,7 +91,7 @@ def write_repository(out: Path) -> Path:
 
 def read_sources() -> dict[str, str]:
     """Return the text of each source file of the ops, by its path below the package."""
-    package = Path(pggan_fast.__file__).parent
+    package = Path(reference.__file__).parent
     kernels = importlib.util.find_spec("pggan_fast.kernels")  # elsewhere than the package in a checkout
     assert kernels is not None and kernels.origin is not None
     found = {}
