@@ -1,23 +1,13 @@
-"""Tiles of the fused convolution, and where it is taken: a fixed heuristic, then what `tune` measured on this GPU."""
+"""Tiles of the convolution's kernels, and what they take to run: a fixed heuristic, then what `tune` measured."""
 
-import json
 import math
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import triton
 
-# An H100 as the model sees it: what a plain copy and a large matrix product reach.
-BYTES_PER_SECOND = 3e12
-HALF_OPERATIONS_PER_SECOND = 600e12
-MULTIPROCESSORS = 132
-LAUNCH_SECONDS = 3e-6
-
-# Shares of the above that an implicit GEMM in Triton and cuDNN's convolutions are taken to reach where compute-bound.
-TRITON_EFFICIENCY = 0.6
-CUDNN_EFFICIENCY = 0.8
+from pggan_fast.kernels.conv_table import measurement
+from pggan_fast.kernels.gpu_limits import GPULimits, limits_of
+from pggan_fast.kernels.tensors import cdiv, next_power_of_2
 
 # Pixel norm needs all channels of a pixel in one program; more than this do not fit a program's registers.
 MOST_NORMED_CHANNELS = 512
@@ -36,7 +26,7 @@ class Tile(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A convolution: [n, c_in, ...] -> [n, c_out, h, w], its kernel's size, stride and direction."""
+    """A convolution: [n, c_in, ...] -> [n, c_out, h, w], its kernel's size, stride and direction, and its epilogue."""
 
     dtype: torch.dtype
     n: int
@@ -48,6 +38,9 @@ class Problem(NamedTuple):
     stride: int = 1
     transposed: bool = False
     pixel_norm: bool = False
+    variant: str = (
+        ""  # "signs": writes sign bits, "mask": takes the activation off another tensor, "plain": no epilogue
+    )
 
     @property
     def phases(self) -> int:
@@ -56,17 +49,21 @@ class Problem(NamedTuple):
 
     @property
     def phase_h(self) -> int:
-        return triton.cdiv(self.h, self.phases)
+        return cdiv(self.h, self.phases)
 
     @property
     def phase_w(self) -> int:
-        return triton.cdiv(self.w, self.phases)
+        return cdiv(self.w, self.phases)
+
+    @property
+    def taps(self) -> float:
+        """Input pixels that an output pixel reads, on average."""
+        return (self.k / self.phases) ** 2
 
     @property
     def operations(self) -> float:
         """Multiplications and additions."""
-        taps = (self.k / self.phases) ** 2
-        return 2 * taps * self.c_in * self.c_out * self.n * self.h * self.w
+        return 2 * self.taps * self.c_in * self.c_out * self.n * self.h * self.w
 
     @property
     def in_bytes(self) -> float:
@@ -82,114 +79,102 @@ class Problem(NamedTuple):
         return self.k**2 * self.c_in * self.c_out * self.dtype.itemsize
 
     @property
-    def operations_per_second(self) -> float:
-        """On tensor cores: fp32 is tf32, at half the pace."""
-        return HALF_OPERATIONS_PER_SECOND / (2 if self.dtype == torch.float32 else 1)
+    def key(self) -> str:
+        """Its name in the table of measurements: sizes to the next power of two of the number of pixels."""
+        words = [str(self.dtype).removeprefix("torch."), f"{self.c_in}>{self.c_out} k{self.k} s{self.stride}"]
+        words += ["norm"] * self.pixel_norm + [self.variant] * bool(self.variant)
+        return " ".join([*words, "transposed" if self.transposed else "plain", power_of_2(self.n * self.h * self.w)])
 
 
-def dot_precision() -> str:
-    """Return the precision of fp32 products: what cuDNN's convolutions are allowed."""
+def power_of_2(pixels: int) -> str:
+    """Return a number of pixels as a key has it: the next power of two."""
+    return f"2^{math.ceil(math.log2(max(1, pixels)))}"
+
+
+def on_hip() -> bool:
+    """Whether Triton compiles for AMD's GPUs."""
+    return torch.version.hip is not None
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """Return the precision of products: of fp32 what cuDNN's convolutions are allowed, on NVIDIA's GPUs alone.
+
+    Triton's tf32 drops the lower bits of an operand where cuDNN may round them.
+    """
+    if dtype != torch.float32 or on_hip():
+        return "ieee"
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
 def capability() -> tuple[int, int]:
     """Compute capability of the current GPU, and where there is none, of the modelled one."""
-    return torch.cuda.get_device_capability() if torch.cuda.is_initialized() else (9, 0)
+    return torch.cuda.get_device_capability() if torch.cuda.is_initialized() else limits().capability
+
+
+def limits() -> GPULimits:
+    """Return the limits of the current GPU, and where there is none, of the modelled one."""
+    return limits_of(torch.cuda.get_device_name() if torch.cuda.is_initialized() else "")
 
 
 def on_tensor_cores(dtype: torch.dtype) -> bool:
     """Whether products of this dtype run on tensor cores; Triton knows those of capability 8.0 and more."""
-    narrow = dtype.itemsize == 2 or (dtype == torch.float32 and dot_precision() == "tf32")
+    narrow = dtype.itemsize == 2 or (dtype == torch.float32 and dot_precision(dtype) == "tf32")
     return narrow and capability() >= (8, 0)
 
 
-def choose_tile(problem: Problem) -> Tile:
-    """The measured tile if there is one, else the heuristic's."""
-    found = measurement(problem)
+def choose_tile(problem: Problem, device: int | None = None) -> Tile:
+    """Return the measured tile if there is one, else the heuristic's."""
+    found = measurement(problem, device)
     return Tile(*found["tile"]) if found else default_tile(problem)
 
 
 def default_tile(problem: Problem) -> Tile:
-    """128 pixels, 64 where channels are many; square in the image, so that taps meet again in the L1 cache.
+    """128 pixels by up to 128 channels, square in the image, so that neighbours' taps meet in the L2 cache.
 
-    Smaller without tensor cores, whose operands then take the accumulator's registers.
+    Smaller where registers or shared memory are few: without tensor cores, whose operands then take the
+    accumulator's registers, with pixel norm over many channels, and on AMD's GPUs with their 64 KB.
     """
-    c_out = max(16, triton.next_power_of_2(problem.c_out))
+    c_out, c_in = max(16, next_power_of_2(problem.c_out)), max(16, next_power_of_2(problem.c_in))
+    half = problem.dtype.itemsize == 2
+    stages = 3
     if on_tensor_cores(problem.dtype):
         block_out = c_out if problem.pixel_norm else min(c_out, 128)
-        # With 128 channels, pixel norm wants eight warps; without, a gradient's gate wants registers.
-        pixels = 128 if block_out <= (128 if problem.pixel_norm else 64) else 64
-        block_in = max(16, min(32 if problem.dtype.itemsize == 2 else 16, triton.next_power_of_2(problem.c_in)))
-        warps = 8 if problem.pixel_norm and block_out >= 128 else 4
+        pixels = 128 if block_out <= 128 else 64
+        block_in = min(32 if half else 16, c_in)
+        if half and block_out == 128:
+            block_in = min(64, c_in)  # half the barriers to a product
+        warps = 8 if block_out >= 128 else 4
     else:
         block_out = c_out if problem.pixel_norm else min(c_out, 64)
         pixels = max(16, min(64, 4096 // block_out))
         block_in, warps = 16, 8 if block_out >= 64 else 4
+    if on_hip():
+        operands = (pixels + block_out) * block_in * problem.dtype.itemsize
+        # Triton keeps one stage fewer in shared memory, of which there are 64 KB.
+        stages = 3 if 2 * operands <= 60 << 10 else 2
     shape = tile_shape(pixels, problem.phase_h, problem.phase_w)
-    return Tile(*shape, block_in, block_out, warps, stages=3)
+    return Tile(*shape, block_in, block_out, warps, stages)
 
 
 def tile_shape(pixels: int, h: int, w: int) -> tuple[int, int, int]:
     """`pixels`, a power of two, as samples x rows x columns of images h x w."""
-    # int: a size that torch.compile traces becomes a constant here.
-    columns = min(triton.next_power_of_2(int(w)), 1 << pixels.bit_length() // 2)
-    rows = min(triton.next_power_of_2(int(h)), pixels // columns)
+    columns = min(next_power_of_2(w), 1 << pixels.bit_length() // 2)
+    rows = min(next_power_of_2(h), pixels // columns)
     return pixels // (rows * columns), rows, columns
 
 
 def programs(problem: Problem, tile: Tile) -> int:
     """Return the number of programs of one launch."""
-    pixel_tiles = triton.cdiv(problem.n, tile.n) * triton.cdiv(problem.phase_h, tile.h)
-    pixel_tiles *= triton.cdiv(problem.phase_w, tile.w)
-    return pixel_tiles * problem.phases**2 * triton.cdiv(problem.c_out, tile.block_out)
+    pixel_tiles = cdiv(problem.n, tile.n) * cdiv(problem.phase_h, tile.h) * cdiv(problem.phase_w, tile.w)
+    return pixel_tiles * problem.phases**2 * cdiv(problem.c_out, tile.block_out)
 
 
-def modelled_seconds(problem: Problem, moved: float, efficiency: float = 1.0) -> float:
-    """The larger of the times for `moved` bytes and for the operations, on the modelled GPU."""
-    return max(moved / BYTES_PER_SECOND, problem.operations / (problem.operations_per_second * efficiency))
+def l2_bytes(problem: Problem, tile: Tile) -> float:
+    """Return the bytes that one launch loads through L2: its operands again for every tap and block of channels.
 
-
-def is_fused_faster(problem: Problem, beside: float, spared: float) -> bool:
-    """Whether the fused launch beats cuDNN's convolution and a launch that moves the rest.
-
-    beside: bytes that the fused launch reads beside the convolution's own. spared: what the other launch moves.
+    Triton's asynchronous copies never meet in an L1 cache.
     """
-    if problem.pixel_norm and problem.c_out > MOST_NORMED_CHANNELS:
-        return False
-    if not on_tensor_cores(problem.dtype):
-        return False
-    if found := measurement(problem):
-        return found["fused"]
-    own = problem.in_bytes + problem.weight_bytes + problem.out_bytes
-    busy = min(1.0, programs(problem, default_tile(problem)) / MULTIPROCESSORS)
-    fused = modelled_seconds(problem, own + beside, TRITON_EFFICIENCY) / busy
-    split = modelled_seconds(problem, own, CUDNN_EFFICIENCY) + spared / BYTES_PER_SECOND + LAUNCH_SECONDS
-    return fused < split
-
-
-def key(problem: Problem) -> str:
-    """A problem's name in the table of measurements: sizes to the next power of two of the number of pixels."""
-    pixels = math.ceil(math.log2(max(1, problem.n * problem.h * problem.w)))
-    way = ("norm " if problem.pixel_norm else "") + ("transposed" if problem.transposed else "plain")
-    kind = str(problem.dtype).removeprefix("torch.")
-    return f"{kind} {problem.c_in}>{problem.c_out} k{problem.k} s{problem.stride} {way} 2^{pixels}"
-
-
-def table_path(device: int) -> Path:
-    """Return the path of what `tune` measured on this GPU: beside Triton's cache."""
-    name = "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name(device))
-    return Path(triton.knobs.cache.dir).with_name(f"pggan-fast-{name}.json")
-
-
-def measurement(problem: Problem) -> dict | None:
-    """Return what `tune` found on this GPU for such a problem: {"tile": [...], "fused": whether it is faster}."""
-    return _table(torch.cuda.current_device()).get(key(problem)) if torch.cuda.is_initialized() else None
-
-
-@cache
-def _table(device: int) -> dict[str, dict]:
-    path = table_path(device)
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError:
-        raise RuntimeError(f"{path} is not what tuning wrote: remove it, or tune again") from None
+    steps = problem.taps * cdiv(problem.c_in, tile.block_in)
+    pixels = tile.n * tile.h * tile.w
+    operands = (pixels + tile.block_out) * tile.block_in * problem.dtype.itemsize
+    return programs(problem, tile) * steps * operands + problem.out_bytes

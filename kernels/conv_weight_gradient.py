@@ -1,26 +1,26 @@
-"""The gradient of a convolution's weight, and of its bias, as an implicit GEMM over pixels."""
+"""The gradient of a convolution's weight, as an implicit GEMM over pixels."""
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
-from pggan_fast.kernels.bias_act import activate, is_positive
-from pggan_fast.kernels.conv import Gate, signs_at
-from pggan_fast.kernels.conv_tiles import MULTIPROCESSORS, dot_precision, on_tensor_cores, tile_shape
-from pggan_fast.kernels.tensors import accumulation_dtype, launch
+from pggan_fast.kernels.conv_table import forget_measurement
+from pggan_fast.kernels.conv_tiles import dot_precision
+from pggan_fast.kernels.conv_weight_tiles import WeightProblem, WeightTile, choose_weight_tile, splits_of
+from pggan_fast.kernels.tensors import accumulation_dtype, cdiv, launch, next_power_of_2, scalar, scalar_args
 
 
 @triton.jit
 def weight_gradient_kernel(
-    a,
-    gate_a,
-    b,
-    gate_b,
-    bank,
-    sums,
+    a_ptr,
+    b_ptr,
+    out_ptr,
+    scale,
     N,
     A_H,
     A_W,
@@ -31,9 +31,6 @@ def weight_gradient_kernel(
     tiles,
     splits,
     padding,
-    scale: tl.float64,
-    gate_above: tl.float64,
-    gate_below: tl.float64,
     a_n,
     a_c,
     a_h,
@@ -42,16 +39,16 @@ def weight_gradient_kernel(
     b_c,
     b_h,
     b_w,
-    bank_split,
-    bank_a,
-    bank_b,
-    bank_h,
-    bank_w,
+    out_split,
+    out_a,
+    out_b,
+    out_h,
+    out_w,
     C_A: tl.constexpr,
     C_B: tl.constexpr,
     K: tl.constexpr,
     FOLDED: tl.constexpr,
-    TURNED: tl.constexpr,
+    FLIPPED: tl.constexpr,
     ROOM_FOR_TAPS: tl.constexpr,
     STRIDE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -63,12 +60,11 @@ def weight_gradient_kernel(
 ):
     """See `weight_gradient`. One program: BLOCK_B rows, BLOCK_A columns of the product, every splits-th tile of pixels.
 
-    A row is a tap and a channel of b; the row after the last is all ones: its product with a is a's sum, the bias's
-    gradient. Where FOLDED a program has all taps of its channels, for the sums over neighbouring ones.
+    A row is a tap and a channel of b, a column a channel of a. With M pixels, a's tile is [M, BLOCK_A], b's
+    [M, BLOCK_B]. Where FOLDED a program has all taps of its channels, for the sums over neighbouring ones.
     """
-    ACC: tl.constexpr = tl.float64 if a.dtype.element_ty == tl.float64 else tl.float32
-    scale = tl.full([], scale, ACC)
-    gate_above, gate_below = tl.full([], gate_above, ACC), tl.full([], gate_below, ACC)
+    ACC: tl.constexpr = tl.float64 if a_ptr.dtype.element_ty == tl.float64 else tl.float32
+    scale = scalar(scale, ACC)
     TAPS: tl.constexpr = K * K
     split = tl.program_id(0)
     block_b = tl.program_id(1)
@@ -77,95 +73,86 @@ def weight_gradient_kernel(
         row_of_b = tl.arange(0, BLOCK_B)
         tap = row_of_b // CHANNELS
         c_b = block_b * CHANNELS + row_of_b % CHANNELS
-        tapped = (tap < TAPS) & (c_b < C_B)
-        is_ones = (tap == 0) & (c_b == C_B)
+        exists_b = (tap < TAPS) & (c_b < C_B)
     else:
         row_of_b = block_b * BLOCK_B + tl.arange(0, BLOCK_B)
         tap = row_of_b // C_B
         c_b = row_of_b % C_B
-        tapped = tap < TAPS
-        is_ones = row_of_b == TAPS * C_B
+        exists_b = tap < TAPS
     tap_h = tap // K
     tap_w = tap % K
-    of_tap = (tap_h - padding).to(tl.int64) * b_h + (tap_w - padding).to(tl.int64) * b_w + c_b.to(tl.int64) * b_c
-    first_a = tl.program_id(2) * BLOCK_A
-    c_a = first_a + tl.arange(0, BLOCK_A)
+    tap_offs = (tap_h - padding).to(tl.int64) * b_h + (tap_w - padding).to(tl.int64) * b_w + c_b.to(tl.int64) * b_c
+    c_a = tl.program_id(2) * BLOCK_A + tl.arange(0, BLOCK_A)
+    exists_a = c_a < C_A
     m = tl.arange(0, TILE_N * TILE_H * TILE_W)
 
+    # The place of the program's tile, and the way to its next one, `splits` tiles on: no division in the loop.
+    tile_w, tile_h, tile_n = split % tiles_w, split // tiles_w % tiles_h, split // (tiles_w * tiles_h)
+    step_w, step_h, step_n = splits % tiles_w, splits // tiles_w % tiles_h, splits // (tiles_w * tiles_h)
     acc = tl.zeros([BLOCK_B, BLOCK_A], dtype=ACC)
-    for tile in range(split, tiles, splits):
-        column = tile % tiles_w * TILE_W + m % TILE_W
-        row = tile // tiles_w % tiles_h * TILE_H + m // TILE_W % TILE_H
-        sample = tile // (tiles_w * tiles_h) * TILE_N + m // (TILE_W * TILE_H)
+    for _ in range(split, tiles, splits):
+        column = tile_w * TILE_W + m % TILE_W
+        row = tile_h * TILE_H + m // TILE_W % TILE_H
+        sample = tile_n * TILE_N + m // (TILE_W * TILE_H)
         inside = (sample < N) & (row < A_H) & (column < A_W)
         sample = sample.to(tl.int64)
 
         pixel = sample * a_n + row.to(tl.int64) * a_h + column.to(tl.int64) * a_w
-        offsets = pixel[:, None] + c_a[None, :].to(tl.int64) * a_c
-        mask = inside[:, None] & (c_a < C_A)[None, :]
-        of_a = tl.load(a + offsets, mask=mask, other=0.0)
-        if gate_a is not None:
-            if gate_a.dtype.element_ty == tl.int32:
-                positive = signs_at(gate_a, (sample * A_H + row) * A_W + column, inside, first_a, C_A, BLOCK_A)
-            else:
-                positive = is_positive(tl.load(gate_a + offsets, mask=mask, other=0.0), gate_below)
-            of_a = activate(of_a.to(ACC), positive, gate_above, gate_below).to(of_a.dtype)
+        offs = pixel[:, None] + c_a[None, :].to(tl.int64) * a_c
+        a = tl.load(a_ptr + offs, mask=inside[:, None] & exists_a[None, :], other=0.0)
 
         b_row = row[:, None] * STRIDE - padding + tap_h[None, :]
         b_column = column[:, None] * STRIDE - padding + tap_w[None, :]
-        mask = inside[:, None] & tapped[None, :] & (b_row >= 0) & (b_row < B_H) & (b_column >= 0) & (b_column < B_W)
+        mask = inside[:, None] & exists_b[None, :] & (b_row >= 0) & (b_row < B_H) & (b_column >= 0) & (b_column < B_W)
         pixel = sample * b_n + (row * STRIDE).to(tl.int64) * b_h + (column * STRIDE).to(tl.int64) * b_w
-        offsets = pixel[:, None] + of_tap[None, :]
-        of_b = tl.load(b + offsets, mask=mask, other=0.0)
-        if gate_b is not None:
-            tl.static_assert(gate_b.dtype.element_ty != tl.int32, "signs at every tap are not read")
-            positive = is_positive(tl.load(gate_b + offsets, mask=mask, other=0.0), gate_below)
-            of_b = activate(of_b.to(ACC), positive, gate_above, gate_below).to(of_b.dtype)
-        of_b = tl.where(is_ones[None, :], tl.full([], 1, of_b.dtype), of_b)
-        acc = tl.dot(tl.trans(of_b), of_a, acc, input_precision=PRECISION, out_dtype=ACC)
+        b = tl.load(b_ptr + pixel[:, None] + tap_offs[None, :], mask=mask, other=0.0)
+        acc = tl.dot(tl.trans(b), a, acc, input_precision=PRECISION, out_dtype=ACC)
 
-    is_a = c_a < C_A
-    if sums is not None and block_b == tl.num_programs(1) - 1:
-        of_sums = tl.sum(tl.where(is_ones[:, None], acc, 0.0), axis=0)
-        tl.store(sums + split.to(tl.int64) * C_A + c_a, of_sums, mask=is_a)
-    made = bank + split.to(tl.int64) * bank_split
+        tile_w += step_w
+        carry = (tile_w >= tiles_w).to(tl.int32)
+        tile_w -= carry * tiles_w
+        tile_h += step_h + carry
+        carry = (tile_h >= tiles_h).to(tl.int32)
+        tile_h -= carry * tiles_h
+        tile_n += step_n + carry
+
+    out_ptr += split.to(tl.int64) * out_split
     if FOLDED:
-        # The adjoint of `fold.fold`: element h, w of the weight went into four taps, turned or not.
+        # The adjoint of `fold.fold`: element h, w of the weight went into four taps, flipped or not.
         taps = tl.reshape(acc * scale, [ROOM_FOR_TAPS, CHANNELS, BLOCK_A])
         t = tl.arange(0, ROOM_FOR_TAPS)
         c_b = block_b * CHANNELS + tl.arange(0, CHANNELS)
-        channels = made + (c_b[:, None] * bank_b + c_a[None, :] * bank_a)
+        channels = c_b[:, None] * out_b + c_a[None, :] * out_a
+        mask = (c_b < C_B)[:, None] & exists_a[None, :]
         for h in tl.static_range(K - 1):
             for w in tl.static_range(K - 1):
                 into = (t // K >= h) & (t // K <= h + 1) & (t % K >= w) & (t % K <= w + 1)
                 value = tl.sum(tl.where(into[:, None, None], taps, 0.0), axis=0)
-                at = channels + (K - 2 - h if TURNED else h) * bank_h + (K - 2 - w if TURNED else w) * bank_w
-                tl.store(at, value.to(bank.dtype.element_ty), mask=(c_b < C_B)[:, None] & is_a[None, :])
+                offs = channels + (K - 2 - h if FLIPPED else h) * out_h + (K - 2 - w if FLIPPED else w) * out_w
+                tl.store(out_ptr + offs, value.to(out_ptr.dtype.element_ty), mask=mask)
     else:
-        row = tap_h * bank_h + tap_w * bank_w + c_b * bank_b
-        made += row[:, None] + c_a[None, :] * bank_a
-        tl.store(made, (acc * scale).to(bank.dtype.element_ty), mask=tapped[:, None] & is_a[None, :])
+        offs = (tap_h * out_h + tap_w * out_w + c_b * out_b)[:, None] + c_a[None, :] * out_a
+        mask = exists_b[:, None] & exists_a[None, :]
+        tl.store(out_ptr + offs, (acc * scale).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _sum(parts, offsets, mask, splits, stride, BLOCK: tl.constexpr):
-    """Return the sum of `splits` blocks of numbers, `stride` apart."""
-    total = tl.zeros(offsets.shape, parts.dtype.element_ty)
+def _sum(parts_ptr, offs, mask, splits, stride, BLOCK: tl.constexpr):
+    """Return the sum of `splits` blocks of numbers [BLOCK_B, BLOCK_A], one every `stride` of memory."""
+    total = tl.zeros(offs.shape, parts_ptr.dtype.element_ty)
     for first in range(0, splits, BLOCK):
         split = (first + tl.arange(0, BLOCK))[:, None, None]
-        at = split.to(tl.int64) * stride + offsets[None, :, :]
-        total += tl.sum(tl.load(parts + at, mask=(split < splits) & mask[None, :, :], other=0), axis=0)
+        part = split.to(tl.int64) * stride + offs[None, :, :]
+        total += tl.sum(tl.load(parts_ptr + part, mask=(split < splits) & mask[None, :, :], other=0), axis=0)
     return total
 
 
 @triton.jit
 def add_parts_kernel(
-    parts,
-    parts_of_sums,
-    weight,
-    sums,
+    parts_ptr,
+    dw_ptr,
+    scale,
     splits,
-    scale: tl.float64,
     w_a,
     w_b,
     w_h,
@@ -178,41 +165,59 @@ def add_parts_kernel(
     BLOCK_B: tl.constexpr,
 ):
     """See `weight_gradient`. One program: BLOCK_A x BLOCK_B channels of one tap."""
-    scale = tl.full([], scale, parts.dtype.element_ty)
+    scale = scalar(scale, parts_ptr.dtype.element_ty)
     tap = tl.program_id(0)
     c_b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)[:, None]
     c_a = tl.program_id(2) * BLOCK_A + tl.arange(0, BLOCK_A)[None, :]
     mask = (c_b < C_B) & (c_a < C_A)
     part = (tap * C_B + c_b).to(tl.int64) * C_A + c_a
-    value = scale * _sum(parts, part, mask, splits, K * K * C_B * C_A, BLOCK_SPLITS)
-    at = tap // K * w_h + tap % K * w_w + c_b.to(tl.int64) * w_b + c_a.to(tl.int64) * w_a
-    tl.store(weight + at, value.to(weight.dtype.element_ty), mask=mask)
-    if sums is not None and tl.program_id(0) + tl.program_id(1) == 0:
-        is_a = c_a < C_A
-        tl.store(sums + c_a, _sum(parts_of_sums, c_a, is_a, splits, C_A, BLOCK_SPLITS), mask=is_a)
+    value = scale * _sum(parts_ptr, part, mask, splits, K * K * C_B * C_A, BLOCK_SPLITS)
+    offs = tap // K * w_h + tap % K * w_w + c_b.to(tl.int64) * w_b + c_a.to(tl.int64) * w_a
+    tl.store(dw_ptr + offs, value.to(dw_ptr.dtype.element_ty), mask=mask)
 
 
-class WeightTile(NamedTuple):
-    """A program's pixels (samples x rows x columns), its block of the gradient, and how it is compiled."""
+class Plan(NamedTuple):
+    """All of the launches that follows from the problem alone."""
 
-    n: int
-    h: int
-    w: int
-    block_a: int
-    block_b: int
-    warps: int
-    stages: int
+    grid: tuple[int, int, int]
+    tiles: tuple[int, int, int]  # rows and columns of tiles in an image, and all tiles
+    constants: dict
+    parts_grid: tuple[int, int, int]
+    parts_constants: dict
 
 
-def default_weight_tile(dtype: torch.dtype, h: int, w: int, c_a: int, rows: int, together: int = 1) -> WeightTile:
-    """For a of c_a channels in images h x w, and so many rows of taps and channels of b, some of them `together`."""
-    fast = on_tensor_cores(dtype)
-    pixels = 32 if fast and dtype.itemsize == 2 else 16
-    block_a = max(16, min(64 if fast else 32, triton.next_power_of_2(c_a)))
-    block_b = max(16, min(128 if fast else 64, triton.next_power_of_2(rows)), together)
-    # What few channels accumulate leaves registers that the many rows' addresses fill: twice the threads share those.
-    warps = 8 if together > 1 and block_a == 16 else 4
-    return WeightTile(*tile_shape(pixels, h, w), block_a, block_b, warps, stages=3)
+def _make_plan(problem: WeightProblem, tile: WeightTile | None, precision: str, device: int) -> Plan:
+    p = problem
+    tile = tile or choose_weight_tile(p, device)
+    tiles_h, tiles_w = cdiv(p.h, tile.h), cdiv(p.w, tile.w)
+    tiles = cdiv(p.n, tile.n) * tiles_h * tiles_w
+    blocks = cdiv(p.rows, tile.block_b), cdiv(p.c_a, tile.block_a)
+    splits = splits_of(p, tiles, blocks[0] * blocks[1])
+    constants = dict(
+        C_A=p.c_a,
+        C_B=p.c_b,
+        K=p.k + p.folded,
+        FOLDED=p.folded,
+        FLIPPED=p.transposed,
+        ROOM_FOR_TAPS=p.room_for_taps,
+        STRIDE=p.stride,
+        PRECISION=precision,
+        TILE_N=tile.n,
+        TILE_H=tile.h,
+        TILE_W=tile.w,
+        BLOCK_A=tile.block_a,
+        BLOCK_B=tile.block_b,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    block_a, block_b = min(32, next_power_of_2(p.c_a)), min(8, next_power_of_2(p.c_b))
+    block_splits = min(next_power_of_2(splits), 4096 // (block_a * block_b))
+    parts_constants = dict(C_A=p.c_a, C_B=p.c_b, K=p.k, BLOCK_SPLITS=block_splits, BLOCK_A=block_a, BLOCK_B=block_b)
+    parts_grid = (p.k**2, cdiv(p.c_b, block_b), cdiv(p.c_a, block_a))
+    return Plan((splits, *blocks), (tiles_h, tiles_w, tiles), constants, parts_grid, parts_constants)
+
+
+_cached_plan = cache(_make_plan)
 
 
 def weight_gradient(
@@ -224,12 +229,10 @@ def weight_gradient(
     padding: int = 0,
     transposed: bool = False,
     fold: float | None = None,
-    gate: Gate | None = None,
     scale: float = 1.0,
-    sums_wanted: bool = False,
     tile: WeightTile | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """The gradient of a convolution's weight, and dz's sum over all but channels: one launch, another to add its parts.
+) -> Tensor:
+    """Return the gradient of a convolution's weight: one launch, and another where programs share the pixels.
 
     dw[o, i, p, q] = scale * sum over samples, rows h and columns w of
         dz[n, o, h, w] * x[n, i, stride h + p - padding, stride w + q - padding]
@@ -237,99 +240,70 @@ def weight_gradient(
     and of a transposed convolution, whose weight is [C_in, C_out, k, k], with dz and x exchanged.
 
     dz: [N, C_out, H, W]. x: [N, C_in, H', W'], dz's dtype. weight: gives the gradient's shape, dtype and layout; it has
-    no other part. fold: the convolution took `fold.fold(weight, fold, transposed)`. gate, if given (one without r, and
-    of a transposed one with y itself): dz is taken back through it as it is read. Returns dw and, if `sums_wanted` (not
-    of a transposed one), the sums [C_out] in fp32 (fp64 for fp64). Deterministic.
+    no other part. fold: the convolution took `fold.fold(weight, fold, transposed)`. Deterministic.
     """
-    a, b, gate_a, gate_b = dz, x, None if gate is None else gate.y, None
-    if transposed:
-        a, b, gate_a, gate_b = x, dz, None, gate_a
+    a, b = (x, dz) if transposed else (dz, x)
     (n, c_a, h, w), c_b, k = a.shape, b.shape[1], weight.shape[-1]
-    wide = accumulation_dtype(a)
     dw = torch.empty_like(weight)
-    sums = torch.empty(c_a, dtype=wide, device=a.device) if sums_wanted else None
     if not a.numel() or not b.numel():
-        return dw.zero_(), a.sum((0, 2, 3), dtype=wide) if sums_wanted else None
+        return dw.zero_()
     folded = fold is not None
-    taps = (k + folded) ** 2
-    room = triton.next_power_of_2(taps)
-    rows = room * (c_b + sums_wanted) if folded else taps * c_b + sums_wanted
-    tile = tile or default_weight_tile(a.dtype, h, w, c_a, rows, room if folded else 1)
-    tiles_h, tiles_w = triton.cdiv(h, tile.h), triton.cdiv(w, tile.w)
-    tiles = triton.cdiv(n, tile.n) * tiles_h * tiles_w
-    blocks = triton.cdiv(rows, tile.block_b), triton.cdiv(c_a, tile.block_a)
-    # Four programs per multiprocessor hide each other's latency; more only make more parts to add.
-    splits = max(1, min(tiles, 4 * MULTIPROCESSORS // (blocks[0] * blocks[1])))
-    w_a, w_b = dw.stride()[:2][:: -1 if transposed and folded else 1]
+    problem = WeightProblem(a.dtype, n, c_a, c_b, h, w, k, stride, transposed, folded)
+    # Sizes that torch.compile traces are no keys of a cache.
+    make_plan = _cached_plan if type(x) is Tensor else _make_plan
+    strides = dw.stride()[:2][:: -1 if transposed and folded else 1], dw.stride()[2:]
     scale = scale * fold if folded else scale
-    if splits == 1:
-        made, of_sums = dw, sums
-        strides = 0, w_a, w_b, *dw.stride()[2:]
-    else:
-        made = torch.empty(splits, k, k, c_b, c_a, dtype=wide, device=a.device)
-        of_sums = torch.empty(splits, c_a, dtype=wide, device=a.device) if sums_wanted else None
-        strides = made.stride(0), 1, c_a, *made.stride()[1:3]
+
+    def run() -> None:
+        plan = make_plan(problem, tile, dot_precision(a.dtype), a.get_device())
+        _launch(a, b, dw, scale, padding, strides, plan)
+
+    try:
+        run()
+    except OutOfResources:
+        # A measured tile need not fit another version of Triton.
+        if tile is not None or not forget_measurement(problem, a.get_device()):
+            raise
+        _cached_plan.cache_clear()
+        run()
+    return dw
+
+
+def _launch(a: Tensor, b: Tensor, dw: Tensor, scale: float, padding: int, strides: tuple, plan: Plan) -> None:
+    (n, _, h, w), splits, wide = a.shape, plan.grid[0], accumulation_dtype(a)
+    (dw_a, dw_b), (dw_h, dw_w) = strides
+    out, out_strides, scale_here = dw, (0, dw_a, dw_b, dw_h, dw_w), scale
+    if splits > 1:
+        k, c_b, c_a = dw.shape[-1], plan.constants["C_B"], plan.constants["C_A"]
+        out = torch.empty(splits, k, k, c_b, c_a, dtype=wide, device=a.device)
+        out_strides, scale_here = (out.stride(0), 1, c_a, *out.stride()[1:3]), 1.0
+    sizes = (n, h, w, *b.shape[2:], *plan.tiles, splits, padding)
     launch(
         weight_gradient_kernel,
-        (splits, *blocks),
+        plan.grid,
         a,
-        gate_a,
         b,
-        gate_b,
-        made,
-        of_sums,
-        n,
-        h,
-        w,
-        *b.shape[2:],
-        tiles_h,
-        tiles_w,
-        tiles,
-        splits,
-        padding,
-        scale if made is dw else 1.0,
-        *((1.0, 1.0) if gate is None else (gate.above, gate.below)),
+        out,
+        *scalar_args(a.dtype, scale_here),
+        *sizes,
         *a.stride(),
         *b.stride(),
-        *strides,
-        C_A=c_a,
-        C_B=c_b,
-        K=k + folded,
-        FOLDED=folded,
-        TURNED=transposed,
-        ROOM_FOR_TAPS=room,
-        STRIDE=stride,
-        PRECISION=dot_precision(),
-        TILE_N=tile.n,
-        TILE_H=tile.h,
-        TILE_W=tile.w,
-        BLOCK_A=tile.block_a,
-        BLOCK_B=tile.block_b,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        *out_strides,
+        **plan.constants,
     )
-    if made is dw:
-        return dw, sums
-    block_a, block_b = min(32, triton.next_power_of_2(c_a)), min(8, triton.next_power_of_2(c_b))
-    launch(
-        add_parts_kernel,
-        (k * k, triton.cdiv(c_b, block_b), triton.cdiv(c_a, block_a)),
-        made,
-        of_sums,
-        dw,
-        sums,
-        splits,
-        scale,
-        w_a,
-        w_b,
-        *dw.stride()[2:],
-        C_A=c_a,
-        C_B=c_b,
-        K=k,
-        # int: a number that torch.compile traces becomes a constant here.
-        BLOCK_SPLITS=min(triton.next_power_of_2(int(splits)), 4096 // (block_a * block_b)),
-        BLOCK_A=block_a,
-        BLOCK_B=block_b,
-        num_warps=4,
-    )
-    return dw, sums
+    if splits > 1:
+        scalars = scalar_args(wide, scale)
+        launch(
+            add_parts_kernel,
+            plan.parts_grid,
+            out,
+            dw,
+            *scalars,
+            splits,
+            dw_a,
+            dw_b,
+            dw_h,
+            dw_w,
+            **plan.parts_constants,
+            num_warps=4,
+        )

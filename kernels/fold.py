@@ -8,45 +8,46 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pggan_fast.kernels.tensors import check_floating, launch
+from pggan_fast.kernels.tensors import cdiv, check_floating, launch, scalar, scalar_args
 
 BLOCK = 256
 
 
 @triton.jit
 def sum_shifts_kernel(
-    source,
-    made,
-    scale: tl.float64,
+    source_ptr,
+    out_ptr,
+    scale,
     filters,
     B,
-    s_a,
-    s_b,
-    s_h,
-    s_w,
-    m_a,
-    m_b,
-    m_h,
-    m_w,
+    source_a,
+    source_b,
+    source_h,
+    source_w,
+    out_a,
+    out_b,
+    out_h,
+    out_w,
     FROM: tl.constexpr,
     TO: tl.constexpr,
-    TURN_SOURCE: tl.constexpr,
-    TURN_MADE: tl.constexpr,
+    FLIP_SOURCE: tl.constexpr,
+    FLIP_OUT: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """made[h, w] = scale * the sum of source[h + i, w + j] over i and j in {0, 1}, or {-1, 0} where made is larger.
+    """Write out[h, w] = scale * sum of source[h + i, w + j] over i and j in {0, 1}, or in {-1, 0} where out is larger.
 
-    Filters FROM x FROM and TO x TO; one that is to be turned runs backwards. s_a, m_a ...: their strides.
+    Filters are [a, b, FROM, FROM] and [a, b, TO, TO], with strides source_a ... and out_a ...; a flipped one runs
+    backwards.
     """
     FIRST: tl.constexpr = 0 if TO < FROM else -1
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     a, b = index // B, index % B
     values = ()
     for t in tl.static_range(FROM * FROM):
-        place = FROM * FROM - 1 - t if TURN_SOURCE else t
-        at = a * s_a + b * s_b + place // FROM * s_h + place % FROM * s_w
-        values = values + (tl.load(source + at, mask=index < filters, other=0).to(ACC),)
+        place = FROM * FROM - 1 - t if FLIP_SOURCE else t
+        offs = a * source_a + b * source_b + place // FROM * source_h + place % FROM * source_w
+        values = values + (tl.load(source_ptr + offs, mask=index < filters, other=0).to(ACC),)
     for h in tl.static_range(TO):
         for w in tl.static_range(TO):
             total = tl.zeros([BLOCK], ACC)
@@ -54,8 +55,13 @@ def sum_shifts_kernel(
                 for j in tl.static_range(FIRST, FIRST + 2):
                     if h + i >= 0 and h + i < FROM and w + j >= 0 and w + j < FROM:
                         total += values[(h + i) * FROM + w + j]
-            at = a * m_a + b * m_b + (TO - 1 - h if TURN_MADE else h) * m_h + (TO - 1 - w if TURN_MADE else w) * m_w
-            tl.store(made + at, (total * tl.full([], scale, ACC)).to(made.dtype.element_ty), mask=index < filters)
+            offs = (
+                a * out_a
+                + b * out_b
+                + (TO - 1 - h if FLIP_OUT else h) * out_h
+                + (TO - 1 - w if FLIP_OUT else w) * out_w
+            )
+            tl.store(out_ptr + offs, (total * scalar(scale, ACC)).to(out_ptr.dtype.element_ty), mask=index < filters)
 
 
 def fold(weight: Tensor, scale: float, transposed: bool, dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -73,28 +79,29 @@ def _run(source: Tensor, larger: int, scale, transposed, dtype, channels_last) -
     a, b, k, _ = source.shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
     shape = [b, a] if transposed else [a, b]
-    made = torch.empty([*shape, k + larger, k + larger], dtype=dtype, device=source.device, memory_format=layout)
-    if made.numel():
-        m_a, m_b, *m_pixel = made.stride()
-        m_a, m_b = (m_b, m_a) if transposed else (m_a, m_b)
-        s_a, s_b, *s_pixel = source.stride()
-        if m_a < m_b:  # filters that are neighbours in what is written
-            a, b, m_a, m_b, s_a, s_b = b, a, m_b, m_a, s_b, s_a
+    out = torch.empty([*shape, k + larger, k + larger], dtype=dtype, device=source.device, memory_format=layout)
+    wide = torch.float64 in (source.dtype, dtype)
+    if out.numel():
+        out_a, out_b, *out_pixel = out.stride()
+        out_a, out_b = (out_b, out_a) if transposed else (out_a, out_b)
+        source_a, source_b, *source_pixel = source.stride()
+        if out_a < out_b:  # filters that are neighbours in what is written
+            a, b, out_a, out_b, source_a, source_b = b, a, out_b, out_a, source_b, source_a
         launch(
             sum_shifts_kernel,
-            (triton.cdiv(a * b, BLOCK),),
+            (cdiv(a * b, BLOCK),),
             source,
-            made,
-            scale,
+            out,
+            *scalar_args(torch.float64 if wide else torch.float32, scale),
             a * b,
             b,
-            *(s_a, s_b, *s_pixel),
-            *(m_a, m_b, *m_pixel),
+            *(source_a, source_b, *source_pixel),
+            *(out_a, out_b, *out_pixel),
             FROM=k,
             TO=k + larger,
-            TURN_SOURCE=transposed and larger < 0,
-            TURN_MADE=transposed and larger > 0,
-            ACC=tl.float64 if torch.float64 in (source.dtype, dtype) else tl.float32,
+            FLIP_SOURCE=transposed and larger < 0,
+            FLIP_OUT=transposed and larger > 0,
+            ACC=tl.float64 if wide else tl.float32,
             BLOCK=BLOCK,
         )
-    return made
+    return out

@@ -12,7 +12,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pggan_fast.kernels.tensors import arrange, check_floating, is_channels_last, launch
+from pggan_fast.kernels.tensors import (
+    arrange,
+    cdiv,
+    check_floating,
+    is_channels_last,
+    launch,
+    next_power_of_2,
+    scalar,
+    scalar_args,
+)
 
 
 @triton.jit
@@ -24,12 +33,12 @@ def low_tile(R, K, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def high_rows(row, K, h, w, extra_h, extra_w, LAST: tl.constexpr):
-    """For each row: the offset of its first value at the high resolution, and from one high row to the next.
+def high_rows(row, K, h, w, extra_h, extra_w, CHANNELS_LAST: tl.constexpr):
+    """Return for each row the offset of its first value at the high resolution, and from one high row to the next.
 
     extra_h, extra_w: 1 where the high resolution is odd.
     """
-    if LAST:
+    if CHANNELS_LAST:
         line, x = row // w, row % w
         step = (2 * w + extra_w) * K
         return (2 * line + line // h * extra_h) * step + 2 * x * K, step
@@ -39,87 +48,89 @@ def high_rows(row, K, h, w, extra_h, extra_w, LAST: tl.constexpr):
 
 
 @triton.jit
-def load_quads(high, start, step, k, K, rows, ACC: tl.constexpr, LAST: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The four values over each low one, as they are numbered in a plane: (0, 0), (0, 1), (1, 0), (1, 1)."""
-    if LAST:
-        at, mask = start[:, None] + k[None, :], rows[:, None] & (k < K)[None, :]
-        a = tl.load(high + at, mask=mask, other=0).to(ACC)
-        b = tl.load(high + at + K, mask=mask, other=0).to(ACC)
-        c = tl.load(high + at + step, mask=mask, other=0).to(ACC)
-        d = tl.load(high + at + step + K, mask=mask, other=0).to(ACC)
+def load_quads(
+    high_ptr, start, step, k, K, rows, ACC: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """Return the four values over each low one, as they are numbered in a plane: (0, 0), (0, 1), (1, 0), (1, 1)."""
+    if CHANNELS_LAST:
+        offs, mask = start[:, None] + k[None, :], rows[:, None] & (k < K)[None, :]
+        a = tl.load(high_ptr + offs, mask=mask, other=0).to(ACC)
+        b = tl.load(high_ptr + offs + K, mask=mask, other=0).to(ACC)
+        c = tl.load(high_ptr + offs + step, mask=mask, other=0).to(ACC)
+        d = tl.load(high_ptr + offs + step + K, mask=mask, other=0).to(ACC)
         return a, b, c, d
     else:
         wide = tl.program_id(1) * 2 * BLOCK_K + tl.arange(0, 2 * BLOCK_K)
-        at, mask = start[:, None] + wide[None, :], rows[:, None] & (wide < 2 * K)[None, :]
-        first = tl.load(high + at, mask=mask, other=0)
-        second = tl.load(high + at + step, mask=mask, other=0)
+        offs, mask = start[:, None] + wide[None, :], rows[:, None] & (wide < 2 * K)[None, :]
+        first = tl.load(high_ptr + offs, mask=mask, other=0)
+        second = tl.load(high_ptr + offs + step, mask=mask, other=0)
         a, b = tl.split(tl.reshape(first, [first.shape[0], BLOCK_K, 2]))
         c, d = tl.split(tl.reshape(second, [second.shape[0], BLOCK_K, 2]))
         return a.to(ACC), b.to(ACC), c.to(ACC), d.to(ACC)
 
 
 @triton.jit
-def store_quads(high, start, step, k, K, rows, a, b, c, d, LAST: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Writes what `load_quads` reads."""
-    T: tl.constexpr = high.dtype.element_ty
-    if LAST:
-        at, mask = start[:, None] + k[None, :], rows[:, None] & (k < K)[None, :]
-        tl.store(high + at, a.to(T), mask=mask)
-        tl.store(high + at + K, b.to(T), mask=mask)
-        tl.store(high + at + step, c.to(T), mask=mask)
-        tl.store(high + at + step + K, d.to(T), mask=mask)
+def store_quads(high_ptr, start, step, k, K, rows, a, b, c, d, CHANNELS_LAST: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Write what `load_quads` reads."""
+    T: tl.constexpr = high_ptr.dtype.element_ty
+    if CHANNELS_LAST:
+        offs, mask = start[:, None] + k[None, :], rows[:, None] & (k < K)[None, :]
+        tl.store(high_ptr + offs, a.to(T), mask=mask)
+        tl.store(high_ptr + offs + K, b.to(T), mask=mask)
+        tl.store(high_ptr + offs + step, c.to(T), mask=mask)
+        tl.store(high_ptr + offs + step + K, d.to(T), mask=mask)
     else:
         wide = tl.program_id(1) * 2 * BLOCK_K + tl.arange(0, 2 * BLOCK_K)
-        at, mask = start[:, None] + wide[None, :], rows[:, None] & (wide < 2 * K)[None, :]
-        tl.store(high + at, tl.interleave(a.to(T), b.to(T)), mask=mask)
-        tl.store(high + at + step, tl.interleave(c.to(T), d.to(T)), mask=mask)
+        offs, mask = start[:, None] + wide[None, :], rows[:, None] & (wide < 2 * K)[None, :]
+        tl.store(high_ptr + offs, tl.interleave(a.to(T), b.to(T)), mask=mask)
+        tl.store(high_ptr + offs + step, tl.interleave(c.to(T), d.to(T)), mask=mask)
 
 
 @triton.jit
 def upsample_kernel(
-    low,
-    high,
-    factor: tl.float64,
+    low_ptr,
+    high_ptr,
+    factor,
     R,
     K,
     h,
     w,
     extra_h,
     extra_w,
-    LAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """high = factor * low's nearest neighbour, but for an extra row and column."""
-    ACC: tl.constexpr = tl.float64 if high.dtype.element_ty == tl.float64 else tl.float32
-    row, k, at, mask = low_tile(R, K, BLOCK_R, BLOCK_K)
-    start, step = high_rows(row, K, h, w, extra_h, extra_w, LAST)
-    v = tl.load(low + at, mask=mask, other=0).to(ACC) * tl.full([], factor, ACC)
-    store_quads(high, start, step, k, K, row < R, v, v, v, v, LAST, BLOCK_K)
+    """Write high = factor * low's nearest neighbour, but for an extra row and column."""
+    ACC: tl.constexpr = tl.float64 if high_ptr.dtype.element_ty == tl.float64 else tl.float32
+    row, k, offs, mask = low_tile(R, K, BLOCK_R, BLOCK_K)
+    start, step = high_rows(row, K, h, w, extra_h, extra_w, CHANNELS_LAST)
+    v = tl.load(low_ptr + offs, mask=mask, other=0).to(ACC) * scalar(factor, ACC)
+    store_quads(high_ptr, start, step, k, K, row < R, v, v, v, v, CHANNELS_LAST, BLOCK_K)
 
 
 @triton.jit
 def downsample_kernel(
-    high,
-    low,
-    factor: tl.float64,
+    high_ptr,
+    low_ptr,
+    factor,
     R,
     K,
     h,
     w,
     extra_h,
     extra_w,
-    LAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """low = factor * sums over 2x2 blocks of high."""
-    ACC: tl.constexpr = tl.float64 if low.dtype.element_ty == tl.float64 else tl.float32
-    row, k, at, mask = low_tile(R, K, BLOCK_R, BLOCK_K)
-    start, step = high_rows(row, K, h, w, extra_h, extra_w, LAST)
-    a, b, c, d = load_quads(high, start, step, k, K, row < R, ACC, LAST, BLOCK_K)
-    total = (a + b + c + d) * tl.full([], factor, ACC)
-    tl.store(low + at, total.to(low.dtype.element_ty), mask=mask)
+    """Write low = factor * sums over 2x2 blocks of high."""
+    ACC: tl.constexpr = tl.float64 if low_ptr.dtype.element_ty == tl.float64 else tl.float32
+    row, k, offs, mask = low_tile(R, K, BLOCK_R, BLOCK_K)
+    start, step = high_rows(row, K, h, w, extra_h, extra_w, CHANNELS_LAST)
+    a, b, c, d = load_quads(high_ptr, start, step, k, K, row < R, ACC, CHANNELS_LAST, BLOCK_K)
+    total = (a + b + c + d) * scalar(factor, ACC)
+    tl.store(low_ptr + offs, total.to(low_ptr.dtype.element_ty), mask=mask)
 
 
 class Grid(NamedTuple):
@@ -128,16 +139,18 @@ class Grid(NamedTuple):
     constants: dict
 
 
-def grid_of(high: Tensor, last: bool) -> Grid:
+def grid_of(high: Tensor, channels_last: bool) -> Grid:
     """Programs for a tensor of the high resolution: 1024 low values each, as long in memory as can be."""
     n, c, height, width = high.shape
     h, w = height // 2, width // 2
-    rows, values = (n * h * w, c) if last else (n * c * h, w)
-    block_k = min(triton.next_power_of_2(max(int(values), 1)), 256)
+    rows, values = (n * h * w, c) if channels_last else (n * c * h, w)
+    block_k = min(next_power_of_2(values), 256)
     block_r = 1024 // block_k
-    programs = (triton.cdiv(rows, block_r), triton.cdiv(values, block_k))
+    programs = (cdiv(rows, block_r), cdiv(values, block_k))
     return Grid(
-        programs, (rows, values, h, w, height % 2, width % 2), dict(LAST=last, BLOCK_R=block_r, BLOCK_K=block_k)
+        programs,
+        (rows, values, h, w, height % 2, width % 2),
+        dict(CHANNELS_LAST=channels_last, BLOCK_R=block_r, BLOCK_K=block_k),
     )
 
 
@@ -157,9 +170,17 @@ def upsample(x: Tensor, scale: float, extra_h: int, extra_w: int) -> Tensor:
     if extra_w:
         y[..., 2 * w :].zero_()
     if x.numel():
-        last = is_channels_last(x)
-        grid = grid_of(y, last)
-        launch(upsample_kernel, grid.programs, arrange(x, last), y, scale, *grid.sizes, **grid.constants)
+        channels_last = is_channels_last(x)
+        grid = grid_of(y, channels_last)
+        launch(
+            upsample_kernel,
+            grid.programs,
+            arrange(x, channels_last),
+            y,
+            *scalar_args(x.dtype, scale),
+            *grid.sizes,
+            **grid.constants,
+        )
     return y
 
 
@@ -169,7 +190,15 @@ def downsample(x: Tensor, scale: float) -> Tensor:
     n, c, h, w = x.shape
     y = empty_like_layout(x, [n, c, h // 2, w // 2])
     if y.numel():
-        last = is_channels_last(x)
-        grid = grid_of(x, last)
-        launch(downsample_kernel, grid.programs, arrange(x, last), y, scale, *grid.sizes, **grid.constants)
+        channels_last = is_channels_last(x)
+        grid = grid_of(x, channels_last)
+        launch(
+            downsample_kernel,
+            grid.programs,
+            arrange(x, channels_last),
+            y,
+            *scalar_args(x.dtype, scale),
+            *grid.sizes,
+            **grid.constants,
+        )
     return y

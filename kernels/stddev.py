@@ -11,36 +11,47 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pggan_fast.kernels.tensors import Output, accumulation_dtype, arrange, check_floating, is_channels_last, launch
+from pggan_fast.kernels.tensors import (
+    Output,
+    accumulation_dtype,
+    arrange,
+    cdiv,
+    check_floating,
+    is_channels_last,
+    launch,
+    next_power_of_2,
+    scalar,
+    scalar_args,
+)
 
 
 @triton.jit
 def _samples(index, groups, group, STRIDED: tl.constexpr, GROUP: tl.constexpr):
-    """The numbers of a group's samples, and which of them exist."""
+    """Return the numbers of a group's samples, and which of them exist."""
     i = tl.arange(0, GROUP)
-    number = i * groups + index if STRIDED else index * group + i
-    return number.to(tl.int64), i < group
+    sample = i * groups + index if STRIDED else index * group + i
+    return sample.to(tl.int64), i < group
 
 
 @triton.jit
 def _positions(
-    groups, group, maps, rows, run, spread, blocks, STRIDED: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr
+    groups, group, maps, rows, row_len, map_len, blocks, STRIDED: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Offsets [GROUP, BLOCK] of a program's values in a tensor like x and in one with maps, a mask, and which positions
     [BLOCK] exist.
 
-    A sample is `rows` rows of `run` values; one with maps has maps * spread more behind each.
+    A sample is `rows` rows of `row_len` values; one with maps has maps * map_len more behind each.
     """
     share = tl.program_id(0) // blocks
-    number, exists = _samples(share // maps, groups, group, STRIDED, GROUP)
-    part = run // maps
+    sample, exists = _samples(share // maps, groups, group, STRIDED, GROUP)
+    part = row_len // maps
     i = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row, column = i // part, share % maps * part + i % part
-    wide = run + maps * spread
-    narrow_at = (number * rows * run)[:, None] + (row * run + column)[None, :]
-    wide_at = (number * rows * wide)[:, None] + (row * wide + column)[None, :]
+    wide = row_len + maps * map_len
+    narrow_offs = (sample * rows * row_len)[:, None] + (row * row_len + column)[None, :]
+    wide_offs = (sample * rows * wide)[:, None] + (row * wide + column)[None, :]
     inside = i < rows * part
-    return narrow_at, wide_at, exists[:, None] & inside[None, :], inside
+    return narrow_offs, wide_offs, exists[:, None] & inside[None, :], inside
 
 
 @triton.jit
@@ -64,173 +75,180 @@ def _moments(x, mask, group, divisor, eps):
 
 @triton.jit
 def forward_kernel(
-    x,
-    y,
-    sums,
-    divisor: tl.float64,
-    eps: tl.float64,
+    x_ptr,
+    y_ptr,
+    sums_ptr,
+    divisor,
+    eps,
     groups,
     group,
     maps,
     rows,
-    run,
-    spread,
+    row_len,
+    map_len,
     blocks,
     STRIDED: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Copies x into y; each program leaves the sum of its deviations."""
-    ACC: tl.constexpr = sums.dtype.element_ty
-    at, wide_at, mask, inside = _positions(groups, group, maps, rows, run, spread, blocks, STRIDED, GROUP, BLOCK)
-    v = tl.load(x + at, mask=mask, other=0)
-    tl.store(y + wide_at, v, mask=mask)
-    _, s = _moments(v.to(ACC), mask, group, tl.full([], divisor, ACC), tl.full([], eps, ACC))
-    tl.store(sums + tl.program_id(0), tl.sum(tl.where(inside, s, 0.0), axis=0))
+    """Copy x into y; each program leaves the sum of its deviations."""
+    ACC: tl.constexpr = sums_ptr.dtype.element_ty
+    offs, wide_offs, mask, inside = _positions(
+        groups, group, maps, rows, row_len, map_len, blocks, STRIDED, GROUP, BLOCK
+    )
+    v = tl.load(x_ptr + offs, mask=mask, other=0)
+    tl.store(y_ptr + wide_offs, v, mask=mask)
+    _, s = _moments(v.to(ACC), mask, group, scalar(divisor, ACC), scalar(eps, ACC))
+    tl.store(sums_ptr + tl.program_id(0), tl.sum(tl.where(inside, s, 0.0), axis=0))
 
 
 @triton.jit
 def write_maps_kernel(
-    sums,
-    y,
-    factor: tl.float64,
+    sums_ptr,
+    y_ptr,
+    factor,
     groups,
     group,
     maps,
     rows,
-    run,
-    spread,
+    row_len,
+    map_len,
     blocks,
+    map_blocks,
     STRIDED: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Fills a map of a group's samples with factor times the sum of its `blocks` sums."""
-    ACC: tl.constexpr = sums.dtype.element_ty
-    share = tl.program_id(0)
+    """Fill a map of a group's samples with factor times the sum of its `blocks` sums."""
+    ACC: tl.constexpr = sums_ptr.dtype.element_ty
+    share = tl.program_id(0) // map_blocks
     total = tl.zeros([BLOCK], ACC)
     for first in range(0, blocks, BLOCK):
         i = first + tl.arange(0, BLOCK)
-        total += tl.load(sums + share.to(tl.int64) * blocks + i, mask=i < blocks, other=0)
-    value = tl.sum(total, axis=0) * tl.full([], factor, ACC)
-    number, exists = _samples(share // maps, groups, group, STRIDED, GROUP)
-    wide = run + maps * spread
-    i = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    at = i // spread * wide + run + share % maps * spread + i % spread
-    mask = exists[:, None] & (i < rows * spread)[None, :]
+        total += tl.load(sums_ptr + share.to(tl.int64) * blocks + i, mask=i < blocks, other=0)
+    value = tl.sum(total, axis=0) * scalar(factor, ACC)
+    sample, exists = _samples(share // maps, groups, group, STRIDED, GROUP)
+    wide = row_len + maps * map_len
+    i = (tl.program_id(0) % map_blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offs = i // map_len * wide + row_len + share % maps * map_len + i % map_len
+    mask = exists[:, None] & (i < rows * map_len)[None, :]
     filled = tl.full([GROUP, BLOCK], 0, ACC) + value
-    tl.store(y + (number * rows * wide)[:, None] + at[None, :], filled.to(y.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + (sample * rows * wide)[:, None] + offs[None, :], filled.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def sum_maps_kernel(
-    dy,
-    gradients,
-    factor: tl.float64,
+    dy_ptr,
+    gradients_ptr,
+    factor,
     groups,
     group,
     maps,
     rows,
-    run,
-    spread,
+    row_len,
+    map_len,
     STRIDED: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """T of the formulas times factor: the sum of a map's gradient over a group and all pixels."""
-    ACC: tl.constexpr = gradients.dtype.element_ty
+    """Write T of the formulas times factor, the sum of a map's gradient over a group and all pixels."""
+    ACC: tl.constexpr = gradients_ptr.dtype.element_ty
     share = tl.program_id(0)
-    number, exists = _samples(share // maps, groups, group, STRIDED, GROUP)
-    wide = run + maps * spread
+    sample, exists = _samples(share // maps, groups, group, STRIDED, GROUP)
+    wide = row_len + maps * map_len
     total = tl.zeros([GROUP, BLOCK], ACC)
-    for first in range(0, rows * spread, BLOCK):
+    for first in range(0, rows * map_len, BLOCK):
         i = (first + tl.arange(0, BLOCK)).to(tl.int64)
-        at = i // spread * wide + run + share % maps * spread + i % spread
-        mask = exists[:, None] & (i < rows * spread)[None, :]
-        total += tl.load(dy + (number * rows * wide)[:, None] + at[None, :], mask=mask, other=0).to(ACC)
-    tl.store(gradients + share, tl.sum(tl.sum(total, axis=1), axis=0) * tl.full([], factor, ACC))
+        offs = i // map_len * wide + row_len + share % maps * map_len + i % map_len
+        mask = exists[:, None] & (i < rows * map_len)[None, :]
+        total += tl.load(dy_ptr + (sample * rows * wide)[:, None] + offs[None, :], mask=mask, other=0).to(ACC)
+    tl.store(gradients_ptr + share, tl.sum(tl.sum(total, axis=1), axis=0) * scalar(factor, ACC))
 
 
 @triton.jit
 def backward_kernel(
-    dy,
-    x,
-    gradients,
-    dx,
-    divisor: tl.float64,
-    eps: tl.float64,
+    dy_ptr,
+    x_ptr,
+    gradients_ptr,
+    dx_ptr,
+    divisor,
+    eps,
     groups,
     group,
     maps,
     rows,
-    run,
-    spread,
+    row_len,
+    map_len,
     blocks,
     STRIDED: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dx, from dy and each map's gradient."""
-    ACC: tl.constexpr = gradients.dtype.element_ty
-    at, wide_at, mask, inside = _positions(groups, group, maps, rows, run, spread, blocks, STRIDED, GROUP, BLOCK)
-    gradient = tl.load(gradients + tl.program_id(0) // blocks)
-    v = tl.load(x + at, mask=mask, other=0).to(ACC)
-    centred, s = _moments(v, mask, group, tl.full([], divisor, ACC), tl.full([], eps, ACC))
-    out = tl.load(dy + wide_at, mask=mask, other=0).to(ACC)
+    """Write dx, from dy and each map's gradient."""
+    ACC: tl.constexpr = gradients_ptr.dtype.element_ty
+    offs, wide_offs, mask, inside = _positions(
+        groups, group, maps, rows, row_len, map_len, blocks, STRIDED, GROUP, BLOCK
+    )
+    gradient = tl.load(gradients_ptr + tl.program_id(0) // blocks)
+    v = tl.load(x_ptr + offs, mask=mask, other=0).to(ACC)
+    centred, s = _moments(v, mask, group, scalar(divisor, ACC), scalar(eps, ACC))
+    out = tl.load(dy_ptr + wide_offs, mask=mask, other=0).to(ACC)
     out += centred * (gradient / s)[None, :]
-    tl.store(dx + at, out.to(dx.dtype.element_ty), mask=mask)
+    tl.store(dx_ptr + offs, out.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def double_backward_kernel(
-    g,
-    x,
-    gradients,
-    d_dy,
-    dx,
-    sums,
-    divisor: tl.float64,
-    eps: tl.float64,
+    g_ptr,
+    x_ptr,
+    gradients_ptr,
+    d_dy_ptr,
+    dx_ptr,
+    sums_ptr,
+    divisor,
+    eps,
     groups,
     group,
     maps,
     rows,
-    run,
-    spread,
+    row_len,
+    map_len,
     blocks,
     STRIDED: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Copies g into d_dy and writes dx; each program leaves its sum of a / s."""
-    ACC: tl.constexpr = gradients.dtype.element_ty
-    at, wide_at, mask, inside = _positions(groups, group, maps, rows, run, spread, blocks, STRIDED, GROUP, BLOCK)
-    gradient = tl.load(gradients + tl.program_id(0) // blocks)
-    divisor, eps = tl.full([], divisor, ACC), tl.full([], eps, ACC)
-    v = tl.load(x + at, mask=mask, other=0).to(ACC)
+    """Copy g into d_dy and write dx; each program leaves its sum of a / s."""
+    ACC: tl.constexpr = gradients_ptr.dtype.element_ty
+    offs, wide_offs, mask, inside = _positions(
+        groups, group, maps, rows, row_len, map_len, blocks, STRIDED, GROUP, BLOCK
+    )
+    gradient = tl.load(gradients_ptr + tl.program_id(0) // blocks)
+    divisor, eps = scalar(divisor, ACC), scalar(eps, ACC)
+    v = tl.load(x_ptr + offs, mask=mask, other=0).to(ACC)
     centred, s = _moments(v, mask, group, divisor, eps)
-    g_ = tl.load(g + at, mask=mask, other=0)
-    tl.store(d_dy + wide_at, g_, mask=mask)
-    h = _centred(g_.to(ACC), mask, group)
+    g = tl.load(g_ptr + offs, mask=mask, other=0)
+    tl.store(d_dy_ptr + wide_offs, g, mask=mask)
+    h = _centred(g.to(ACC), mask, group)
     a_over_s = tl.sum(h * centred, axis=0) / s
     if GROUP == 2:
         # Of two samples, h is a multiple of x - mean and what eps leaves of it is less than rounding would.
         out = h * (gradient / s * (eps / s / s))[None, :]
     else:
         out = (h - centred * (a_over_s / s / divisor)[None, :]) * (gradient / s)[None, :]
-    tl.store(dx + at, out.to(dx.dtype.element_ty), mask=mask)
-    tl.store(sums + tl.program_id(0), tl.sum(tl.where(inside, a_over_s, 0.0), axis=0))
+    tl.store(dx_ptr + offs, out.to(dx_ptr.dtype.element_ty), mask=mask)
+    tl.store(sums_ptr + tl.program_id(0), tl.sum(tl.where(inside, a_over_s, 0.0), axis=0))
 
 
 class Samples(NamedTuple):
-    """How a batch is cut. contiguous: a sample is one row of C P values, channels_last: P rows of C."""
+    """How a batch is cut. contiguous: a sample is one row of C P values; channels_last: P rows of C."""
 
     groups: int
     group: int
     maps: int
     rows: int
-    run: int
-    spread: int
+    row_len: int
+    map_len: int
     blocks: int  # programs for each map of each group
     constants: dict
 
@@ -246,22 +264,24 @@ class Samples(NamedTuple):
     @property
     def elements(self) -> int:
         """E of the formulas: values of a sample that a map's mean is over."""
-        return self.rows * self.run // self.maps
+        return self.rows * self.row_len // self.maps
 
 
-def samples_of(x: Tensor, last: bool, group: int, maps: int, strided: bool) -> Samples:
+def samples_of(x: Tensor, channels_last: bool, group: int, maps: int, strided: bool) -> Samples:
     n, c, h, w = x.shape
     if group < 1 or maps < 1 or n % group or c % maps:
         raise ValueError(f"minibatch_stddev: groups of {group} and {maps} maps do not divide [{n}, {c}]")
-    rows, run, spread = (h * w, c, 1) if last else (1, c * h * w, h * w)
-    size = triton.next_power_of_2(int(group))
+    rows, row_len, map_len = (h * w, c, 1) if channels_last else (1, c * h * w, h * w)
+    size = next_power_of_2(group)
     block = max(4096 // size, 16)
-    blocks = triton.cdiv(rows * (run // maps), block)
-    return Samples(n // group, group, maps, rows, run, spread, blocks, dict(STRIDED=strided, GROUP=size, BLOCK=block))
+    blocks = cdiv(rows * (row_len // maps), block)
+    return Samples(
+        n // group, group, maps, rows, row_len, map_len, blocks, dict(STRIDED=strided, GROUP=size, BLOCK=block)
+    )
 
 
 def _check(x: Tensor, *narrow: Tensor, wide: Tensor | None = None, maps: int = 0) -> None:
-    """Refuses shapes that a kernel would read past the end of."""
+    """Refuse shapes that a kernel would read past the end of."""
     check_floating("minibatch_stddev", x, *narrow, wide)
     if x.ndim != 4 or any(t.shape != x.shape for t in narrow):
         raise ValueError(f"minibatch_stddev: x is {list(x.shape)}, must be [N, C, H, W], and a gradient like it")
@@ -271,14 +291,17 @@ def _check(x: Tensor, *narrow: Tensor, wide: Tensor | None = None, maps: int = 0
 
 def _write_maps(sums: Tensor, y: Tensor, factor: float, s: Samples) -> None:
     constants = s.constants | {"BLOCK": 64}
-    grid = (s.shares, triton.cdiv(s.rows * s.spread, 64))
-    launch(write_maps_kernel, grid, sums, y, factor, *s.sizes, s.blocks, **constants)
+    # One dimension, as the others of a grid end at 65,535.
+    map_blocks = cdiv(s.rows * s.map_len, 64)
+    scalars = scalar_args(sums.dtype, factor)
+    launch(write_maps_kernel, (s.shares * map_blocks,), sums, y, *scalars, *s.sizes, s.blocks, map_blocks, **constants)
 
 
 def _sum_maps(dy: Tensor, s: Samples, divisor: int) -> Tensor:
     gradients = dy.new_empty(s.shares, dtype=accumulation_dtype(dy))
     constants = s.constants | {"BLOCK": 64}
-    launch(sum_maps_kernel, (s.shares,), dy, gradients, 1 / (divisor * s.elements), *s.sizes, **constants)
+    scalars = scalar_args(gradients.dtype, 1 / (divisor * s.elements))
+    launch(sum_maps_kernel, (s.shares,), dy, gradients, *scalars, *s.sizes, **constants)
     return gradients
 
 
@@ -286,14 +309,24 @@ def forward(x: Tensor, group: int, num_channels: int, eps: float, strided: bool,
     """y [N, C + num_channels, H, W]. Two launches."""
     _check(x)
     n, c, h, w = x.shape
-    last = is_channels_last(x)
-    memory_format = torch.channels_last if last else torch.contiguous_format
+    channels_last = is_channels_last(x)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     y = torch.empty([n, c + num_channels, h, w], dtype=x.dtype, device=x.device, memory_format=memory_format)
     if x.numel():
-        s = samples_of(x, last, group, num_channels, strided)
+        s = samples_of(x, channels_last, group, num_channels, strided)
         sums = x.new_empty(s.shares * s.blocks, dtype=accumulation_dtype(x))
-        numbers = (float(max(group - correction, 1)), eps)
-        launch(forward_kernel, (sums.numel(),), arrange(x, last), y, sums, *numbers, *s.sizes, s.blocks, **s.constants)
+        scalars = scalar_args(sums.dtype, float(max(group - correction, 1)), eps)
+        launch(
+            forward_kernel,
+            (sums.numel(),),
+            arrange(x, channels_last),
+            y,
+            sums,
+            *scalars,
+            *s.sizes,
+            s.blocks,
+            **s.constants,
+        )
         _write_maps(sums, y, 1 / s.elements, s)
     return y
 
@@ -305,15 +338,24 @@ def backward(
     _check(x, wide=dy, maps=num_channels)
     dx = Output(torch.empty_like(x))
     if x.numel():
-        s = samples_of(x, dx.last, group, num_channels, strided)
+        s = samples_of(x, dx.channels_last, group, num_channels, strided)
         divisor = max(group - correction, 1)
-        dy = arrange(dy, dx.last)
+        dy = arrange(dy, dx.channels_last)
         gradients = _sum_maps(dy, s, divisor)
-        tensors = (dy, arrange(x, dx.last), gradients, dx.buffer)
+        tensors = (dy, arrange(x, dx.channels_last), gradients, dx.buffer)
         grid = (s.shares * s.blocks,)
         # Rows of C + maps values are unaligned: with 32 values to a thread, 8.0 spills.
-        options = dict(num_warps=8 if dx.last else 4)
-        launch(backward_kernel, grid, *tensors, float(divisor), eps, *s.sizes, s.blocks, **s.constants, **options)
+        options = dict(num_warps=8 if dx.channels_last else 4)
+        launch(
+            backward_kernel,
+            grid,
+            *tensors,
+            *scalar_args(gradients.dtype, float(divisor), eps),
+            *s.sizes,
+            s.blocks,
+            **s.constants,
+            **options,
+        )
     return dx.finish()
 
 
@@ -323,17 +365,23 @@ def double_backward(
     """(d_dy, dx). Three launches."""
     _check(x, g, wide=dy, maps=num_channels)
     d_dy, dx = torch.empty_like(dy), Output(torch.empty_like(x))
-    last = dx.last
+    channels_last = dx.channels_last
     if x.numel():
-        s = samples_of(x, last, group, num_channels, strided)
+        s = samples_of(x, channels_last, group, num_channels, strided)
         divisor = max(group - correction, 1)
-        gradients = _sum_maps(arrange(dy, last), s, divisor)
+        gradients = _sum_maps(arrange(dy, channels_last), s, divisor)
         sums = gradients.new_empty(s.shares * s.blocks)
         # d_dy is laid out as dy, which may not be as x is.
-        buffer = arrange(d_dy, last)
-        tensors = (arrange(g, last), arrange(x, last), gradients, buffer, dx.buffer, sums)
+        buffer = arrange(d_dy, channels_last)
+        tensors = (arrange(g, channels_last), arrange(x, channels_last), gradients, buffer, dx.buffer, sums)
         launch(
-            double_backward_kernel, (sums.numel(),), *tensors, float(divisor), eps, *s.sizes, s.blocks, **s.constants
+            double_backward_kernel,
+            (sums.numel(),),
+            *tensors,
+            *scalar_args(gradients.dtype, float(divisor), eps),
+            *s.sizes,
+            s.blocks,
+            **s.constants,
         )
         _write_maps(sums, buffer, 1 / (divisor * s.elements), s)
         if buffer is not d_dy:

@@ -1,6 +1,10 @@
-"""From torch's tensors to kernels: layouts, fresh outputs, launches."""
+"""From torch's tensors to kernels: layouts, fresh outputs, scalars, launches."""
+
+import struct
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 from torch.nn import Parameter
@@ -9,16 +13,52 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def launch(kernel, grid: tuple, first: Tensor, *args, **options) -> None:
-    """Runs a kernel, whose first argument is a tensor, over a grid: every launch goes through here.
+    """Run a kernel, whose first argument is a tensor, over a grid: every launch goes through here.
 
-    Where torch.compile traces, with tensors of its own type, the launch becomes a node of its graph.
+    It runs on the tensor's device, whichever is the current one. Where torch.compile traces, with tensors of its own
+    type, the launch becomes a node of its graph.
     """
-    traced = type(first) not in (Tensor, Parameter)
-    (wrap_triton(kernel) if traced else kernel)[grid](first, *args, **options)
+    if type(first) not in (Tensor, Parameter):
+        wrap_triton(kernel)[grid](first, *args, **options)
+    elif first.is_cuda and first.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(first.get_device()):
+            kernel[grid](first, *args, **options, enable_fp_fusion=True)
+    else:
+        # Fused multiply-adds are what the tolerances are for; newer versions of Triton leave them out unless asked.
+        kernel[grid](first, *args, **options, enable_fp_fusion=True)
+
+
+def scalar_args(dtype: torch.dtype, *numbers: float) -> tuple:
+    """Return numbers as a kernel's arguments, read by `scalar`: fp32, and for tensors of fp64 the bits of fp64.
+
+    Triton passes a Python float in fp32. To pass fp64 for all would cost each thread a conversion.
+    """
+    if dtype != torch.float64:
+        return numbers
+    return struct.unpack(f"{len(numbers)}q", struct.pack(f"{len(numbers)}d", *numbers))
+
+
+@triton.jit
+def scalar(argument, ACC: tl.constexpr):
+    """Return an argument of `scalar_args` in the accumulation dtype, fp32 or fp64."""
+    if ACC.is_fp64():
+        return tl.full([], argument, tl.int64).to(tl.float64, bitcast=True)
+    else:
+        return tl.full([], argument, tl.float32)
+
+
+def cdiv(a: int, b: int) -> int:
+    """Return a / b rounded up; `triton.cdiv` costs microseconds a call."""
+    return (a + b - 1) // b
+
+
+def next_power_of_2(n: int) -> int:
+    """Return the smallest power of two from n on; of a size that torch.compile traces, a constant."""
+    return 1 << max(int(n) - 1, 0).bit_length()
 
 
 def check_floating(op: str, *tensors: Tensor | None) -> None:
-    """Refuses dtypes that the kernels have no arithmetic for."""
+    """Refuse dtypes that the kernels have no arithmetic for."""
     for t in tensors:
         if t is not None and t.dtype not in FLOATING:
             raise ValueError(f"{op}: tensors must be float64, float32, bfloat16 or float16, got {t.dtype}")
@@ -38,9 +78,9 @@ def is_channels_last(t: Tensor) -> bool:
     return t.ndim > 2 and t.movedim(1, -1).is_contiguous()
 
 
-def arrange(t: Tensor, last: bool) -> Tensor:
-    """t itself if it is dense with channels innermost (`last`) or contiguous (not `last`), else a copy that is."""
-    if not last:
+def arrange(t: Tensor, channels_last: bool) -> Tensor:
+    """Return t itself if it is dense in this layout (`channels_last` or contiguous), else a copy that is."""
+    if not channels_last:
         return t.contiguous()
     if t.ndim == 4:
         return t.contiguous(memory_format=torch.channels_last)
@@ -54,8 +94,8 @@ class Output:
 
     def __init__(self, tensor: Tensor):
         self.tensor = self.buffer = tensor
-        self.last = is_channels_last(tensor)
-        if not self.last and not tensor.is_contiguous():
+        self.channels_last = is_channels_last(tensor)
+        if not self.channels_last and not tensor.is_contiguous():
             self.buffer = torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
     def finish(self) -> Tensor:

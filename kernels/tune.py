@@ -1,50 +1,85 @@
-"""Measures the fused convolution on this GPU: `python -m pggan_fast.kernels.tune [--dtype float16] [--batch 4]`.
+"""Measures the convolution's kernels on this GPU: `python -m pggan_fast.kernels.tune [--dtype float16] [--batch 4]`.
 
-For each convolution of the paper's networks: the fastest tile near the heuristic's, and whether that beats torch's
-convolution with bias_act after it (or before it, for a gradient). The answers go into a JSON file beside Triton's
-cache, which `impl="auto"` reads in processes started from then on; removing the file restores the heuristic.
+For each convolution of the paper's networks, forward, input gradient and weight gradient: the fastest tile near the
+heuristic's, and whether that beats cuDNN (forward: with bias_act after it). The answers go into a JSON file beside
+Triton's cache, one for each GPU and version of Triton, which `impl="auto"` reads in processes started from then on;
+removing the file restores the heuristic.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pggan_fast.kernels import bias_act
-from pggan_fast.kernels.conv import Gate, convolve, signs_shape
-from pggan_fast.kernels.conv_tiles import Problem, Tile, default_tile, key, table_path, tile_shape
+from pggan_fast.kernels import bias_act, conv_choice
+from pggan_fast.kernels.conv import convolve
+from pggan_fast.kernels.conv_table import save, table_path
+from pggan_fast.kernels.conv_tiles import Problem, Tile, tile_shape
+from pggan_fast.kernels.conv_tiles import default_tile as default_conv_tile
+from pggan_fast.kernels.conv_weight_gradient import weight_gradient
+from pggan_fast.kernels.conv_weight_tiles import WeightProblem, WeightTile, default_weight_tile
 
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32)}
 
 
-def problems(dtype: torch.dtype, batch: int, top: int = 1024) -> Iterator[Problem]:
-    """The convolutions of both networks up to `top` pixels (paper, table 2), and D's input gradients."""
+def problems(dtype: torch.dtype, batch: int, top: int = 1024) -> Iterator[Problem | WeightProblem]:
+    """The convolutions of both networks up to `top` pixels (paper, table 2), each in its three directions."""
     resolution = 8
     while resolution <= top:
         new, old = (min(8192 * 2 // r, 512) for r in (resolution, resolution // 2))
-        size = (resolution, resolution)
-        yield Problem(dtype, batch, old, new, *size, k=4, stride=2, transposed=True, pixel_norm=True)
+        size, half = (resolution, resolution), (resolution // 2, resolution // 2)
+        folded = dict(k=4, stride=2)
+        # Forward: G's two layers, then D's.
+        yield Problem(dtype, batch, old, new, *size, **folded, transposed=True, pixel_norm=True)
         yield Problem(dtype, batch, new, new, *size, pixel_norm=True)
-        yield Problem(dtype, batch, new, new, *size)
-        yield Problem(dtype, batch, new, old, resolution // 2, resolution // 2, k=4, stride=2)
+        yield Problem(dtype, batch, new, new, *size, variant="signs")
+        yield Problem(dtype, batch, new, old, *half, **folded, variant="signs")
+        # Input gradients, of which those of G's and of D's second layers are the same.
         yield Problem(dtype, batch, new, new, *size, transposed=True)
-        yield Problem(dtype, batch, old, new, *size, k=4, stride=2, transposed=True)
+        yield Problem(dtype, batch, old, new, *size, **folded, transposed=True)
+        yield Problem(dtype, batch, new, old, *half, **folded)
+        # Weight gradients.
+        yield WeightProblem(dtype, batch, new, new, *size)
+        yield WeightProblem(dtype, batch, old, new, *half, stride=2, folded=True)
+        yield WeightProblem(dtype, batch, old, new, *half, stride=2, transposed=True, folded=True)
         resolution *= 2
 
 
-def neighbours(problem: Problem, tile: Tile) -> Iterator[Tile]:
+def default_tile(problem: Problem | WeightProblem) -> Tile | WeightTile:
+    """Return the heuristic's tile."""
+    return default_conv_tile(problem) if isinstance(problem, Problem) else default_weight_tile(problem)
+
+
+def is_modelled_faster(problem: Problem | WeightProblem) -> bool:
+    """Whether `impl="auto"` takes our kernel for such a problem."""
+    if isinstance(problem, WeightProblem):
+        return conv_choice.is_own_weight_gradient_faster(problem)
+    return conv_choice.is_own_faster(problem, epilogue_follows=_has_epilogue(problem))
+
+
+def _has_epilogue(problem: Problem) -> bool:
+    return problem.pixel_norm or problem.variant == "signs"
+
+
+def neighbours(problem: Problem | WeightProblem, tile: Tile | WeightTile) -> Iterator[Tile | WeightTile]:
     """Tiles that differ from this one in one respect."""
+    of_weights = isinstance(problem, WeightProblem)
+    size = (problem.h, problem.w) if of_weights else (problem.phase_h, problem.phase_w)
+    fewest = 16 if of_weights else 32
     pixels = tile.n * tile.h * tile.w
     for count in (pixels // 2, pixels * 2):
-        if 32 <= count <= 256:
-            n, h, w = tile_shape(count, problem.phase_h, problem.phase_w)
+        if fewest <= count <= 256:
+            n, h, w = tile_shape(count, *size)
             yield tile._replace(n=n, h=h, w=w)
-    for block_in in (tile.block_in // 2, tile.block_in * 2):
-        if 16 <= block_in <= max(16, problem.c_in):
-            yield tile._replace(block_in=block_in)
+    blocks = ("block_a", "block_b") if of_weights else ("block_in",)
+    channels = (problem.c_a, problem.rows) if of_weights else (problem.c_in,)
+    least = (16, problem.room_for_taps if of_weights and problem.folded else 16)
+    for name, most, fewest in zip(blocks, channels, least, strict=False):
+        block = getattr(tile, name)
+        for count in (block // 2, block * 2):
+            if max(16, fewest) <= count <= min(256, max(16, most)):
+                yield tile._replace(**{name: count})
     for warps in (tile.warps // 2, tile.warps * 2):
         if 2 <= warps <= 8:
             yield tile._replace(warps=warps)
@@ -53,10 +88,10 @@ def neighbours(problem: Problem, tile: Tile) -> Iterator[Tile]:
             yield tile._replace(stages=stages)
 
 
-def descend(problem: Problem, seconds: Callable[[Tile], float]) -> tuple[Tile, float]:
+def descend(problem: Problem | WeightProblem, seconds: Callable) -> tuple[Tile | WeightTile, float]:
     """From the heuristic's tile to neighbours while one is faster: (the tile, its time)."""
-    times = {default_tile(problem): seconds(default_tile(problem))}
     best = default_tile(problem)
+    times = {best: seconds(best)}
     while True:
         for tile in neighbours(problem, best):
             if tile not in times:
@@ -67,44 +102,62 @@ def descend(problem: Problem, seconds: Callable[[Tile], float]) -> tuple[Tile, f
         best = fastest
 
 
-def contenders(problem: Problem) -> tuple[Callable[[Tile], object], Callable[[], object]]:
-    """(the fused launch with a tile, torch's convolution and the launch that does the rest), on random numbers."""
-    p = problem
+def contenders(problem: Problem | WeightProblem) -> tuple[Callable[[Tile], object], Callable[[], object]]:
+    """Return (our launch with a tile, torch's convolution and the launch that does the rest), on random numbers."""
+    return _weight_contenders(problem) if isinstance(problem, WeightProblem) else _conv_contenders(problem)
+
+
+def _normal(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(shape, dtype=dtype, device="cuda").contiguous(memory_format=torch.channels_last)
+
+
+def _conv_contenders(p: Problem) -> tuple[Callable[[Tile], object], Callable[[], object]]:
     ratio = (1, p.stride) if p.transposed else (p.stride, 1)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=p.dtype, device="cuda").contiguous(memory_format=torch.channels_last)
-
-    x = normal(p.n, p.c_in, p.h * ratio[0] // ratio[1], p.w * ratio[0] // ratio[1])
-    weight = normal(*((p.c_in, p.c_out) if p.transposed else (p.c_out, p.c_in)), p.k, p.k)
-    bias, like = torch.randn(p.c_out, device="cuda"), torch.randn_like(x)
-    geometry = dict(stride=p.stride, padding=1)
-    is_gradient = p.transposed and not p.pixel_norm
-    epilogue = (1.0, "lrelu", 0.2, 1.0, p.pixel_norm)
-    signs = torch.randint(-(2**31), 2**31, signs_shape(x), dtype=torch.int32, device="cuda")
-    forward = dict(bias=bias, below=0.2, pixel_norm=p.pixel_norm, signs_wanted=not p.pixel_norm)
-    options = dict(gate=Gate(signs, 1.0, 0.2)) if is_gradient else forward
+    x = _normal(p.dtype, p.n, p.c_in, p.h * ratio[0] // ratio[1], p.w * ratio[0] // ratio[1])
+    weight = _normal(p.dtype, *((p.c_in, p.c_out) if p.transposed else (p.c_out, p.c_in)), p.k, p.k)
+    bias, geometry = torch.randn(p.c_out, device="cuda"), dict(stride=p.stride, padding=1)
+    options = dict(bias=bias, negative_slope=0.2, pixel_norm=p.pixel_norm, keep_sign_bits=p.variant == "signs")
+    options = options if _has_epilogue(p) else {}
 
     def fused(tile: Tile) -> object:
         return convolve(x, weight, size=(p.h, p.w), transposed=p.transposed, **geometry, **options, tile=tile)
 
     def split() -> object:
-        taken = bias_act.backward(x, None, like, None, *epilogue, False)[0] if is_gradient else x
         convolution = torch.nn.functional.conv_transpose2d if p.transposed else torch.nn.functional.conv2d
-        y = convolution(taken, weight, **geometry)
-        return y if is_gradient else bias_act.forward_in_place(y, bias, *epilogue, 1e-8)
+        y = convolution(x, weight, **geometry)
+        return bias_act.forward_in_place(y, bias, 1.0, "lrelu", 0.2, 1.0, p.pixel_norm, 1e-8) if options else y
 
     return fused, split
 
 
-def measure(problem: Problem) -> dict:
+def _weight_contenders(p: WeightProblem) -> tuple[Callable[[WeightTile], object], Callable[[], object]]:
+    a = _normal(p.dtype, p.n, p.c_a, p.h, p.w)
+    b = _normal(p.dtype, p.n, p.c_b, p.h * p.stride, p.w * p.stride)
+    c_out, c_in = (p.c_b, p.c_a) if p.transposed else (p.c_a, p.c_b)
+    weight = _normal(torch.float32, c_out, c_in, p.k, p.k)
+    filters = _normal(p.dtype, p.c_a, p.c_b, p.k + p.folded, p.k + p.folded)
+    dz, x = (b, a) if p.transposed else (a, b)
+    geometry = dict(stride=p.stride, padding=1)
+
+    def own(tile: WeightTile) -> object:
+        fold = 1.0 if p.folded else None
+        return weight_gradient(dz, x, weight, **geometry, transposed=p.transposed, fold=fold, tile=tile)
+
+    def split() -> object:
+        arguments = ([p.stride] * 2, [1, 1], [1, 1], p.transposed, [0, 0], 1, [False, True, False])
+        return torch.ops.aten.convolution_backward(dz, x, filters, None, *arguments)[1]
+
+    return own, split
+
+
+def measure(problem: Problem | WeightProblem) -> dict:
     """A line of the table."""
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
 
     fused, split = contenders(problem)
 
-    def seconds(tile: Tile) -> float:
+    def seconds(tile: Tile | WeightTile) -> float:
         try:
             return do_bench(lambda: fused(tile)) / 1e3
         except OutOfResources:
@@ -112,17 +165,8 @@ def measure(problem: Problem) -> dict:
 
     tile, best = descend(problem, seconds)
     other = do_bench(split) / 1e3
-    print(f"{key(problem)}: {1e6 * best:.1f} us fused with {tuple(tile)}, {1e6 * other:.1f} us apart", flush=True)
-    return {"tile": list(tile), "fused": best < other}
-
-
-def save(table: dict[str, dict], path: Path) -> None:
-    """Adds lines to the file: a process that reads meanwhile sees the old one or the new one."""
-    before = json.loads(path.read_text()) if path.exists() else {}
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps({**before, **table}, indent=1) + "\n")
-    partial.replace(path)
+    print(f"{problem.key}: {1e6 * best:.1f} us with {tuple(tile)}, {1e6 * other:.1f} us by cuDNN", flush=True)
+    return {"tile": list(tile), "faster": best < other}
 
 
 def main() -> None:
@@ -135,7 +179,7 @@ def main() -> None:
         parser.error("no usable GPU found")
     path = table_path(torch.cuda.current_device())
     for problem in problems(DTYPES[arguments.dtype], arguments.batch, arguments.resolution):
-        save({key(problem): measure(problem)}, path)
+        save({problem.key: measure(problem)}, path)
     print(f"written to {path}")
 
 

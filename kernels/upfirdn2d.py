@@ -10,7 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pggan_fast.kernels.tensors import arrange, check_floating, is_channels_last, launch
+from pggan_fast.kernels.tensors import (
+    arrange,
+    cdiv,
+    check_floating,
+    is_channels_last,
+    launch,
+    next_power_of_2,
+    scalar,
+    scalar_args,
+)
 
 SHORT = 8
 """A longer filter [taps] takes two passes, along x and along y."""
@@ -43,7 +52,7 @@ def upfirdn2d_kernel(
     x_ptr,
     f_ptr,
     y_ptr,
-    gain: tl.float64,
+    gain,
     R,
     K,
     h,
@@ -64,11 +73,11 @@ def upfirdn2d_kernel(
     TAPS_Y: tl.constexpr,
     VECTOR: tl.constexpr,
     FLIP: tl.constexpr,
-    LAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """y[o] = gain * sum over taps of f[tap] * x[first input of o + tap]; R x K outputs.
+    """Write y[o] = gain * sum over taps of f[tap] * x[first input of o + tap]; R x K outputs.
 
     TAPS_X, TAPS_Y: the most taps that an output has along an axis.
     """
@@ -76,8 +85,8 @@ def upfirdn2d_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     mask = (row < R)[:, None] & (k < K)[None, :]
-    line = row // ow if LAST else row
-    ox = (row % ow)[:, None] if LAST else k[None, :]
+    line = row // ow if CHANNELS_LAST else row
+    ox = (row % ow)[:, None] if CHANNELS_LAST else k[None, :]
     oy = (line % oh)[:, None]
     plane = (line // oh)[:, None]
     first_x, skipped_x = _first_tap(ox, upx, downx, x0, shift_x)
@@ -90,10 +99,10 @@ def upfirdn2d_kernel(
             ix, kx = first_x + j, skipped_x + j * upx
             inside = in_y & (kx < fw) & (ix >= 0) & (ix < w)
             pixel = (plane * h + iy) * w + ix
-            offs = pixel * K + k[None, :] if LAST else pixel
+            offs = pixel * K + k[None, :] if CHANNELS_LAST else pixel
             values = tl.load(x_ptr + offs, mask=inside & mask, other=0).to(ACC)
             total += values * _weight(f_ptr, kx, ky, fw, fh, inside, VECTOR, FLIP, ACC)
-    total *= tl.full([], gain, ACC)
+    total *= scalar(gain, ACC)
     tl.store(y_ptr + row[:, None] * K + k[None, :], total.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -131,24 +140,24 @@ def _one_pass(
     fh, fw = f.shape[0], f.shape[-1]
     n, c, h, w = x.shape
     oh, ow = (h * upy + y0 + y1 - fh) // downy + 1, (w * upx + x0 + x1 - fw) // downx + 1
-    last = is_channels_last(x)
-    memory_format = torch.channels_last if last else torch.contiguous_format
+    channels_last = is_channels_last(x)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     y = torch.empty((n, c, oh, ow), dtype=dtype, device=x.device, memory_format=memory_format)
     if y.numel() == 0:
         return y
     if x.numel() == 0:
         return y.zero_()
-    rows, k = (n * oh * ow, c) if last else (n * c * oh, ow)
-    block_k = min(triton.next_power_of_2(k), 128)
+    rows, k = (n * oh * ow, c) if channels_last else (n * c * oh, ow)
+    block_k = min(next_power_of_2(k), 128)
     block_r = max(1, 1024 // block_k)
-    grid = (triton.cdiv(rows, block_r), triton.cdiv(k, block_k))
+    grid = (cdiv(rows, block_r), cdiv(k, block_k))
     launch(
         upfirdn2d_kernel,
         grid,
-        arrange(x, last),
+        arrange(x, channels_last),
         f.contiguous(),
         y,
-        gain,
+        *scalar_args(y.dtype, gain),
         rows,
         k,
         h,
@@ -169,7 +178,7 @@ def _one_pass(
         TAPS_Y=-(-fh // upy),
         VECTOR=f.ndim == 1,
         FLIP=flip,
-        LAST=last,
+        CHANNELS_LAST=channels_last,
         BLOCK_R=block_r,
         BLOCK_K=block_k,
     )

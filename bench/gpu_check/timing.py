@@ -78,12 +78,11 @@ def _launches(part: Part, work: Callable[[], object], name: str) -> int:
 
 
 def convolutions(part: Part) -> None:
-    """Time forward and input gradient of the paper's convolutions: the fused launch against cuDNN and bias_act."""
+    """Time the paper's convolutions in three directions: our launch against cuDNN and bias_act."""
     if DEVICE != "cuda":
         part.look("all", lambda: {"skipped": "cuDNN runs on a GPU alone"})
         return
-    from pggan_fast.kernels.conv_tiles import is_fused_faster
-    from pggan_fast.kernels.tune import contenders, default_tile, key, problems
+    from pggan_fast.kernels.tune import contenders, default_tile, is_modelled_faster, problems
 
     set_precision("tf32")
     torch.backends.cudnn.benchmark = True
@@ -98,11 +97,11 @@ def convolutions(part: Part) -> None:
                     "fused_us": round(1e3 * ours, 1),
                     "cudnn_us": round(1e3 * cudnn, 1),
                     "speedup": round(cudnn / ours, 2),
-                    "model_fuses": is_fused_faster(problem, beside=0, spared=2 * problem.out_bytes),
+                    "model_fuses": is_modelled_faster(problem),
                     "tflops": round(problem.operations / ours / 1e9, 1),
                 }
 
-            part.look(key(problem), work)
+            part.look(problem.key, work)
 
 
 def memory_bound(part: Part) -> None:

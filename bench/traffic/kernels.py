@@ -19,7 +19,6 @@ from triton.runtime import JITFunction
 from bench.traffic.count import Traffic, distinct_bytes
 from pggan_fast.kernels import (
     bias_act,
-    bias_act_pixel_norm,
     conv,
     conv_tiles,
     conv_weight_gradient,
@@ -30,7 +29,7 @@ from pggan_fast.kernels import (
     upfirdn2d,
 )
 from pggan_fast.ops import conv as ops_conv
-from pggan_fast.ops import dispatch
+from pggan_fast.ops import conv_gradients, dispatch
 from pggan_fast.ops import linear as ops_linear
 
 MAPS_ALONE = 0.0
@@ -39,8 +38,8 @@ MAPS_ALONE = 0.0
 FOLDING = ("fold_weight", "unfold_weight")
 
 TRITON = {
-    "write_maps_kernel": {"y": MAPS_ALONE},
-    "sum_maps_kernel": {"dy": MAPS_ALONE},
+    "write_maps_kernel": {"y_ptr": MAPS_ALONE},
+    "sum_maps_kernel": {"dy_ptr": MAPS_ALONE},
 }
 """{kernel: {argument: passes}}"""
 
@@ -63,7 +62,11 @@ NATIVE = {
 }
 """{op: (launches, {argument: passes})} of csrc/cuda. `bias_act_backward` launches once more for a bias."""
 
-COMPOSITES = {"equalized_conv2d": ops_conv._forward_kernel, "equalized_linear": ops_linear._forward_kernel}
+COMPOSITES = {
+    "equalized_conv2d": ops_conv._forward_kernel,
+    "equalized_conv2d_with_sign_bits": ops_conv._sign_bits_kernel,
+    "equalized_linear": ops_linear._forward_kernel,
+}
 """Ops that are several launches, torch's among them."""
 
 HOSTS = {
@@ -85,7 +88,7 @@ HOSTS = {
 }
 """{op: the function of pggan_fast.kernels that launches for it}"""
 
-MODULES = (bias_act, bias_act_pixel_norm, conv, conv_weight_gradient, fade, fold, resample, stddev, upfirdn2d)
+MODULES = (bias_act, conv, conv_weight_gradient, fade, fold, resample, stddev, upfirdn2d)
 
 
 class TritonLaunch(NamedTuple):
@@ -103,7 +106,7 @@ class TritonLaunch(NamedTuple):
 
 
 def native_launches(op: str, given: dict) -> int:
-    return NATIVE[op][0] + bool(given.get("bias_wanted"))
+    return NATIVE[op][0] + bool(given.get("needs_bias_grad"))
 
 
 def native_bytes(op: str, given: dict, outputs: object) -> float:
@@ -120,8 +123,8 @@ def native_bytes(op: str, given: dict, outputs: object) -> float:
 def triton_bytes(kernel, tensors: dict[str, object]) -> float:
     """The traffic of one launch; `tensors` are the kernel's arguments by name."""
     passes = TRITON.get(kernel.__name__, {})
-    if "d_y" in kernel.arg_names and "d_y" not in tensors:
-        passes = {"dy": 0.0}  # bias_act's second derivative without pixel norm
+    if "d_y_ptr" in kernel.arg_names and "d_y_ptr" not in tensors:
+        passes = {"dy_ptr": 0.0}  # bias_act's second derivative without pixel norm
     return sum(passes.get(name, 1.0) * distinct_bytes(value) for name, value in tensors.items())
 
 
@@ -152,14 +155,16 @@ def _inside(op: torch._ops.OpOverload, run: Callable):
     return rule
 
 
-def _is_fused_on_a_gpu(x, weight, geometry, options, impl: str) -> bool:
-    return ops_conv._fused().is_faster(x, weight, geometry, options[4])
+def _takes_own_kernel_on_a_gpu(direction, x, weight, geometry, impl: str, pixel_norm: bool = False) -> bool:
+    return conv_gradients.fused().is_faster(direction, x, weight, geometry, pixel_norm)
 
 
 def _as_on_an_h100(stack: ExitStack) -> None:
-    """Convolutions of the native implementation are fused where `auto` takes that for faster, tf32 being allowed."""
-    stack.enter_context(mock.patch.object(ops_conv, "_is_fused", _is_fused_on_a_gpu))
-    stack.enter_context(mock.patch.object(conv_tiles, "dot_precision", lambda: "tf32"))
+    """Convolutions of the native implementation take our kernels where `auto` takes those for faster, tf32 being allowed."""
+    for module in (ops_conv, conv_gradients):
+        stack.enter_context(mock.patch.object(module, "takes_own_kernel", _takes_own_kernel_on_a_gpu))
+    precision = lambda dtype: "tf32" if dtype == torch.float32 else "ieee"  # noqa: E731
+    stack.enter_context(mock.patch.object(conv_tiles, "dot_precision", precision))
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Modelled forward times of the fused convolution and of plain PyTorch: `python -m bench.traffic.model_conv`.
 
-No GPU is asked: every launch takes the larger of its bytes over 3 TB/s and its operations over 600 TFLOP/s, and each
-tensor is read or written once per launch, as a cache that holds a few rows of an image allows. Plain PyTorch is
+No GPU is asked: every launch takes the larger of its bytes over HBM's rate and its operations over the FLOP/s of the
+GPU that `pggan_fast.kernels.gpu_limits` models, and each tensor is read or written once per launch, as a cache that
+holds a few rows of an image allows. Plain PyTorch is
 `bench.baseline.eager`, traced on meta tensors; its bias is a launch of its own after cuDNN's convolution.
 """
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.baseline import eager
-from pggan_fast.kernels.conv_tiles import BYTES_PER_SECOND, HALF_OPERATIONS_PER_SECOND, Problem
+from pggan_fast.kernels.conv_tiles import Problem
+from pggan_fast.kernels.gpu_limits import MODELLED
 
 RESOLUTIONS = (256, 512, 1024)
 MOST_CHANNELS = 64
@@ -29,7 +31,7 @@ class Launch(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        return max(self.bytes / BYTES_PER_SECOND, self.operations / HALF_OPERATIONS_PER_SECOND)
+        return max(self.bytes / MODELLED.hbm_bytes_per_second, self.operations / MODELLED.half_flops)
 
 
 class Layer(NamedTuple):
@@ -135,7 +137,7 @@ def rows(dtype: torch.dtype) -> list[Row]:
         with torch.no_grad():
             plain = layer.plain_launches()
         fused = layer.fused_launch()
-        bound = "bytes" if math.isclose(fused.seconds, fused.bytes / BYTES_PER_SECOND) else "operations"
+        bound = "bytes" if math.isclose(fused.seconds, fused.bytes / MODELLED.hbm_bytes_per_second) else "operations"
         found.append(Row(layer.name, len(plain), sum(launch.seconds for launch in plain), fused.seconds, bound))
     total = (sum(row[i] for row in found) for i in (1, 2, 3))
     return [*found, Row("all of them", *total, "")]

@@ -145,7 +145,7 @@ def remember_epilogue(
 
 
 def epilogue_backward(
-    ctx: Any, dy: Tensor | None, dr: Tensor | None, y: Tensor | None, r: Tensor | None, bias_wanted: bool
+    ctx: Any, dy: Tensor | None, dr: Tensor | None, y: Tensor | None, r: Tensor | None, needs_bias_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of (x, bias), themselves differentiable; y and r as `remember_epilogue` saved them.
 
@@ -157,7 +157,7 @@ def epilogue_backward(
         y = dy.detach()
     elif dy is None:
         dy = torch.zeros_like(y)
-    arguments = (dy, dr, y, r, *ctx.epilogue, bias_wanted)
+    arguments = (dy, dr, y, r, *ctx.epilogue, needs_bias_grad)
     if through_dispatcher():
         dx, db = _backward[ctx.impl](*arguments)
     elif torch.is_grad_enabled():
@@ -165,26 +165,26 @@ def epilogue_backward(
         dx, db = BiasActBackward.apply(*arguments, ctx.impl, ctx.keeps_zeros)
     else:
         dx, db = below_autograd(_backward[ctx.impl], *arguments)
-    if not bias_wanted:
+    if not needs_bias_grad:
         return dx, None
     return dx, db if db.dtype == ctx.bias_dtype else db.to(ctx.bias_dtype)
 
 
 class BiasActBackward(OpFunction):
-    """(dy, dr, y, r, *epilogue, bias_wanted, impl, keeps_zeros) -> (dx, db).
+    """(dy, dr, y, r, *epilogue, needs_bias_grad, impl, keeps_zeros) -> (dx, db).
 
-    r is None without pixel norm, db empty unless wanted.
+    r is None without pixel norm, db empty unless needed.
     """
 
     @staticmethod
     def forward(ctx, dy, dr, y, r, *options):
-        *ctx.epilogue, bias_wanted, ctx.impl, ctx.keeps_zeros = options
-        dx, db = below_autograd(_backward[ctx.impl], dy, dr, y, r, *ctx.epilogue, bias_wanted)
+        *ctx.epilogue, needs_bias_grad, ctx.impl, ctx.keeps_zeros = options
+        dx, db = below_autograd(_backward[ctx.impl], dy, dr, y, r, *ctx.epilogue, needs_bias_grad)
         ctx.save_for_backward(dy, dr, y, r)
         ctx.set_materialize_grads(False)
-        if not bias_wanted:
+        if not needs_bias_grad:
             ctx.mark_non_differentiable(db)
-        ctx.bias_wanted = bias_wanted
+        ctx.needs_bias_grad = needs_bias_grad
         if in_forward_mode():
             ctx.save_for_forward(dy, dr, y, r)
         return dx, db
@@ -192,7 +192,7 @@ class BiasActBackward(OpFunction):
     @staticmethod
     def jvp(ctx, t_dy, t_dr, t_y, t_r, *_):
         tangents = _backward_tangents(*ctx.saved_tensors, t_dy, t_dr, t_y, t_r, *ctx.epilogue)
-        return tangents if ctx.bias_wanted else (tangents[0], None)
+        return tangents if ctx.needs_bias_grad else (tangents[0], None)
 
     @staticmethod
     @no_third_derivative
@@ -279,7 +279,7 @@ def _through_activation(v: Tensor, y: Tensor, act: str, slope: float, gain: floa
     return torch.where(y > 0, v * gain, v * (gain * negative_slope))
 
 
-def _backward_fallback(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_wanted):
+def _backward_fallback(dy, dr, y, r, scale, act, slope, gain, pixel_norm, needs_bias_grad):
     dtype = accumulation_dtype(y.dtype)
     du, y_wide = dy.to(dtype), y.to(dtype)
     if pixel_norm:
@@ -289,7 +289,7 @@ def _backward_fallback(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_w
     d_biased = _through_activation(du, y_wide, act, slope, gain)
     dx = torch.empty_like(y).copy_(scale * d_biased)
     dims = [0, *range(2, y.ndim)]
-    return dx, d_biased.sum(dim=dims) if bias_wanted else dx.new_empty(0, dtype=dtype)
+    return dx, d_biased.sum(dim=dims) if needs_bias_grad else dx.new_empty(0, dtype=dtype)
 
 
 # Forward mode: the product rule in plain PyTorch, so that derivatives of what it gives are torch's own, of any order.
@@ -371,8 +371,8 @@ def _inplace_fake(x, bias, scale, act, slope, gain, pixel_norm, eps):
     return _factors(x, pixel_norm, 1)[0]
 
 
-def _backward_fake(dy, dr, y, r, scale, act, slope, gain, pixel_norm, bias_wanted):
-    db = y.new_empty(y.shape[1] if bias_wanted else 0, dtype=accumulation_dtype(y.dtype))
+def _backward_fake(dy, dr, y, r, scale, act, slope, gain, pixel_norm, needs_bias_grad):
+    db = y.new_empty(y.shape[1] if needs_bias_grad else 0, dtype=accumulation_dtype(y.dtype))
     return fake_like(y), db
 
 
@@ -397,7 +397,7 @@ bias_act_inplace = define_forms(
 )
 _backward = define_forms(
     f"bias_act_backward(Tensor dy, Tensor? dr, Tensor y, Tensor? r, {EPILOGUE_SCHEMA}, "
-    "bool bias_wanted=False) -> (Tensor dx, Tensor db)",
+    "bool needs_bias_grad=False) -> (Tensor dx, Tensor db)",
     fallback=_backward_fallback,
     fake=_backward_fake,
     triton="bias_act.backward",

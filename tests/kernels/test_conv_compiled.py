@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 from bench.roofline.aot import CAPABILITIES, SHARED_MEMORY, Compiled, compiling  # noqa: E402
 from pggan_fast.kernels import conv  # noqa: E402
 from pggan_fast.kernels import conv_weight_gradient as of_weights  # noqa: E402
-from pggan_fast.kernels.conv import Gate  # noqa: E402
+from pggan_fast.kernels.activation import sign_bits_shape  # noqa: E402
 from tests.kernels.memory_bound import occupancy  # noqa: E402
 
 EVERY_GPU = "PGGAN_FAST_TEST_KERNELS" in os.environ
@@ -26,67 +26,74 @@ TENSOR_CORES = {80: "HMMA", 86: "HMMA", 90: "HGMMA", 100: "UTC[A-Z]*MMA", 120: "
 HALF = (torch.float16, torch.bfloat16)
 
 
-def last(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+def images(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last)
 
 
-def signs_of(y: torch.Tensor) -> torch.Tensor:
-    return torch.empty(conv.signs_shape(y), dtype=torch.int32, device="meta")
+def sign_bits_of(y: torch.Tensor) -> torch.Tensor:
+    return torch.empty(sign_bits_shape(y), dtype=torch.int32, device="meta")
 
 
 def forward(channels: int, dtype: torch.dtype, capability: int, **options) -> Compiled:
     """A generator's convolution of so many channels."""
-    x, weight = last(4, channels, 64, 64, dtype=dtype), last(channels, channels, 3, 3, dtype=dtype)
+    x, weight = images(4, channels, 64, 64, dtype=dtype), images(channels, channels, 3, 3, dtype=dtype)
     bias, options = torch.empty(channels, device="meta"), options or dict(pixel_norm=True)
     with compiling(conv, capability) as found:
-        conv.convolve(x, weight, bias, size=(64, 64), padding=1, below=0.2, **options)
+        conv.convolve(x, weight, bias, size=(64, 64), padding=1, negative_slope=0.2, **options)
     return found[0]
 
 
 def forward_with_signs(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
     """A discriminator's."""
-    return forward(channels, dtype, capability, signs_wanted=True)
+    return forward(channels, dtype, capability, keep_sign_bits=True)
 
 
 def up(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
-    x, weight = last(4, 2 * channels, 32, 32, dtype=dtype), last(2 * channels, channels, 4, 4, dtype=dtype)
+    x, weight = images(4, 2 * channels, 32, 32, dtype=dtype), images(2 * channels, channels, 4, 4, dtype=dtype)
     with compiling(conv, capability) as found:
         conv.convolve(
-            x, weight, size=(64, 64), transposed=True, stride=2, padding=1, below=0.2, pixel_norm=True, scale=0.1
+            x,
+            weight,
+            size=(64, 64),
+            transposed=True,
+            stride=2,
+            padding=1,
+            negative_slope=0.2,
+            pixel_norm=True,
+            scale=0.1,
         )
     return found[0]
 
 
 def gradient(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
-    """A discriminator's input gradient, through its leaky ReLU."""
-    dy, weight = last(4, channels, 64, 64, dtype=dtype), last(channels, channels, 3, 3, dtype=dtype)
+    """Compile an input gradient."""
+    dy, weight = images(4, channels, 64, 64, dtype=dtype), images(channels, channels, 3, 3, dtype=dtype)
     with compiling(conv, capability) as found:
-        conv.convolve(dy, weight, size=(64, 64), transposed=True, padding=1, gate=Gate(signs_of(dy), 1.0, 0.2))
+        conv.convolve(dy, weight, size=(64, 64), transposed=True, padding=1)
     return found[0]
 
 
 def second_order(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
-    """The gradient of the above in dy."""
-    g, weight = last(4, channels, 64, 64, dtype=dtype), last(channels, channels, 3, 3, dtype=dtype)
+    """Compile the gradient of dy: a convolution through the activation's backward."""
+    g, weight = images(4, channels, 64, 64, dtype=dtype), images(channels, channels, 3, 3, dtype=dtype)
     with compiling(conv, capability) as found:
-        conv.convolve(g, weight, size=(64, 64), padding=1, out_gate=signs_of(g), below=0.2)
+        conv.convolve(g, weight, size=(64, 64), padding=1, activation_mask=sign_bits_of(g), negative_slope=0.2)
     return found[0]
 
 
 def weight_gradient(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
-    dy, weight = last(4, channels, 64, 64, dtype=dtype), last(channels, channels, 3, 3, dtype=torch.float32)
-    gate = Gate(signs_of(dy), 1.0, 0.2)
+    dy, weight = images(4, channels, 64, 64, dtype=dtype), images(channels, channels, 3, 3, dtype=torch.float32)
     with compiling(of_weights, capability) as found:
-        of_weights.weight_gradient(dy, dy, weight, padding=1, gate=gate, sums_wanted=True)
+        of_weights.weight_gradient(dy, dy, weight, padding=1)
     return found[0]
 
 
 def folded_weight_gradient(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
     """Compile the gradient of a convolution with down=2."""
-    dy, x = last(4, channels, 32, 32, dtype=dtype), last(4, channels, 64, 64, dtype=dtype)
-    weight, gate = last(channels, channels, 3, 3, dtype=torch.float32), Gate(signs_of(dy), 1.0, 0.2)
+    dy, x = images(4, channels, 32, 32, dtype=dtype), images(4, channels, 64, 64, dtype=dtype)
+    weight = images(channels, channels, 3, 3, dtype=torch.float32)
     with compiling(of_weights, capability) as found:
-        of_weights.weight_gradient(dy, x, weight, stride=2, padding=1, fold=0.25, gate=gate, sums_wanted=True)
+        of_weights.weight_gradient(dy, x, weight, stride=2, padding=1, fold=0.25)
     return found[0]
 
 

@@ -26,7 +26,7 @@ CALLS = {
         lambda x, w, b: ops.equalized_conv2d(x, w, b, act="lrelu", impl="triton"),
         [(2, 16, 8, 8), (16, 16, 3, 3), (16,)],
         1,
-        3,
+        5,
     ),
     "upsample2x": (lambda x: ops.upsample2x(x, impl="triton"), [(2, 16, 8, 8)], 1, 1),
     "downsample2x": (lambda x: ops.downsample2x(x, impl="triton"), [(2, 16, 8, 8)], 1, 1),

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
 
 from bench.traffic.kernels import COMPOSITES, HOSTS, MODULES, triton_bytes  # noqa: E402
-from pggan_fast.kernels import bias_act, conv, fade, fold, resample, stddev, upfirdn2d  # noqa: E402
+from pggan_fast.kernels import activation, bias_act, conv, fade, fold, resample, stddev, upfirdn2d  # noqa: E402
 from pggan_fast.kernels.conv_weight_gradient import weight_gradient  # noqa: E402
 
 # Biases, rows of sums and appended maps beside the tensors, which are small here.
@@ -101,6 +101,14 @@ def test_bias_act(seen, call, pixel_norm, act):
     check(seen)
 
 
+def test_gradient_by_sign_bits(seen):
+    dy = random(4, 64, 16, 16)
+    sign_bits = torch.zeros(activation.sign_bits_shape(dy), dtype=torch.int32)
+    bias_act.backward_by_signs(dy, sign_bits, 0.7, "lrelu", 0.2, 1.3, False)
+    # Neighbouring channels load their word again, from cache.
+    assert sum(seen.distinct.values()) == sum(seen.expected.values()) == 4 * (2 * dy.numel() + sign_bits.numel())
+
+
 @pytest.mark.parametrize("pass_", ["forward", "backward", "double backward"])
 def test_minibatch_stddev(seen, pass_):
     x, options = random(8, 64, 4, 4), (4, 1, 1e-8, True, 0)
@@ -141,21 +149,20 @@ def test_filtering_counts_each_tensor_once(seen, up, down, taps):
 
 
 @pytest.mark.parametrize(("stride", "transposed"), [(1, False), (2, False), (2, True)])
-@pytest.mark.parametrize("kind", ["plain", "norm", "signs", "gated"])
+@pytest.mark.parametrize("kind", ["plain", "norm", "signs", "masked"])
 def test_convolution_counts_each_tensor_once(seen, stride, transposed, kind):
     """Also the signs that one writes and another reads, a bit for each value."""
     x, k = random(2, 32, 16, 16), 4 if stride == 2 else 3
     size = (32, 32) if transposed else (16 // stride, 16 // stride)
     geometry = dict(size=size, stride=stride, padding=1, transposed=transposed)
-    signs = torch.zeros(conv.signs_shape(x), dtype=torch.int32)
-    gate = conv.Gate(signs, 1.0, 0.2) if kind == "gated" else None
+    mask = torch.zeros(2, *size, 1, dtype=torch.int32) if kind == "masked" else None
+    options = dict(pixel_norm=kind == "norm", keep_sign_bits=kind == "signs", activation_mask=mask)
     weight = random(32, 32, k, k)
-    y, _ = conv.convolve(x, weight, **geometry, pixel_norm=kind == "norm", signs_wanted=kind == "signs", gate=gate)
+    y, _, _ = conv.convolve(x, weight, **geometry, **options)
     check(seen)
-    if kind in ("signs", "gated"):
-        packed = y if kind == "signs" else x
-        beside = sum(t.numel() for t in (x, weight, y)) + packed.numel() / 32
-        assert sum(seen.distinct.values()) == 4 * beside
+    if kind in ("signs", "masked"):
+        moved = sum(t.numel() for t in (x, weight, y)) + y.numel() / 32
+        assert sum(seen.distinct.values()) == 4 * moved
     assert seen.issued["convolution_kernel"] > seen.distinct["convolution_kernel"]
 
 
@@ -165,13 +172,12 @@ def test_weight_gradient_counts_each_tensor_once(seen, transposed, size):
     """Written by one program for each value, or in parts; folded with a rescaling, to one side or the other, or not."""
     small, large = random(1, 32, size, size), random(1, 32, 2 * size, 2 * size)
     weight = random(32, 32, 3, 3)
-    gate = conv.Gate(torch.zeros(conv.signs_shape(small), dtype=torch.int32), 1.0, 0.2)
     if transposed is None:
-        weight_gradient(small, small, weight, padding=1, gate=gate)
+        weight_gradient(small, small, weight, padding=1)
     elif transposed:
         weight_gradient(large, small, weight, stride=2, padding=1, transposed=True, fold=1.0)
     else:
-        weight_gradient(small, large, weight, stride=2, padding=1, fold=1.0, gate=gate)
+        weight_gradient(small, large, weight, stride=2, padding=1, fold=1.0)
     # A folded weight's gradient is folded back before it is written.
     assert ("add_parts_kernel" in seen.expected) == (size > 4)
     check(seen)

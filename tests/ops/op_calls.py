@@ -60,7 +60,7 @@ class Call(NamedTuple):
     @property
     def has_gpu_kernel(self) -> bool:
         """Convolutions and matrix products are torch's own; only those on the CPU change a layout first."""
-        return self.op not in ("equalized_conv2d", "equalized_linear", "to_layout")
+        return not self.op.startswith(("equalized_conv2d", "equalized_linear", "to_layout"))
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -71,6 +71,10 @@ class Call(NamedTuple):
         """The op's Triton implementation, where it has one."""
         packet = getattr(torch.ops.pggan_fast_triton, self.op, None)
         return None if packet is None else packet.default
+
+
+def channels_last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
 
 
 CALLS = [
@@ -120,6 +124,12 @@ CALLS = [
     Call("equalized_conv2d", "up", lambda t: (t(2, 3, 3, 4), t(4, 3, 3, 3), t(4), 1, 2, 1, *NORM)),
     Call("equalized_conv2d", "down", lambda t: (t(2, 3, 5, 6), t(4, 3, 3, 3), t(4), 1, 1, 2, *PLAIN)),
     Call("equalized_conv2d", "no_bias", lambda t: (t(2, 3, 3, 4), t(4, 3, 1, 1), None, 0, 1, 1, *LINEAR)),
+    Call(
+        "equalized_conv2d_with_sign_bits",
+        "lrelu",
+        lambda t: (t(2, 3, 5, 4), t(40, 3, 3, 3), t(40), 1, 1, 1, *PLAIN, EPS),
+        False,
+    ),
     Call("equalized_linear", "norm", lambda t: (t(3, 5), t(4, 5), t(4), *NORM)),
     Call("equalized_linear", "no_bias", lambda t: (t(3, 5), t(4, 5), None, *PLAIN)),
     Call("fold_weight", "up", lambda t: (t(4, 3, 3, 3), 1.0, True, t.dtype, True), False),
@@ -157,5 +167,24 @@ CALLS = [
         "consecutive",
         lambda t: (t(6, 4, 2, 3), t(6, 5, 2, 3), t(6, 4, 2, 3), 3, 1, EPS, False, 1),
         False,
+    ),
+]
+
+# Large enough for `auto` to take a fused launch on a GPU, in the layout that it is made for.
+FUSED_CALLS = [
+    Call(
+        "equalized_conv2d",
+        "fused_norm",
+        lambda t: (channels_last(t(1, 16, 256, 256)), t(16, 16, 3, 3), t(16), 1, 1, 1, *NORM, EPS),
+    ),
+    Call(
+        "equalized_conv2d",
+        "fused_up",
+        lambda t: (channels_last(t(1, 32, 128, 128)), t(16, 32, 3, 3), t(16), 1, 2, 1, *NORM, EPS),
+    ),
+    Call(
+        "equalized_conv2d_with_sign_bits",
+        "fused_down",
+        lambda t: (channels_last(t(1, 16, 256, 256)), t(32, 16, 3, 3), t(32), 1, 1, 2, *PLAIN, EPS),
     ),
 ]

@@ -23,7 +23,7 @@ class Convolutions(TorchDispatchMode):
         if TRITON_INSTALLED:
             from pggan_fast.ops import conv_fused
 
-            kinds = {"_convolution": "y", "_input_gradient": "dx", "_weight_gradient": "dw"}
+            kinds = {"forward": "y", "_convolution": "y", "_input_gradient": "dx", "_weight_gradient": "dw"}
             self.of_triton = [self._counted(conv_fused, name, kind) for name, kind in kinds.items()]
 
     def _counted(self, module, name: str, kind: str):
@@ -195,7 +195,7 @@ def test_signs_are_written_only_for_a_backward():
         ):
             with context:
                 ops.equalized_conv2d(images, *given, act="lrelu", impl="triton")
-    assert [call.kwargs["signs_wanted"] for call in launched.call_args_list] == [True, False, False, False]
+    assert [call.kwargs["keep_sign_bits"] for call in launched.call_args_list] == [True, False, False, False]
     y, r = torch.ops.pggan_fast_triton.equalized_conv2d(images, weights[0], biases[0], 1)
     assert y.requires_grad and r.numel() == 0 and r.dtype == torch.float64
 

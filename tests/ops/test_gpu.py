@@ -11,14 +11,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pggan_fast.ops.dispatch import unavailable_reason
 from tests.ops.implementations import cuda_kernels_on_cpu
-from tests.ops.op_calls import CALLS, Call, Make
+from tests.ops.op_calls import CALLS, FUSED_CALLS, Call, Make
 
 REHEARSED = "PGGAN_FAST_REHEARSE_GPU" in os.environ
 DEVICE = "cpu" if REHEARSED else "cuda"
 if not REHEARSED and not torch.cuda.is_available():
     pytest.skip("no GPU", allow_module_level=True)
 
-OURS = [call for call in CALLS if call.has_gpu_kernel]
+OURS = [call for call in CALLS if call.has_gpu_kernel or call.op.startswith("equalized_conv2d")] + FUSED_CALLS
 
 
 @pytest.fixture(params=["gpu_rehearsed"] if REHEARSED else ["gpu_native", "gpu_triton"])

@@ -1,0 +1,88 @@
+"""Every launch: on the device of its tensors, by whichever op, with few instructions of the host."""
+
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+pytest.importorskip("triton")
+from pggan_fast.kernels import bias_act, conv, conv_weight_gradient, fade, stddev, tensors  # noqa: E402
+from pggan_fast.ops import conv_fused  # noqa: E402
+
+
+class Kernel:
+    """Stands for a compiled kernel: records the current device, the grid and the options of its launches."""
+
+    def __init__(self, current: list[int]):
+        self.current, self.launches = current, []
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.launches.append((self.current[-1], grid, options))
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Two GPUs that are not here, the first of them current; yields the stand-in for every kernel."""
+    current = [0]
+
+    @contextmanager
+    def device(index):
+        current.append(index)
+        yield
+        current.pop()
+
+    kernel = Kernel(current)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(tensors, "Tensor", FakeTensor)  # for tensors that torch.compile does not trace
+    for module in (bias_act, conv, conv_weight_gradient, fade, stddev):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, kernel)
+    with FakeTensorMode():
+        yield kernel
+
+
+def empty(*shape: int, device: str = "cuda:1", dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    t = torch.empty(shape, device=device, dtype=dtype)
+    return t.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else t
+
+
+def calls(device: str) -> None:
+    x, weight, bias = (empty(*s, device=device) for s in ((2, 16, 32, 32), (16, 16, 3, 3), (16,)))
+    epilogue = (1.0, "lrelu", 0.2, 1.0)
+    _, _, sign_bits = conv_fused.forward(x, weight, bias, (1, 1, 1), (*epilogue, False, 1e-8), keep_sign_bits=True)
+    conv_fused.activation_backward(x, sign_bits, (*epilogue, False), True)
+    conv_fused.gradients(x, x, weight, (1, 1, 1), (True, True))
+    bias_act.forward(x, bias, *epilogue, True, 1e-8)
+    fade.fade_in_backward(x, None, 0.5)
+    stddev.forward(x, 2, 1, 1e-8, True, 0)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_kernels_run_on_the_device_of_their_tensors(launches, index):
+    """Also the convolution of the native namespace, which calls Triton's host functions and no op of Triton's."""
+    calls(f"cuda:{index}")
+    assert len(launches.launches) == 10
+    assert {device for device, _, _ in launches.launches} == {index}
+
+
+def test_fused_multiply_adds_are_asked_for(launches):
+    calls("cuda:1")
+    assert all(options["enable_fp_fusion"] for _, _, options in launches.launches)
+
+
+def test_no_grid_is_larger_than_a_gpu_allows(launches):
+    """A map of 2048 x 2048 pixels: 65,536 programs in y would be one too many."""
+    stddev.forward(empty(4, 8, 2048, 2048), 4, 1, 1e-8, True, 0)
+    for _, grid, _ in launches.launches:
+        assert grid[0] < 2**31 and all(n <= 65535 for n in grid[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_scalars_are_passed_in_fp32_unless_the_tensors_are_fp64(launches, dtype):
+    with mock.patch.object(bias_act, "launch") as launch:
+        bias_act.forward(empty(2, 16, 8, 8, dtype=dtype), None, 0.1, "lrelu", 0.2, 1.0, False, 1e-8)
+    scalars = launch.call_args.args[6:10]
+    assert {type(s) for s in scalars} == ({int} if dtype == torch.float64 else {float})
