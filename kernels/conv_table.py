@@ -1,4 +1,4 @@
-"""What `tune` measured on this GPU with this version of Triton: a tile for each problem, and whether it wins.
+"""The table that `tune` wrote on this GPU with this version of Triton: a tile for each problem, and whether it wins.
 
 {name of a problem (see its `key`): {"tile": [...], "faster": whether it is faster than cuDNN}}, a JSON file.
 """

@@ -160,7 +160,7 @@ def _takes_own_kernel_on_a_gpu(direction, x, weight, geometry, impl: str, pixel_
 
 
 def _as_on_an_h100(stack: ExitStack) -> None:
-    """Convolutions of the native implementation take our kernels where `auto` takes those for faster, tf32 being allowed."""
+    """Native convolutions take our kernels where `auto` takes those for faster, tf32 being allowed."""
     for module in (ops_conv, conv_gradients):
         stack.enter_context(mock.patch.object(module, "takes_own_kernel", _takes_own_kernel_on_a_gpu))
     precision = lambda dtype: "tf32" if dtype == torch.float32 else "ieee"  # noqa: E731

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pggan_fast.ops.conv import as_nonleaf_view, autocast_input
+from pggan_fast.ops.conv import autocast_input
+from pggan_fast.ops.conv_gradients import as_nonleaf_view
 from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.narrow_cpu import convolution, convolution_backward, is_widened
 from pggan_fast.ops.registry import OpFunction, is_transformed, through_dispatcher, will_need_grad

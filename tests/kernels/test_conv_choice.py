@@ -61,7 +61,7 @@ def test_what_the_kernel_is_not_for_is_left_to_cudnn(monkeypatch):
 
 
 def test_an_input_gradient_saves_no_epilogue():
-    """What follows a convolution decides where it runs, as it is read and written again."""
+    """Where an epilogue follows, the output is read and written again: that decides too."""
     problem = Problem(HALF, 4, 32, 32, 512, 512, transposed=True)
     own, cudnn = conv_choice.own_seconds(problem, default_tile(problem)), conv_choice.cudnn_seconds(problem)
     assert is_own_faster(problem, epilogue_follows=False) == (own < cudnn)
