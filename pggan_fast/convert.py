@@ -20,6 +20,7 @@ from pggan_fast.interop.weights import save_weights
 from pggan_fast.networks import Discriminator, Generator
 from pggan_fast.training import UserError
 from pggan_fast.utils.atomic_write import atomic_write
+from pggan_fast.utils.errors import reason_of
 from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import option
 from pggan_fast.utils.torch_files import load_weights_only
@@ -147,8 +148,7 @@ def _whole_or_not(path: Path) -> Iterator[Path]:
         with atomic_write(path) as temporary:
             yield temporary
     except (OSError, RuntimeError) as error:  # torch's writer turns the one into the other
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise UserError(f"--out {path}: cannot be written ({reason})") from error
+        raise UserError(f"--out {path}: cannot be written ({reason_of(error)})") from error
 
 
 STATE_DICTS: dict[str, Callable[[Generator], dict[str, Tensor]]] = {

@@ -13,7 +13,7 @@ from pggan_fast.interop.build import build_on_meta, find_misfit, generator_kind
 from pggan_fast.networks.base import BaseGenerator, Network
 from pggan_fast.networks.resolutions import HIGHEST, LOWEST, check_resolution
 from pggan_fast.utils.atomic_write import atomic_write, write_json
-from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.errors import UserError, reason_of
 from pggan_fast.utils.schema import Optional, find_problem, number, read_json
 
 # The metadata of a generator beside the options of the network; readers of older files find nothing else in them.
@@ -36,12 +36,15 @@ def save_weights(path: Path, network: Network, metadata: dict[str, Any]) -> None
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
     try:
         with atomic_write(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             safetensors.torch.save_file(tensors, temporary)
+            temporary.chmod(mode)  # as every file here: the library makes one that its owner alone can read
         write_json(described, metadata)
     except (safetensors.SafetensorError, OSError) as error:  # the library turns the system's errors into its own
         if not was_there:
             path.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({_one_line(error)})") from error
+        raise UserError(f"{path}: cannot be written ({reason_of(error)})") from error
 
 
 def load_generator(path: Path, option: str = "--weights") -> tuple[BaseGenerator, dict[str, Any]]:
@@ -96,9 +99,4 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # the reader and torch have many kinds for a header that is not what they expect
-        raise ValueError(f"{path.name} is damaged: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(reason.split())[:160] or type(error).__name__
+        raise ValueError(f"{path.name} is damaged: {reason_of(error)}") from error

@@ -12,7 +12,7 @@ import torch
 
 from pggan_fast.networks.resolutions import HIGHEST, LOWEST
 from pggan_fast.utils.atomic_write import atomic_write
-from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.errors import UserError, reason_of
 from pggan_fast.utils.schema import Each, OneOf, Optional, any_number, find_problem, number
 
 FORMAT = 2
@@ -88,10 +88,9 @@ def save_checkpoint(
                 torch.save({"format": FORMAT, "images": images, "run": run, **state}, file)
             _seal(aside)
     except (OSError, RuntimeError) as error:  # torch's writer turns the one into the other
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         saved = checkpoints(folder)
         rest = f"{saved[-1].name} is the last one" if saved else "there is none yet"
-        raise UserError(f"checkpoint {path}: cannot be written ({reason}); {rest}") from error
+        raise UserError(f"checkpoint {path}: cannot be written ({reason_of(error)}); {rest}") from error
     if not folder.is_symlink():
         for old in checkpoints(folder)[:-keep]:
             if not old.is_symlink() and old != path and run_of(old) == run:

@@ -1,6 +1,9 @@
 """Faults of a run of a month: one line that says what and what to do, and nothing is lost."""
 
+import errno
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -90,6 +93,20 @@ def test_2_a_full_disk_while_saving(data, tmp_path):
     assert "000000160.pt: cannot be written" in done.stderr and "000000080.pt is the last one" in done.stderr
     assert files(out / "checkpoints") == before
     assert train(RunFolder.open(out, {"total_kimg": 0.12}))
+
+
+def test_2_the_reason_is_the_systems_where_a_library_has_its_own(data, tmp_path, monkeypatch):
+    """torch's writer raises an assertion of its own while it handles the system's error."""
+
+    class FullDisk(io.FileIO):
+        def write(self, part):
+            if self.tell() > 1000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(part)
+
+    monkeypatch.setattr(checkpoint, "open", lambda path, mode: FullDisk(path, mode), raising=False)
+    message = message_of(lambda: checkpoint.save_checkpoint(tmp_path, 1, {"weights": torch.ones(100_000)}))
+    assert f"cannot be written ({os.strerror(errno.ENOSPC)})" in message
 
 
 def test_2_an_error_of_the_disk_names_the_file(tmp_path):

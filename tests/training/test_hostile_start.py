@@ -59,6 +59,10 @@ def taken_or_one_line(folder):
     assert all(p.isfinite().all() for net in (step.G, step.D, step.G_ema) for p in net.parameters())
 
 
+def test_everybody_who_can_read_the_description_can_read_the_weights(whole):
+    assert len({path.stat().st_mode for path in whole.iterdir()}) == 1
+
+
 def test_what_is_whole_is_taken(folder):
     step = started(folder)
     for name, network in (("generator", step.G), ("generator", step.G_ema), ("discriminator", step.D)):
