@@ -131,18 +131,19 @@ class Discriminator(nn.Module):
         return scores[:, 0] if labels is None else (scores * self.embed_labels(labels)).sum(dim=1)
 
 
-def zero_centered_penalty(D: Discriminator, images: Tensor, labels: Tensor | None = None) -> Tensor:
-    """mean(|gradient of D|^2) / 2: R1 at reals, R2 at fakes."""
-    images = images.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(D(images, labels).sum(), images, create_graph=True)
+def zero_centered_penalty(scores: Tensor, images: Tensor) -> Tensor:
+    """mean(|gradient of the scores in the images|^2) / 2: R1 at reals, R2 at fakes."""
+    (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean() / 2
 
 
 def d_loss(D: Discriminator, real: Tensor, fake: Tensor, labels: Tensor | None, gamma: float) -> Tensor:
-    """The relativistic pairing loss of D with `gamma` times R1 and R2."""
-    loss = F.softplus(D(fake, labels) - D(real, labels)).mean()
+    """The relativistic pairing loss of D with `gamma` times R1 and R2, which share the loss's passes through D."""
+    real, fake = (images.detach().requires_grad_(gamma > 0) for images in (real, fake))
+    real_scores, fake_scores = D(real, labels), D(fake, labels)
+    loss = F.softplus(fake_scores - real_scores).mean()
     if gamma:
-        loss = loss + gamma * (zero_centered_penalty(D, real, labels) + zero_centered_penalty(D, fake, labels))
+        loss = loss + gamma * (zero_centered_penalty(real_scores, real) + zero_centered_penalty(fake_scores, fake))
     return loss
 
 

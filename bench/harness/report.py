@@ -132,7 +132,7 @@ def targets_table(records: list[dict]) -> str:
 
 
 def suite_section(suite: str, records: list[dict]) -> str:
-    if suite == "step" or suite.startswith("third-party"):
+    if suite == "step" or suite.startswith(("third-party", "D step")):
         return f"## {'Training step' if suite == 'step' else suite.capitalize()}\n\n{step_table(records)}"
     if suite == "peak memory":
         return "## Most memory that a training step holds, above weights and optimizer\n\n" + peak_table(records)
@@ -220,7 +220,7 @@ def losses_list(records: list[dict]) -> str:
     for record in records:
         for ours, others in record["speedups"].items():
             for other, speedup in others.items():
-                partial = other == "copy" or other.endswith("convolutions")
+                partial = other == "copy" or other.endswith(("convolutions", "without_penalties"))
                 if not partial and not other.startswith("ours") and speedup["median"] < 1:
                     what = ", ".join(record[label] for label in KEY)
                     lines.append(f"- {what}: {ours} {speedup['median']:.2f} times as fast as {other}")

@@ -73,6 +73,12 @@ TARGETS = (
     step("fp32: 1.35 times eager channels_last", "ours_fp32", "eager_channels_last_fp32", 1.35),
     step("bf16: 1.4 times eager channels_last bf16", "ours_bf16", "eager_channels_last_bf16", 1.4),
     step("bf16: 3.5 times eager NCHW fp32", "ours_bf16", "eager_nchw_fp32", 3.5),
+    Target(
+        "D step of R3GAN: with R1 and R2 at most 2.2 times one without",
+        "ours_without_penalties",
+        1 / 2.2,
+        {"suite": ("D step of R3GAN",)},
+    ),
     Target("fp32: 1.7 times pro-gan-pth, step and generation", "pro_gan_pth", 1.7, {"suite": THIRD_PARTY}, "ours_fp32"),
     Target("bf16: 3.5 times pro-gan-pth, step and generation", "pro_gan_pth", 3.5, {"suite": THIRD_PARTY}, "ours_bf16"),
     Target("sliced Wasserstein distance: 5 times NumPy", "numpy", 5.0, {"suite": ("sliced Wasserstein distance",)}),
