@@ -32,7 +32,7 @@ def test_d_step(device: str, timed, record) -> None:
 
 
 def case(device: str = "cpu") -> Case:
-    """Four variants on the same weights, images and latents; each goes on training its own D."""
+    """Four variants on the same weights, images and latents; each trains a D of its own."""
     generator = torch.Generator().manual_seed(0)
     real = torch.rand(BATCH, 3, RESOLUTION, RESOLUTION, generator=generator) * 2 - 1
     real = real.to(device, memory_format=LAYOUTS["channels_last"])
