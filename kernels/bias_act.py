@@ -123,9 +123,7 @@ def backward_kernel(
     scale = scalar(scale, ACC)
     positive_slope, negative_slope = scalar(positive_slope, ACC), scalar(negative_slope, ACC)
     program, first = tl.program_id(0), tl.program_id(1) * CHUNKS
-    row_ptr = rows_ptr
-    if rows_ptr is not None:
-        row_ptr = rows_ptr + program.to(tl.int64) * C
+    row_ptr = None if rows_ptr is None else rows_ptr + program.to(tl.int64) * C
     sums = tl.zeros([BLOCK_C], ACC)
     for pid in range(program, tiles, tl.num_programs(0)):
         if NORM:
@@ -293,33 +291,34 @@ def _contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
 
-def _run_forward(x: Tensor, bias: Tensor | None, y: Tensor, channels_last: bool, *epilogue) -> Tensor:
-    """Write y, in the layout of x and maybe x itself; return r."""
-    scale, act, slope, gain, pixel_norm, eps = epilogue
-    positive_slope, negative_slope = _slopes(act, slope, gain)
-    r = _factors(x, pixel_norm)
-    if x.numel():
-        t = tiling(x, channels_last, pixel_norm, 1)
-        scalars = scalar_args(x.dtype, scale, positive_slope, negative_slope, eps)
-        grid = (t.tiles, t.programs_c)
-        launch(forward_kernel, grid, x, _contiguous(bias), y, r, *scalars, *t.sizes, **t.constants, num_warps=t.warps)
-    return r
+def _forward_launch(x: Tensor, bias: Tensor | None, y: Tensor, r: Tensor, channels_last: bool, *options) -> tuple:
+    """Return the grid, arguments and constants of the launch that writes y, in the layout of x and maybe x itself."""
+    scale, act, slope, gain, pixel_norm, eps = options
+    t = tiling(x, channels_last, pixel_norm, 1)
+    scalars = scalar_args(x.dtype, scale, *_slopes(act, slope, gain), eps)
+    constants = dict(t.constants, num_warps=t.warps)
+    return (t.tiles, t.programs_c), (x, _contiguous(bias), y, r, *scalars, *t.sizes), constants
 
 
 def forward(x: Tensor, bias: Tensor | None, *options) -> tuple[Tensor, Tensor]:
     """(x, bias, scale, act, slope, gain, pixel_norm, eps) -> (y, r); r is empty without pixel norm."""
     _check(x, bias=bias)
-    y = Output(torch.empty_like(x))
-    r = _run_forward(arrange(x, y.channels_last), bias, y.buffer, y.channels_last, *options)
+    y, r = Output(torch.empty_like(x)), _factors(x, options[4])
+    x = arrange(x, y.channels_last)
+    if x.numel():
+        grid, args, constants = _forward_launch(x, bias, y.buffer, r, y.channels_last, *options)
+        launch(forward_kernel, grid, *args, **constants)
     return y.finish(), r
 
 
 def forward_in_place(x: Tensor, bias: Tensor | None, *options) -> Tensor:
     """Do as `forward` does, with y written over x; return r."""
     _check(x, bias=bias)
-    channels_last = is_channels_last(x)
+    channels_last, r = is_channels_last(x), _factors(x, options[4])
     y = arrange(x, channels_last)
-    r = _run_forward(y, bias, y, channels_last, *options)
+    if x.numel():
+        grid, args, constants = _forward_launch(y, bias, y, r, channels_last, *options)
+        launch(forward_kernel, grid, *args, **constants)
     if y is not x:
         x.copy_(y)
     return r

@@ -246,17 +246,16 @@ def convolve(
     scalars = scalar_args(x.dtype, scale, positive_slope, negative_slope, eps)
     strides = (*x.stride(), w_in, w_out, *weight.stride()[2:], *y.stride())
 
-    def run() -> None:
-        plan = make_plan(problem, tile, dot_precision(x.dtype), x.get_device())
+    precision, device = dot_precision(x.dtype), x.get_device()
+    while True:
+        plan = make_plan(problem, tile, precision, device)
         sizes = (n, h, w, *size, *plan.tiles, padding)
-        launch(convolution_kernel, plan.grid, *tensors, *scalars, *sizes, *strides, **plan.constants)
-
-    try:
-        run()
-    except OutOfResources:
-        # A measured tile need not fit another version of Triton.
-        if tile is not None or not forget_measurement(problem, x.get_device()):
-            raise
-        _cached_plan.cache_clear()
-        run()
+        try:
+            launch(convolution_kernel, plan.grid, *tensors, *scalars, *sizes, *strides, **plan.constants)
+            break
+        except OutOfResources:
+            # A measured tile need not fit another version of Triton: the heuristic's does.
+            if tile is not None or not forget_measurement(problem, device):
+                raise
+            _cached_plan.cache_clear()
     return y, r, sign_bits

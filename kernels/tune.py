@@ -64,17 +64,17 @@ def _has_epilogue(problem: Problem) -> bool:
 
 def neighbours(problem: Problem | WeightProblem, tile: Tile | WeightTile) -> Iterator[Tile | WeightTile]:
     """Tiles that differ from this one in one respect."""
-    of_weights = isinstance(problem, WeightProblem)
-    size = (problem.h, problem.w) if of_weights else (problem.phase_h, problem.phase_w)
-    fewest = 16 if of_weights else 32
+    is_weight = isinstance(problem, WeightProblem)
+    size = (problem.h, problem.w) if is_weight else (problem.phase_h, problem.phase_w)
+    fewest = 16 if is_weight else 32
     pixels = tile.n * tile.h * tile.w
     for count in (pixels // 2, pixels * 2):
         if fewest <= count <= 256:
             n, h, w = tile_shape(count, *size)
             yield tile._replace(n=n, h=h, w=w)
-    blocks = ("block_a", "block_b") if of_weights else ("block_in",)
-    channels = (problem.c_a, problem.rows) if of_weights else (problem.c_in,)
-    least = (16, problem.room_for_taps if of_weights and problem.folded else 16)
+    blocks = ("block_a", "block_b") if is_weight else ("block_in",)
+    channels = (problem.c_a, problem.rows) if is_weight else (problem.c_in,)
+    least = (16, problem.room_for_taps if is_weight and problem.folded else 16)
     for name, most, fewest in zip(blocks, channels, least, strict=False):
         block = getattr(tile, name)
         for count in (block // 2, block * 2):

@@ -49,17 +49,7 @@ INSTEAD = {
 # asked, above, below, turned, apart, live, last, a choice, a pair; gates of benchmarks and of augmentations; the GAN
 # zoo, a codebase's name. `kept_weights` and `pggan_fast._moved` keep former names working.
 # Folders in which the words are still being replaced. A word that is gone from them leaves this table.
-LEFT = {
-    ("csrc", "kernels", "pggan_fast/ops", "tests/kernels", "tests/ops", "tests/cuda_on_cpu", "bench/traffic"): {
-        "[a-z]+_forms|(?:native|triton|fast|fused|folded|second) forms?",
-        "(?<!what_)stands_in|stands? in for",
-        "fallbacks?",
-        "banks?",
-        "out_gate",
-        "of_weights?",
-        "wanted",
-    },
-}
+LEFT: dict[tuple[str, ...], set[str]] = {}
 
 
 def docstrings(path: Path) -> list[str]:

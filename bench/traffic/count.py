@@ -83,13 +83,13 @@ class Traffic(TorchDispatchMode):
             return result
         if name == "convolution_backward":
             dz, x, weight = args[:3]
-            of_x, of_weight, of_bias = args[-1]
+            needs_dx, needs_dw, needs_db = args[-1]
             operations = _operations(x, weight, dz, transposed=args[7])
-            if of_x:
+            if needs_dx:
                 self.add(name, distinct_bytes(dz, weight, x), operations=operations)
-            if of_weight:
+            if needs_dw:
                 self.add(name, distinct_bytes(dz, x, weight), operations=operations)
-            if of_bias:
+            if needs_db:
                 self.add("bias gradient", distinct_bytes(dz, result[2]))
             result = tuple(made if made is None else _laid_out(made, dz, x, weight) for made in result)
         elif name == "convolution":

@@ -24,7 +24,7 @@ from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import requested_impl
 from pggan_fast.ops.registry import (
     OpFunction,
-    batch_forms,
+    batch_implementations,
     below_autograd,
     call_op,
     define,
@@ -204,23 +204,23 @@ def _like(*tensors):
 
 _attention = define(
     "attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor",
-    fallback=_attention_composite,
+    composite=_attention_composite,
     fake=_attention_fake,
 )
 _backward = define(
     "attention_backward(Tensor do, Tensor q, Tensor k, Tensor v, float scale) -> (Tensor dq, Tensor dk, Tensor dv)",
-    fallback=_backward_composite,
+    composite=_backward_composite,
     fake=lambda do, q, k, v, scale: _like(q, k, v),
 )
 _double_backward = define(
     "attention_double_backward(Tensor gq, Tensor gk, Tensor gv, Tensor do, Tensor q, Tensor k, Tensor v, float scale) "
     "-> (Tensor d_do, Tensor d_q, Tensor d_k, Tensor d_v)",
-    fallback=_double_backward_composite,
+    composite=_double_backward_composite,
     fake=lambda gq, gk, gv, do, q, k, v, scale: _like(do, q, k, v),
 )
 differentiate(_attention, Attention.apply)
 differentiate(_backward, AttentionBackward.apply)
 refuse_derivatives({"native": _double_backward})
-batch_forms({"native": _attention}, fold_into_samples(0, 1, 2))
-batch_forms({"native": _backward}, fold_into_samples(0, 1, 2, 3))
-batch_forms({"native": _double_backward}, fold_into_samples(0, 1, 2, 3, 4, 5, 6))
+batch_implementations({"native": _attention}, fold_into_samples(0, 1, 2))
+batch_implementations({"native": _backward}, fold_into_samples(0, 1, 2, 3))
+batch_implementations({"native": _double_backward}, fold_into_samples(0, 1, 2, 3, 4, 5, 6))

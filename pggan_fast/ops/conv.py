@@ -35,9 +35,9 @@ from pggan_fast.ops.dispatch import choose, requested_impl
 from pggan_fast.ops.registry import (
     OpFunction,
     below_autograd,
-    decompose_forms,
-    define_forms,
-    differentiate_forms,
+    decompose_implementations,
+    define_implementations,
+    differentiate_implementations,
     is_transformed,
     no_third_derivative,
     refuse_derivatives,
@@ -268,29 +268,29 @@ def _sign_bits_fake(*arguments):
 _ARGUMENTS = (
     f"Tensor x, Tensor weight, Tensor? bias, SymInt padding, int up=1, int down=1, {EPILOGUE_SCHEMA}, float eps=1e-8"
 )
-_forward = define_forms(
+_forward = define_implementations(
     f"equalized_conv2d({_ARGUMENTS}) -> (Tensor y, Tensor r)",
-    fallback=partial(_forward_kernel, "native"),
+    composite=partial(_forward_kernel, "native"),
     fake=partial(_forward_kernel, "native"),
     triton=partial(_forward_kernel, "triton"),
-    stands_in=False,
+    triton_on_cuda=False,
 )
 # The formula below calls this one, where a launch writes what a backward without pixel norm reads of y.
-_forward_with_sign_bits = define_forms(
+_forward_with_sign_bits = define_implementations(
     f"equalized_conv2d_with_sign_bits({_ARGUMENTS}) -> (Tensor y, Tensor sign_bits)",
-    fallback=partial(_sign_bits_kernel, "native"),
+    composite=partial(_sign_bits_kernel, "native"),
     fake=_sign_bits_fake,
     triton=partial(_sign_bits_kernel, "triton"),
-    stands_in=False,
+    triton_on_cuda=False,
 )
 refuse_derivatives(_forward_with_sign_bits)
-differentiate_forms(
+differentiate_implementations(
     _forward,
     lambda x, weight, bias, padding, up, down, *rest: _differentiable(
         x, weight, bias, (padding, up, down), rest[:-1], rest[-1]
     ),
 )
-decompose_forms(
+decompose_implementations(
     _forward,
     lambda x, weight, bias, padding, up, down, *rest: _composite(x, weight, bias, padding, up, down, *rest),
 )

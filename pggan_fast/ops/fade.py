@@ -11,11 +11,11 @@ from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
 from pggan_fast.ops.registry import (
     OpFunction,
-    batch_forms,
+    batch_implementations,
     below_autograd,
     call_op,
-    define_forms,
-    differentiate_forms,
+    define_implementations,
+    differentiate_implementations,
     in_forward_mode,
     through_dispatcher,
 )
@@ -215,7 +215,7 @@ def _fade_in_fake(low, high, alpha, number):
     return like_layout(high, high.shape)
 
 
-def _fade_in_fallback(low, high, alpha, number):
+def _fade_in_composite(low, high, alpha, number):
     return _fade_in_fake(low, high, alpha, number).copy_(reference.fade_in(low, high, _alpha(alpha, number)))
 
 
@@ -224,7 +224,7 @@ def _fade_in_backward_fake(dy, alpha, number):
     return like_layout(dy, [n, c, h // 2, w // 2]), like_layout(dy, dy.shape)
 
 
-def _fade_in_backward_fallback(dy, alpha, number):
+def _fade_in_backward_composite(dy, alpha, number):
     d_low, d_high = _fade_in_backward_fake(dy, alpha, number)
     wide, alpha = dy.to(reference.accumulation_dtype(dy.dtype)), _alpha(alpha, number)
     # Scaled first: the sum of what 1 - alpha leaves nothing of may be no number.
@@ -235,32 +235,32 @@ def _fade_reals_fake(images, alpha, number, dtype):
     return like_layout(images, images.shape).to(dtype)
 
 
-def _fade_reals_fallback(images, alpha, number, dtype):
+def _fade_reals_composite(images, alpha, number, dtype):
     y = reference.fade_reals(images, _alpha(alpha, number), dtype=dtype)
     return _fade_reals_fake(images, alpha, number, dtype).copy_(y)
 
 
-_fade_in = define_forms(
+_fade_in = define_implementations(
     "fade_in(Tensor low, Tensor high, Tensor? alpha, float number=1.0) -> Tensor",
-    fallback=_fade_in_fallback,
+    composite=_fade_in_composite,
     fake=_fade_in_fake,
     triton="fade.fade_in",
 )
-_fade_in_backward = define_forms(
+_fade_in_backward = define_implementations(
     "fade_in_backward(Tensor dy, Tensor? alpha, float number=1.0) -> (Tensor d_low, Tensor d_high)",
-    fallback=_fade_in_backward_fallback,
+    composite=_fade_in_backward_composite,
     fake=_fade_in_backward_fake,
     triton="fade.fade_in_backward",
 )
-_fade_reals = define_forms(
+_fade_reals = define_implementations(
     "fade_reals(Tensor images, Tensor? alpha, float number, ScalarType dtype) -> Tensor",
-    fallback=_fade_reals_fallback,
+    composite=_fade_reals_composite,
     fake=_fade_reals_fake,
     triton="fade.fade_reals",
 )
-differentiate_forms(_fade_in, FadeIn.apply)
-differentiate_forms(_fade_in_backward, FadeInBackward.apply)
-differentiate_forms(_fade_reals, FadeReals.apply)
-batch_forms(_fade_in, fold_into_samples(0, 1))
-batch_forms(_fade_in_backward, fold_into_samples(0))
-batch_forms(_fade_reals, fold_into_samples(0))
+differentiate_implementations(_fade_in, FadeIn.apply)
+differentiate_implementations(_fade_in_backward, FadeInBackward.apply)
+differentiate_implementations(_fade_reals, FadeReals.apply)
+batch_implementations(_fade_in, fold_into_samples(0, 1))
+batch_implementations(_fade_in_backward, fold_into_samples(0))
+batch_implementations(_fade_reals, fold_into_samples(0))

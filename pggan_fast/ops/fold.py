@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pggan_fast.ops.fold_cache import cached
 from pggan_fast.ops.layout import in_layout, is_channels_last
-from pggan_fast.ops.registry import define_forms
+from pggan_fast.ops.registry import define_implementations
 
 
 def fold_weight(
@@ -63,7 +63,7 @@ def _fold_fake(weight, scale, transposed, dtype, channels_last):
     return _empty_filters(a, b, k + 1, weight, dtype, channels_last)
 
 
-def _fold_fallback(weight, scale, transposed, dtype, channels_last):
+def _fold_composite(weight, scale, transposed, dtype, channels_last):
     source = weight.to(torch.promote_types(weight.dtype, torch.promote_types(dtype, torch.float32)))
     folded = sum(F.pad(source, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)) * scale
     # A transposed convolution runs the kernel backwards.
@@ -77,7 +77,7 @@ def _unfold_fake(folded, scale, transposed, dtype, channels_last):
     return _empty_filters(a, b, k - 1, folded, dtype, channels_last)
 
 
-def _unfold_fallback(folded, scale, transposed, dtype, channels_last):
+def _unfold_composite(folded, scale, transposed, dtype, channels_last):
     k = folded.shape[-1] - 1
     source = folded.transpose(0, 1).flip(2, 3) if transposed else folded
     source = source.to(torch.promote_types(dtype, torch.float32))
@@ -86,12 +86,12 @@ def _unfold_fallback(folded, scale, transposed, dtype, channels_last):
 
 
 _OPTIONS = "float scale, bool transposed, ScalarType dtype, bool channels_last"
-_fold = define_forms(
-    f"fold_weight(Tensor weight, {_OPTIONS}) -> Tensor", fallback=_fold_fallback, fake=_fold_fake, triton="fold.fold"
+_fold = define_implementations(
+    f"fold_weight(Tensor weight, {_OPTIONS}) -> Tensor", composite=_fold_composite, fake=_fold_fake, triton="fold.fold"
 )["native"]
-_unfold = define_forms(
+_unfold = define_implementations(
     f"unfold_weight(Tensor folded, {_OPTIONS}) -> Tensor",
-    fallback=_unfold_fallback,
+    composite=_unfold_composite,
     fake=_unfold_fake,
     triton="fold.unfold",
 )["native"]

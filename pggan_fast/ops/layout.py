@@ -17,7 +17,7 @@ def _fake(x: Tensor, channels_last: bool) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-to_layout = define("to_layout(Tensor x, bool channels_last) -> Tensor", fallback=_copy, fake=_fake)
+to_layout = define("to_layout(Tensor x, bool channels_last) -> Tensor", composite=_copy, fake=_fake)
 """A copy of x [N, C, H, W] that is channels_last or contiguous. fp32, bf16 and fp16 by squares transposed in
 registers, several times as fast as torch's copy. Not differentiable."""
 

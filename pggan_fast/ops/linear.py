@@ -26,9 +26,9 @@ from pggan_fast.ops.narrow_cpu import is_widened, product
 from pggan_fast.ops.registry import (
     OpFunction,
     below_autograd,
-    decompose_forms,
-    define_forms,
-    differentiate_forms,
+    decompose_implementations,
+    define_implementations,
+    differentiate_implementations,
     is_transformed,
     through_dispatcher,
     will_need_grad,
@@ -137,12 +137,14 @@ def _forward_kernel(impl, x, weight, bias, scale, *options):
     return y, bias_act_inplace[impl](y, bias, scale / factor, *options)
 
 
-_forward = define_forms(
+_forward = define_implementations(
     f"equalized_linear(Tensor x, Tensor weight, Tensor? bias, {EPILOGUE_SCHEMA}, float eps=1e-8)"
     " -> (Tensor y, Tensor r)",
-    fallback=partial(_forward_kernel, "native"),
+    composite=partial(_forward_kernel, "native"),
     fake=partial(_forward_kernel, "native"),
     triton=partial(_forward_kernel, "triton"),
 )
-differentiate_forms(_forward, lambda x, weight, bias, *rest: _differentiable(x, weight, bias, rest[:-1], rest[-1]))
-decompose_forms(_forward, _composite)
+differentiate_implementations(
+    _forward, lambda x, weight, bias, *rest: _differentiable(x, weight, bias, rest[:-1], rest[-1])
+)
+decompose_implementations(_forward, _composite)

@@ -1,4 +1,4 @@
-"""The op namespaces: schemas, fallback kernels, fake kernels and autograd formulas.
+"""The op namespaces: schemas, composites, fake kernels and autograd formulas.
 
 Schemas live here, in Python, so that an install without any compiled module has every op.
 The compiled modules add kernels for their device to the same schemas in `pggan_fast`. The namespace
@@ -30,62 +30,45 @@ _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active = torch._C._are_functorch_transforms_active
 
 
-def define(schema: str, *, fallback: Callable, fake: Callable) -> torch._ops.OpOverload:
-    """Defines an op. `fallback` computes it in plain PyTorch on any device that has no kernel of its own.
+def define(schema: str, *, composite: Callable, fake: Callable) -> torch._ops.OpOverload:
+    """Define an op. `composite` computes it in plain PyTorch on any device that has no kernel of its own.
 
     `fake` gives its outputs' shapes, dtypes and strides. Both take the op's arguments in order.
     """
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     op = getattr(torch.ops.pggan_fast, name).default
-    _library.impl(name, _all_positional(op._schema, fallback), "CompositeExplicitAutograd")
+    _library.impl(name, _all_positional(op._schema, composite), "CompositeExplicitAutograd")
     torch.library.register_fake(op, _all_positional(op._schema, fake), lib=_library)
     return op
 
 
-def define_forms(
-    schema: str, *, fallback: Callable, fake: Callable, triton: str | Callable, stands_in: bool = True
+def define_implementations(
+    schema: str, *, composite: Callable, fake: Callable, triton: str | Callable, triton_on_cuda: bool = True
 ) -> dict[str, torch._ops.OpOverload]:
-    """Defines an op in both namespaces: {"native": in pggan_fast, "triton": in pggan_fast_triton}.
+    """Define an op in both namespaces: {"native": in pggan_fast, "triton": in pggan_fast_triton}.
 
     `triton` computes the second: "module.function" of pggan_fast.kernels, imported at its first use, or a function.
-    Where a GPU has no native kernels, it computes the first there too, unless told not to stand in.
+    Where a GPU has no native kernels, it computes the first there too, if `triton_on_cuda`.
     """
-    native = define(schema, fallback=fallback, fake=fake)
+    native = define(schema, composite=composite, fake=fake)
     name = schema.partition("(")[0]
     _triton_library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    form = getattr(torch.ops.pggan_fast_triton, name).default
-    run = _all_positional(native._schema, _imported(triton) if isinstance(triton, str) else triton)
-    _triton_library.impl(name, _on_its_device(run), "CompositeExplicitAutograd")
-    torch.library.register_fake(form, _all_positional(native._schema, fake), lib=_triton_library)
+    triton_op = getattr(torch.ops.pggan_fast_triton, name).default
+    kernel = _all_positional(native._schema, triton)
+    _triton_library.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(triton_op, _all_positional(native._schema, fake), lib=_triton_library)
     if not TRITON_INTERPRETED:
-        torch.library.register_torch_dispatch(form, FunctionalTensorMode, _decomposed(run), lib=_triton_library)
-    if stands_in and TRITON_INSTALLED and not _native.cuda_available:
-        _library.impl(name, _on_its_device(run), "CUDA")
-    return {"native": native, "triton": form}
+        torch.library.register_torch_dispatch(triton_op, FunctionalTensorMode, _decomposed(kernel), lib=_triton_library)
+    if triton_on_cuda and TRITON_INSTALLED and not _native.cuda_available:
+        _library.impl(name, kernel, "CUDA")
+    return {"native": native, "triton": triton_op}
 
 
 def _imported(path: str) -> Callable:
-    """The function "module.function" of pggan_fast.kernels, which needs Triton."""
+    """Return the function "module.function" of pggan_fast.kernels, which needs Triton."""
     module, function = path.split(".")
-
-    def call(*args):
-        return getattr(importlib.import_module(f"pggan_fast.kernels.{module}"), function)(*args)
-
-    return call
-
-
-def _on_its_device(run: Callable) -> Callable:
-    """Triton launches on the current device, which need not be that of the tensors."""
-
-    def call(*args, **kwargs):
-        device = next(a.device for a in args if isinstance(a, torch.Tensor))
-        if device.type != "cuda":
-            return run(*args, **kwargs)
-        with torch.cuda.device(device):
-            return run(*args, **kwargs)
-
-    return call
+    return getattr(importlib.import_module(f"pggan_fast.kernels.{module}"), function)
 
 
 def _decomposed(run: Callable) -> Callable:
@@ -136,24 +119,24 @@ def differentiate(op: torch._ops.OpOverload, apply: Callable) -> None:
     _library_of(op).impl(_name_of(op), _all_positional(op._schema, kernel), "Autograd")
 
 
-def differentiate_forms(forms: dict[str, torch._ops.OpOverload], apply: Callable) -> None:
-    """Do as `differentiate` does for each form of an op: `apply` takes its name after the op's arguments."""
-    for impl, op in forms.items():
+def differentiate_implementations(implementations: dict[str, torch._ops.OpOverload], apply: Callable) -> None:
+    """Do as `differentiate` does for each implementation of an op: `apply` takes its name after the op's arguments."""
+    for impl, op in implementations.items():
         differentiate(op, lambda *args, impl=impl: apply(*args, impl))
 
 
-def refuse_derivatives(forms: dict[str, torch._ops.OpOverload]) -> None:
-    """Make each form of an op one whose derivative is refused, not taken for zero."""
-    for op in forms.values():
+def refuse_derivatives(implementations: dict[str, torch._ops.OpOverload]) -> None:
+    """Make each implementation of an op one whose derivative is refused, not taken for zero."""
+    for op in implementations.values():
         differentiate(op, lambda *args, op=op: _LastOrder.apply(op, *args))
 
 
-def batch_forms(forms: dict[str, torch._ops.OpOverload], rule: Callable) -> None:
-    """Make `rule(call, info, in_dims, *args)` the batching rule of each form: what torch.func.vmap does with it.
+def batch_implementations(implementations: dict[str, torch._ops.OpOverload], rule: Callable) -> None:
+    """Make `rule(call, info, in_dims, *args)` the batching rule of each implementation, which torch.func.vmap calls.
 
     `call` is the op; the rule returns (outputs, out_dims).
     """
-    for op in forms.values():
+    for op in implementations.values():
         _library_of(op).impl(_name_of(op), _all_positional(op._schema, _batched(op, rule)), "FuncTorchBatched")
 
 
@@ -168,9 +151,9 @@ def _batched(op: torch._ops.OpOverload, rule: Callable) -> Callable:
     return kernel
 
 
-def decompose_forms(forms: dict[str, torch._ops.OpOverload], composite: Callable) -> None:
-    """Let torch.func.vmap take each form apart: `composite(*args, name)` in terms of ops that have a rule."""
-    for impl, op in forms.items():
+def decompose_implementations(implementations: dict[str, torch._ops.OpOverload], composite: Callable) -> None:
+    """Let torch.func.vmap take each implementation apart: `composite(*args, name)` in terms of ops that have a rule."""
+    for impl, op in implementations.items():
         call = functools.partial(_last_argument, composite, impl)
         _library_of(op).impl(_name_of(op), _all_positional(op._schema, call), "FuncTorchBatched")
 
@@ -187,12 +170,18 @@ def _name_of(op: torch._ops.OpOverload) -> str:
     return op._schema.name.partition("::")[2]
 
 
-def _all_positional(schema: FunctionSchema, function: Callable) -> Callable:
-    """The dispatcher leaves out trailing arguments that have their default value: this puts them back."""
+def _all_positional(schema: FunctionSchema, function: Callable | str) -> Callable:
+    """Return `function`, or the kernels' function of that name, as the dispatcher can call it.
+
+    The dispatcher leaves out trailing arguments that have their default value: this puts them back.
+    """
     names = [a.name for a in schema.arguments]
     defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
 
     def kernel(*args, **kwargs):
+        nonlocal function
+        if isinstance(function, str):
+            function = _imported(function)
         if kwargs or len(args) < len(names):
             given = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
             args = [given[name] for name in names]

@@ -9,10 +9,10 @@ from pggan_fast.ops.dispatch import choose
 from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.registry import (
     OpFunction,
-    batch_forms,
+    batch_implementations,
     below_autograd,
-    define_forms,
-    differentiate_forms,
+    define_implementations,
+    differentiate_implementations,
     through_dispatcher,
 )
 
@@ -108,7 +108,7 @@ def _upsample_fake(x, scale, extra_h, extra_w):
     return like_layout(x, [n, c, 2 * h + extra_h, 2 * w + extra_w])
 
 
-def _upsample_fallback(x, scale, extra_h, extra_w):
+def _upsample_composite(x, scale, extra_h, extra_w):
     y = _upsample_fake(x, scale, extra_h, extra_w)
     if x.numel() == 0:  # the gradient of a row's 2x2 mean, which has no pixels
         return y.zero_()
@@ -120,24 +120,24 @@ def _downsample_fake(x, scale):
     return like_layout(x, [n, c, h // 2, w // 2])
 
 
-def _downsample_fallback(x, scale):
+def _downsample_composite(x, scale):
     wide = x.to(reference.accumulation_dtype(x.dtype))
     return _downsample_fake(x, scale).copy_(reference.downsample2x(wide) * (4 * scale))
 
 
-_upsample = define_forms(
+_upsample = define_implementations(
     "upsample2x(Tensor x, float scale=1.0, SymInt extra_h=0, SymInt extra_w=0) -> Tensor",
-    fallback=_upsample_fallback,
+    composite=_upsample_composite,
     fake=_upsample_fake,
     triton="resample.upsample",
 )
-_downsample = define_forms(
+_downsample = define_implementations(
     "downsample2x(Tensor x, float scale=0.25) -> Tensor",
-    fallback=_downsample_fallback,
+    composite=_downsample_composite,
     fake=_downsample_fake,
     triton="resample.downsample",
 )
-differentiate_forms(_upsample, Upsample2x.apply)
-differentiate_forms(_downsample, Downsample2x.apply)
-for _forms in (_upsample, _downsample):
-    batch_forms(_forms, fold_into_samples(0))
+differentiate_implementations(_upsample, Upsample2x.apply)
+differentiate_implementations(_downsample, Downsample2x.apply)
+for _implementations in (_upsample, _downsample):
+    batch_implementations(_implementations, fold_into_samples(0))

@@ -25,11 +25,11 @@ from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
 from pggan_fast.ops.registry import (
     OpFunction,
-    batch_forms,
+    batch_implementations,
     below_autograd,
     call_op,
-    define_forms,
-    differentiate_forms,
+    define_implementations,
+    differentiate_implementations,
     fake_like,
     in_forward_mode,
     no_third_derivative,
@@ -187,7 +187,7 @@ def _forward_fake(x, group, num_channels, eps, strided, correction):
     return like_layout(x, [n, c + num_channels, h, w])
 
 
-def _forward_fallback(x, group, num_channels, eps, strided, correction):
+def _forward_composite(x, group, num_channels, eps, strided, correction):
     y = _forward_fake(x, group, num_channels, eps, strided, correction)
     if x.numel():
         grouping = "strided" if strided else "consecutive"
@@ -196,7 +196,7 @@ def _forward_fallback(x, group, num_channels, eps, strided, correction):
     return y
 
 
-def _backward_fallback(dy, x, group, num_channels, eps, strided, correction):
+def _backward_composite(dy, x, group, num_channels, eps, strided, correction):
     dx = torch.empty_like(x).copy_(dy[:, : x.shape[1]])
     if x.numel():
         centred, s, divisor, elements = _statistics(x, group, num_channels, eps, strided, correction)
@@ -206,7 +206,7 @@ def _backward_fallback(dy, x, group, num_channels, eps, strided, correction):
     return dx
 
 
-def _double_backward_fallback(g, dy, x, group, num_channels, eps, strided, correction):
+def _double_backward_composite(g, dy, x, group, num_channels, eps, strided, correction):
     d_dy, dx = torch.empty_like(dy), torch.empty_like(x)
     if x.numel():
         centred, s, divisor, elements = _statistics(x, group, num_channels, eps, strided, correction)
@@ -234,26 +234,26 @@ def _forward_tangent(x, t, group, num_channels, eps, strided, correction):
     return torch.cat([t, maps.to(t.dtype)], dim=1)
 
 
-_forward = define_forms(
+_forward = define_implementations(
     f"minibatch_stddev(Tensor x, {_OPTIONS}) -> Tensor",
-    fallback=_forward_fallback,
+    composite=_forward_composite,
     fake=_forward_fake,
     triton="stddev.forward",
 )
-_backward = define_forms(
+_backward = define_implementations(
     f"minibatch_stddev_backward(Tensor dy, Tensor x, {_OPTIONS}) -> Tensor",
-    fallback=_backward_fallback,
+    composite=_backward_composite,
     fake=lambda dy, x, *options: fake_like(x),
     triton="stddev.backward",
 )
-_double_backward = define_forms(
+_double_backward = define_implementations(
     f"minibatch_stddev_double_backward(Tensor g, Tensor dy, Tensor x, {_OPTIONS}) -> (Tensor d_dy, Tensor dx)",
-    fallback=_double_backward_fallback,
+    composite=_double_backward_composite,
     fake=lambda g, dy, x, *options: (fake_like(dy), fake_like(x)),
     triton="stddev.double_backward",
 )
-differentiate_forms(_forward, lambda x, *rest: MinibatchStddev.apply(x, rest[:-1], rest[-1]))
-differentiate_forms(_backward, lambda dy, x, *rest: MinibatchStddevBackward.apply(dy, x, rest[:-1], rest[-1]))
+differentiate_implementations(_forward, lambda x, *rest: MinibatchStddev.apply(x, rest[:-1], rest[-1]))
+differentiate_implementations(_backward, lambda dy, x, *rest: MinibatchStddevBackward.apply(dy, x, rest[:-1], rest[-1]))
 refuse_derivatives(_double_backward)
 
 
@@ -262,6 +262,6 @@ def _is_strided(*arguments) -> bool:
     return arguments[-2]
 
 
-batch_forms(_forward, fold_into_samples(0, interleaved=_is_strided))
-batch_forms(_backward, fold_into_samples(0, 1, interleaved=_is_strided))
-batch_forms(_double_backward, fold_into_samples(0, 1, 2, interleaved=_is_strided))
+batch_implementations(_forward, fold_into_samples(0, interleaved=_is_strided))
+batch_implementations(_backward, fold_into_samples(0, 1, interleaved=_is_strided))
+batch_implementations(_double_backward, fold_into_samples(0, 1, 2, interleaved=_is_strided))

@@ -13,7 +13,7 @@ from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.registry import below_autograd, define_forms, differentiate_forms
+from pggan_fast.ops.registry import below_autograd, define_implementations, differentiate_implementations
 from pggan_fast.ops.resample import check_image, like_layout
 from pggan_fast.reference import each_axis, each_side
 
@@ -212,7 +212,7 @@ def _fake(x, f, upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain):
     return like_layout(x, [n, c, (h * upy + y0 + y1 - fh) // downy + 1, (w * upx + x0 + x1 - fw) // downx + 1])
 
 
-def _fallback(x, f, upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain):
+def _composite(x, f, upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain):
     y = _fake(x, f, upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain)
     if x.numel() == 0 or y.numel() == 0:  # the gradient of an image that was all padding has no pixels
         return y.zero_()
@@ -220,14 +220,14 @@ def _fallback(x, f, upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain):
     return reference.upfirdn2d(x, f, up=up, down=down, padding=padding, flip_filter=flip_filter, gain=gain)
 
 
-_upfirdn2d = define_forms(
+_upfirdn2d = define_implementations(
     "upfirdn2d(Tensor x, Tensor f, int upx=1, int upy=1, int downx=1, int downy=1, SymInt x0=0, SymInt x1=0, "
     "SymInt y0=0, SymInt y1=0, bool flip_filter=False, float gain=1.0) -> Tensor",
-    fallback=_fallback,
+    composite=_composite,
     fake=_fake,
     triton="upfirdn2d.upfirdn2d",
 )
-differentiate_forms(_upfirdn2d, Upfirdn2d.apply)
+differentiate_implementations(_upfirdn2d, Upfirdn2d.apply)
 
 
 def _register_vmap(op: torch._ops.OpOverload) -> None:

@@ -40,8 +40,8 @@ def test_every_op(layout):
             y, r = call("bias_act", x, bias, *options)
             call("bias_act_", x.clone(memory_format=torch.preserve_format), bias, *options)
             r = r if pixel_norm else None
-            for bias_wanted in (False, True):
-                call("bias_act_backward", x, None, y, r, *options, bias_wanted)
+            for needs_bias_grad in (False, True):
+                call("bias_act_backward", x, None, y, r, *options, needs_bias_grad)
             call("bias_act_double_backward", x, bias, x, None, y, r, *options)
     call("upsample2x", low)
     call("downsample2x", x)

@@ -36,8 +36,8 @@ def epilogues(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: i
         y, r = ops.bias_act(x, bias, *options)
         ops.bias_act_(x.clone(memory_format=torch.preserve_format), bias, *options)
         r = r if pixel_norm else None
-        for bias_wanted in (False, True):
-            ops.bias_act_backward(x, r, y, r, *options, bias_wanted)
+        for needs_bias_grad in (False, True):
+            ops.bias_act_backward(x, r, y, r, *options, needs_bias_grad)
         ops.bias_act_double_backward(x, bias, x, r, y, r, *options)
 
 

@@ -225,12 +225,12 @@ def test_each_version_of_triton_has_its_table(monkeypatch):
     assert first != other and "H200" in other.name and "99.1.0" in other.name and first.parent == other.parent
 
 
-@pytest.mark.parametrize("of_weights", [False, True])
-def test_a_measured_tile_that_does_not_fit_gives_way_to_the_heuristics(monkeypatch, of_weights):
+@pytest.mark.parametrize("is_weight", [False, True])
+def test_a_measured_tile_that_does_not_fit_gives_way_to_the_heuristics(monkeypatch, is_weight):
     """Its kernel takes more shared memory under another version of Triton: the first launch says so."""
     too_large, tiles, table = Tile(1, 8, 8, 64, 64, 4, 4), [], {}
     x, weight = torch.randn(1, 16, 8, 8), torch.randn(16, 16, 3, 3)
-    module = conv_weight_gradient if of_weights else conv_kernels
+    module = conv_weight_gradient if is_weight else conv_kernels
 
     def launch(kernel, grid, *args, **options):
         tiles.append((kernel.__name__, options.get("num_stages")))
@@ -238,13 +238,13 @@ def test_a_measured_tile_that_does_not_fit_gives_way_to_the_heuristics(monkeypat
             raise OutOfResources(300_000, 200_000, "shared memory")
 
     def run():
-        if of_weights:
+        if is_weight:
             return module.weight_gradient(x, x, weight, padding=1)
         return module.convolve(x, weight, size=(8, 8), padding=1)
 
     monkeypatch.setattr(module, "launch", launch)
     size = (torch.float32, 1, 16, 16, 8, 8)
-    problem = WeightProblem(*size) if of_weights else Problem(*size)
+    problem = WeightProblem(*size) if is_weight else Problem(*size)
     table[problem.key] = {"tile": list(too_large), "faster": True}
     module._cached_plan.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)

@@ -14,8 +14,10 @@ import torch
 
 pytest.importorskip("triton")
 from bench.roofline.aot import CAPABILITIES, SHARED_MEMORY, Compiled, compiling  # noqa: E402
-from pggan_fast.kernels import conv  # noqa: E402
-from pggan_fast.kernels import conv_weight_gradient as of_weights  # noqa: E402
+from pggan_fast.kernels import (
+    conv,  # noqa: E402
+    conv_weight_gradient,  # noqa: E402
+)
 from pggan_fast.kernels.activation import sign_bits_shape  # noqa: E402
 from tests.kernels.memory_bound import occupancy  # noqa: E402
 
@@ -83,8 +85,8 @@ def second_order(channels: int, dtype: torch.dtype, capability: int) -> Compiled
 
 def weight_gradient(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
     dy, weight = images(4, channels, 64, 64, dtype=dtype), images(channels, channels, 3, 3, dtype=torch.float32)
-    with compiling(of_weights, capability) as found:
-        of_weights.weight_gradient(dy, dy, weight, padding=1)
+    with compiling(conv_weight_gradient, capability) as found:
+        conv_weight_gradient.weight_gradient(dy, dy, weight, padding=1)
     return found[0]
 
 
@@ -92,8 +94,8 @@ def folded_weight_gradient(channels: int, dtype: torch.dtype, capability: int) -
     """Compile the gradient of a convolution with down=2."""
     dy, x = images(4, channels, 32, 32, dtype=dtype), images(4, channels, 64, 64, dtype=dtype)
     weight = images(channels, channels, 3, 3, dtype=torch.float32)
-    with compiling(of_weights, capability) as found:
-        of_weights.weight_gradient(dy, x, weight, stride=2, padding=1, fold=0.25)
+    with compiling(conv_weight_gradient, capability) as found:
+        conv_weight_gradient.weight_gradient(dy, x, weight, stride=2, padding=1, fold=0.25)
     return found[0]
 
 

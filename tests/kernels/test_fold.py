@@ -32,8 +32,8 @@ def test_fold_and_its_adjoint(shape, channels_last, transposed):
         with guarded_allocations():
             made = fold.fold(source, 0.3, transposed, torch.float64, channels_last)
             back = fold.unfold(laid_out(gradient, layout), 0.3, transposed, torch.float64, channels_last)
-        for actual, wanted in ((made, expected.detach()), (back, adjoint)):
-            torch.testing.assert_close(actual, wanted)
+        for actual, expected_values in ((made, expected.detach()), (back, adjoint)):
+            torch.testing.assert_close(actual, expected_values)
             assert actual.is_contiguous(memory_format=layouts[channels_last])
     half = fold.fold(weight.detach().float(), 0.3, transposed, torch.float16, channels_last)
     # Summed in fp32, rounded once.
