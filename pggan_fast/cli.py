@@ -127,7 +127,7 @@ def _train(arguments: list[str]) -> int:
         run = processes.first(lambda: RunFolder.create(config) if resume is None else RunFolder.open(out, given))
         if run is None:  # another process has made it
             run = RunFolder.open(out, {}, writes=False)
-        metric_callback = metric_callback_for(run) if processes.writes else None
+        metric_callback = metric_callback_for(run, processes)
         return 0 if train(run, processes, metric_callback=metric_callback) else INTERRUPTED
 
 
@@ -161,7 +161,9 @@ def _project(arguments: list[str]) -> None:
 
 def _evaluate(arguments: list[str]) -> None:
     """Compute sliced Wasserstein distance, MS-SSIM, KID, FID, ... of a run or a folder."""
-    evaluate(from_options(EvaluateConfig, _parse("evaluate", EvaluateConfig, arguments)))
+    config = from_options(EvaluateConfig, _parse("evaluate", EvaluateConfig, arguments))
+    with join() as processes:
+        evaluate(config, processes)
 
 
 def _import(arguments: list[str]) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from pggan_fast.evaluation.sources import GeneratedImages, PreparedImages, Source
+from pggan_fast.evaluation.sources import GeneratedImages, PreparedImages
+from pggan_fast.evaluation.streaming import add_fakes, add_reals
 from pggan_fast.metrics import MetricSet, metric_names
 from pggan_fast.networks import Generator
 from pggan_fast.training import PreparedData, RunFolder, Stage, TrainConfig, UserError
 from pggan_fast.utils.device import find_device
+from pggan_fast.utils.distributed import Processes
 
 BATCH = 32  # images at once
 
@@ -24,18 +23,21 @@ class MetricCallback:
     the run's seed alone, so every time the same is measured, and torch's random generators stay where they are.
     """
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, processes: Processes = Processes()) -> None:  # noqa: B008 - frozen
         config = run.config
         self.seed, self.resolution = config.seed, config.resolution
         self.count = min(config.metric_images, run.data.count)
+        self.processes = processes
         self._metrics = _metrics(config)
         reals = PreparedImages(run.data, resolution=self.resolution, seed=self.seed)
         self._labels = reals.labels() if config.labels else None
-        for batch in self._batches(reals):
-            self._metrics.add_reals(batch)
+        add_reals(self._metrics, reals, self.count, batch_size=BATCH, processes=processes)
 
     def __call__(self, G: Generator, stage: Stage, alpha: float | Tensor) -> dict[str, float]:
-        """The values of `G` at `stage`, by name."""
+        """Return the values of `G` at `stage`, by name; of several processes in the first one alone.
+
+        Every process has the same weights and generates its part of the images, so all of them must call this.
+        """
         fakes = GeneratedImages(
             G,
             seed=self.seed,
@@ -45,13 +47,8 @@ class MetricCallback:
             labels=self._labels,
         )
         self._metrics.clear_fakes()
-        for batch in self._batches(fakes):
-            self._metrics.add_fakes(batch)
-        return self._metrics.values()
-
-    def _batches(self, source: Source) -> Iterator[np.ndarray]:
-        for start in range(0, self.count, BATCH):
-            yield source.take(start, min(start + BATCH, self.count))
+        add_fakes(self._metrics, fakes, self.count, batch_size=BATCH, processes=self.processes)
+        return self._metrics.values() if self.processes.writes else {}
 
 
 def check_metrics(config: TrainConfig) -> None:
@@ -67,9 +64,12 @@ def check_metrics(config: TrainConfig) -> None:
             raise UserError(f"--metrics {config.metrics}: {error}") from error
 
 
-def metric_callback_for(run: RunFolder) -> MetricCallback | None:
-    """Return the metric callback of the run's generator; None if its settings name no metrics."""
-    return MetricCallback(run) if run.config.metrics else None
+def metric_callback_for(
+    run: RunFolder,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+) -> MetricCallback | None:
+    """Return the metric callback of the run's generator, for each process; None if its settings name no metrics."""
+    return MetricCallback(run, processes) if run.config.metrics else None
 
 
 def _metrics(config: TrainConfig) -> MetricSet:

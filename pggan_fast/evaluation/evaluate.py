@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,23 +18,24 @@ from pggan_fast.data.names import some_of
 from pggan_fast.data.preprocessing import quiet_decoders
 from pggan_fast.evaluation.nearest import save_nearest
 from pggan_fast.evaluation.sources import (
-    Digest,
     GeneratedImages,
     PreparedImages,
     Source,
     TooFewImages,
     folder_source,
 )
+from pggan_fast.evaluation.streaming import add_fakes, add_reals
 from pggan_fast.generation.trained import alpha_of, run_option, trained_generator, weights_option
 from pggan_fast.metrics import METRICS, MetricSet, metric_names
+from pggan_fast.metrics.features import STATISTICS
 from pggan_fast.networks.resolutions import image_size
 from pggan_fast.training import UserError
 from pggan_fast.training.run_folder import config_file
 from pggan_fast.utils.atomic_write import write_json
 from pggan_fast.utils.device import find_device
+from pggan_fast.utils.distributed import Processes
 from pggan_fast.utils.memory import advice_when_out_of_memory
 from pggan_fast.utils.options import option, to_json
-from pggan_fast.utils.progress_bar import bar_over
 
 PAPERS_COUNT = 16_384
 ADVICE = "--batch-size N below 64, --count N, a lower --resolution"
@@ -57,6 +57,11 @@ class EvaluateConfig:
     )
     count: int | None = option(
         None, help=f"Number of images of each set (default: all that there are, at most {PAPERS_COUNT:,})."
+    )
+    reals_count: int | None = option(
+        None,
+        min=2,
+        help="Number of reals, for metrics of features: all of a dataset, for one (default: as --count).",
     )
     resolution: int | None = option(
         None, help="Side in pixels at which images are compared (default: that of the evaluated images)."
@@ -91,10 +96,14 @@ class EvaluateConfig:
             raise UserError("--run, --weights or --images: exactly one of them must be given")
         if self.reals is None and self.run is None:
             raise UserError("--reals is missing: images to compare with, or prepared data")
-        for name in ("count", "resolution", "batch_size"):
+        for name in ("count", "reals_count", "resolution", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+        pixels = set(METRICS) - {"kid-lite0", *STATISTICS}
+        named = [name.strip() for name in self.metrics.split(",")]
+        if self.reals_count is not None and (unequal := [name for name in named if name in pixels]):
+            raise UserError(f"--reals-count: {', '.join(unequal)} compare as many reals as images; leave it out")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must be 0 or more")
         if not self.metrics.strip(" ,"):
@@ -105,27 +114,29 @@ class EvaluateConfig:
             raise UserError(f"--nearest {self.nearest}: exists already; choose another file")
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, processes: Processes = Processes()) -> dict[str, Any]:  # noqa: B008 - frozen
     """Evaluate the images and return, and write if `out` is given, the results and how to repeat them.
 
     "results" holds the values, and follows from the other entries up to "machine". Raises UserError for what cannot be
     compared, before anything is computed.
     """
     with advice_when_out_of_memory(ADVICE), quiet_decoders():
-        return _evaluate(config)
+        return _evaluate(config, processes)
 
 
-def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
+def _evaluate(config: EvaluateConfig, processes: Processes) -> dict[str, Any]:
     started = time.monotonic()
     device = find_device(config.device)
     images, reals, generator = open_sources(config, device)
     count = _count(config, images, reals)
     while True:
         try:
-            results, settings, digests = _measure(config, device, images, reals, count)
+            results, settings, digests = _measure(config, device, processes, images, reals, count)
             break
         except TooFewImages as error:  # files that cannot be read are known when they are
             count = error.count
+            if config.reals_count is not None:
+                raise UserError(f"--reals-count {config.reals_count}: only {count} images can be read") from error
             if config.count is not None:
                 raise UserError(f"--count {config.count}: only {count} images can be read") from error
             print(f"starting anew with {count:,} images, the others cannot be read", flush=True)
@@ -150,6 +161,8 @@ def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "seconds": round(time.monotonic() - started, 2),
     }
+    if not processes.writes:
+        return report
     if config.nearest is not None:
         kind = save_nearest(config.nearest, images, reals, count=count, device=device, batch_size=config.batch_size)
         print(f"written: {config.nearest}, nearest by {kind}")
@@ -160,22 +173,31 @@ def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _measure(
-    config: EvaluateConfig, device: torch.device, images: Source, reals: Source, count: int
+    config: EvaluateConfig,
+    device: torch.device,
+    processes: Processes,
+    images: Source,
+    reals: Source,
+    count: int,
 ) -> tuple[dict[str, float], dict[str, Any], dict[str, str]]:
-    """Return the values, the metrics' settings, and a digest of each set, of `count` images each."""
+    """Return the values, the metrics' settings, and a digest of each set, of `count` images and of the reals."""
+    reals_count = config.reals_count or count
     try:
         metrics = MetricSet(
             metric_names(config.metrics), seed=config.seed, device=device, inception_weights=config.inception_weights
         )
         with metrics:
             digests = {}
-            for name, source, add in (("reals", reals, metrics.add_reals), ("images", images, metrics.add_fakes)):
-                digest = Digest()
-                for batch in batches(source, count, config.batch_size, name):
-                    add(batch)
-                    digest.add(batch)
-                digests[name] = digest.text()
-                print(f"{name}: {count:,} of {_text(source.size)} px, {source.metadata()['kind']}", flush=True)
+            for name, source, add, number in (
+                ("reals", reals, add_reals, reals_count),
+                ("images", images, add_fakes, count),
+            ):
+                digests[name] = add(
+                    metrics, source, number, batch_size=config.batch_size, processes=processes, text=name
+                )
+                print(f"{name}: {number:,} of {_text(source.size)} px, {source.metadata()['kind']}", flush=True)
+            if not processes.writes:  # the values are the first process's
+                return {}, {}, digests
             return metrics.values(), metrics.settings(), digests
     except ValueError as error:  # a size, a number of images or a library that a metric cannot do with or without
         raise UserError(str(error)) from error
@@ -219,17 +241,16 @@ def open_sources(config: EvaluateConfig, device: torch.device) -> tuple[Source, 
     return images, reals, metadata
 
 
-def batches(source: Source, count: int, batch_size: int, text: str) -> Iterator[np.ndarray]:
-    """Yield the first `count` images of `source`, behind a progress bar."""
-    for start in bar_over(range(0, count, batch_size), f"{text}, in batches"):
-        yield source.take(start, min(start + batch_size, count))
-
-
 def _count(config: EvaluateConfig, images: Source, reals: Source) -> int:
     """Return the number of images of each set. Raises UserError if more are asked for than there are."""
-    there = [source.count for source in (images, reals) if source.count is not None]
+    if config.reals_count is not None and config.reals_count > (reals.count or 0):
+        raise UserError(f"--reals-count {config.reals_count}: there are only {reals.count}")
+    compared = (images, reals) if config.reals_count is None else (images,)
+    there = [source.count for source in compared if source.count is not None]
     if config.count is None:
-        return min(*there, PAPERS_COUNT)
+        return min([*there, PAPERS_COUNT])
+    if not there:
+        return config.count
     if config.count > min(there):
         raise UserError(f"--count {config.count}: there are only {min(there)} images to compare")
     return config.count

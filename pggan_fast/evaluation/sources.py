@@ -35,6 +35,7 @@ class Source(Protocol):
     count: int | None
     channels: int
     size: tuple[int, int]
+    random_access: bool  # whether `take` may begin anywhere
 
     def take(self, start: int, stop: int) -> np.ndarray: ...
 
@@ -49,6 +50,7 @@ class GeneratedImages:
     """
 
     count = None
+    random_access = True
 
     def __init__(
         self,
@@ -92,8 +94,10 @@ class GeneratedImages:
 class PreparedImages:
     """Images of prepared data, of one of its resolutions, shuffled by `seed`."""
 
+    random_access = True
+
     def __init__(self, data: PreparedData, *, resolution: int, seed: int) -> None:
-        self.data = data
+        self.data, self.seed = data, seed
         self.count, self.channels = data.count, data.channels
         self.size = image_size(resolution, data.base)
         self._rows = ImageRows(data.images(resolution))
@@ -124,6 +128,8 @@ class ImageFiles:
     They are read as `prepare` reads them, and what it leaves out is left out. `size` None: the first image's. Raises
     UserError, which names `option`, if no image can be read or their place fails.
     """
+
+    random_access = False  # which files can be read is known when those before have been tried
 
     def __init__(self, place: Path, option: str, *, size: tuple[int, int] | None, channels: int, seed: int) -> None:
         self.source = open_files(place, option)

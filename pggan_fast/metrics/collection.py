@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -83,13 +83,33 @@ class MetricSet:
         if on_pixels := [name for name in ("mmd", "parzen") if name in names]:
             self._metrics["pixels"] = PixelMetrics(on_pixels, seed=seed)
 
-    def add_reals(self, images: Tensor | np.ndarray) -> None:
-        for metric in self._all():
-            metric.add_reals(_tensor(images))
+    def add_reals(self, images: Tensor | np.ndarray, rows: Mapping[str, dict[str, Tensor]] | None = None) -> None:
+        """Add reals. `rows`, if given, is what `look` found in them; {} for none that is to be added."""
+        for name, metric in self._metrics.items():
+            if rows is None or not isinstance(metric, FeatureMetrics):
+                metric.add_reals(_tensor(images))
+            elif name in rows:
+                metric.add_real_rows(rows[name]["features"])
 
-    def add_fakes(self, images: Tensor | np.ndarray) -> None:
-        for metric in self._all():
-            metric.add_fakes(_tensor(images))
+    def add_fakes(self, images: Tensor | np.ndarray, rows: Mapping[str, dict[str, Tensor]] | None = None) -> None:
+        """Add generated images. `rows`, if given, is what `look` found in them."""
+        for name, metric in self._metrics.items():
+            if rows is None or not isinstance(metric, FeatureMetrics):
+                metric.add_fakes(_tensor(images))
+            else:
+                metric.add_fake_rows(rows[name])
+
+    def feature_metrics(self) -> dict[str, FeatureMetrics]:
+        """Return those that look at images through a network, by name."""
+        return {name: metric for name, metric in self._metrics.items() if isinstance(metric, FeatureMetrics)}
+
+    def needs_images(self) -> bool:
+        """Return whether a metric looks at the pixels themselves."""
+        return len(self.feature_metrics()) < len(self._metrics)
+
+    def look(self, images: Tensor | np.ndarray) -> dict[str, dict[str, Tensor]]:
+        """Return what each network finds in uint8 [N, C, H, W], by metric."""
+        return {name: metric.look(_tensor(images)) for name, metric in self.feature_metrics().items()}
 
     def clear_fakes(self) -> None:
         """Forget the generated images, to compare others with the same reals."""

@@ -6,6 +6,7 @@ network's, which the published figures are made with, is a file that one downloa
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import tempfile
 from collections.abc import Collection
@@ -120,14 +121,20 @@ class FeatureMetrics:
         self._reals, self._fakes, self._logits = RowStore(), RowStore(), RowStore()
 
     def add_reals(self, images: Tensor) -> None:
-        for found in self._look(images):
-            self._reals.append(found["features"])
+        self.add_real_rows(self.look(images)["features"])
 
     def add_fakes(self, images: Tensor) -> None:
-        for found in self._look(images):
-            self._fakes.append(found["features"])
-            if "inception-score" in self.statistics:
-                self._logits.append(found["logits"])
+        self.add_fake_rows(self.look(images))
+
+    def add_real_rows(self, features: Tensor) -> None:
+        """Add reals by their features [N, D]."""
+        self._reals.append(features)
+
+    def add_fake_rows(self, found: dict[str, Tensor]) -> None:
+        """Add generated images by what `look` found in them."""
+        self._fakes.append(found["features"])
+        if "inception-score" in self.statistics:
+            self._logits.append(found["logits"])
 
     def clear_fakes(self) -> None:
         self._fakes.close()
@@ -172,12 +179,19 @@ class FeatureMetrics:
             store.close()
 
     @torch.no_grad()
-    def _look(self, images: Tensor) -> list[dict[str, Tensor]]:
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        """Return what the network finds in uint8 [N, C, H, W], on the CPU: "features" [N, D] and, of some, "logits"."""
         channels = images.shape[1]
         if channels not in (1, 3):
             raise ValueError(f"images with {channels} channels: {self.network.name} takes 1 or 3")
-        parts = images.expand(-1, 3, -1, -1).split(_AT_ONCE)
-        return [self.network(part.to(self.device)) for part in parts]
+        found = [self.network(part.to(self.device)) for part in images.expand(-1, 3, -1, -1).split(_AT_ONCE)]
+        return {name: torch.cat([part[name].cpu() for part in found]) for name in found[0]}
+
+    def identity(self, channels: int) -> str:
+        """Return a hash of the features of a fixed image, which network, weights, device and libraries decide."""
+        pattern = (torch.arange(channels * 64 * 64) * 97 % 256).to(torch.uint8).view(1, channels, 64, 64)
+        features = self.look(pattern)["features"].float().numpy()
+        return f"{self.network.name} {hashlib.blake2b(features.tobytes(), digest_size=16).hexdigest()}"
 
     def _subsets(self) -> tuple[int, int]:
         """Size and number of KID's subsets."""

@@ -81,6 +81,14 @@ class Processes:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def gathered(self, value: Value) -> list[Value]:
+        """Return every process's value, by rank, in the first process; nothing in the others."""
+        if self.count == 1:
+            return [value]
+        values: list[Value] | None = [value] * self.count if self.writes else None
+        dist.gather_object(value, values, dst=0)
+        return values or []
+
 
 def process_count() -> int:
     """How many processes torchrun started, 1 without it."""
