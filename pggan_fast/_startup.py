@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from types import FrameType
+from types import FrameType, TracebackType
 
 SPINS = 10_000  # about half a millisecond; libgomp's own default is thirty times that
+USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 LONG_COMMANDS = ("train", "demo")
 
@@ -31,6 +32,7 @@ def is_command_line() -> bool:
 def prepare() -> None:
     """Open what stands for closed standard streams, answer signals, and settle how long OpenMP's threads spin."""
     _open_standard_streams()
+    sys.excepthook = _report_missing_memory
     arguments = (
         sys.argv[1:] if os.path.basename(sys.argv[0]) != "-m" else sys.orig_argv[sys.orig_argv.index("-m") + 2 :]
     )
@@ -55,6 +57,19 @@ def take(request: str) -> bool:
     """Return whether "stop" or "save" was asked for, once."""
     asked, _asked[request] = _asked[request], False
     return asked
+
+
+def _report_missing_memory(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Say in one line that torch cannot be loaded for want of memory, which nobody above can catch."""
+    without_memory = isinstance(error, MemoryError) or any(
+        reason in str(error) for reason in ("failed to map segment", "annot allocate memory", "std::bad_alloc")
+    )
+    if not (_importing and without_memory):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    print(f"pggan-fast: error: there is too little memory to load torch ({str(error) or 'MemoryError'})", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(USER_ERROR)
 
 
 def _open_standard_streams() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import resource
 import select
 import signal
 import subprocess
@@ -77,6 +78,20 @@ def test_runs_as_a_module_without_a_traceback():
         "pggan-fast: error: --data /nowhere: no such folder; make one with:"
         f" {as_module('prepare')} --images FOLDER --out DATA\n"
     )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits address space as Linux does")
+@pytest.mark.parametrize("megabytes", [300, 600])
+def test_too_little_memory_to_load_torch_is_one_line(megabytes):
+    limit = megabytes << 20  # libtorch_cpu alone is larger than 300 MiB
+    done = subprocess.run(
+        [sys.executable, "-m", "pggan_fast", "--version"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "too little memory to load torch" in done.stderr
 
 
 def test_generate_writes_one_image_per_seed(work, capsys):
