@@ -67,7 +67,9 @@ def _report_missing_memory(kind: type[BaseException], error: BaseException, trac
     if not (_importing and without_memory):
         sys.__excepthook__(kind, error, traceback)
         return
-    print(f"pggan-fast: error: there is too little memory to load torch ({str(error) or 'MemoryError'})", file=sys.stderr)
+    print(
+        f"pggan-fast: error: there is too little memory to load torch ({str(error) or 'MemoryError'})", file=sys.stderr
+    )
     sys.stderr.flush()
     os._exit(USER_ERROR)
 

@@ -1,5 +1,6 @@
 """The command line as people use it: commands end to end, errors of one line, exit codes."""
 
+import errno
 import json
 import os
 import pty
@@ -78,6 +79,36 @@ def test_runs_as_a_module_without_a_traceback():
         "pggan-fast: error: --data /nowhere: no such folder; make one with:"
         f" {as_module('prepare')} --images FOLDER --out DATA\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "no memory is left"),
+        (RuntimeError("std::bad_alloc"), "std::bad_alloc"),
+        (ImportError("a.so: failed to map segment: Cannot allocate memory"), "Cannot allocate memory"),
+    ],
+)
+def test_every_command_says_in_one_line_that_memory_ran_out(work, tmp_path, capsys, monkeypatch, error, reason):
+    def without_memory(*_, **__):
+        raise error
+
+    monkeypatch.setattr("pggan_fast.convert.export_program", without_memory)
+    message = fails(
+        capsys, "export", "--run", str(work / "run"), "--format", "torch-export", "--out", str(tmp_path / "g.pt2")
+    )
+    assert "out of memory" in message and reason in message
+
+
+def test_an_array_that_memory_does_not_suffice_for_is_not_called_damaged(tmp_path, capsys, monkeypatch):
+    np.save(tmp_path / "in.npy", np.zeros((4, 8, 8, 3), np.uint8))
+
+    def without_memory(*_):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("pggan_fast.data.sources.array.map_npy", without_memory)
+    message = fails(capsys, "prepare", "--images", str(tmp_path / "in.npy"), "--out", str(tmp_path / "data"))
+    assert "out of memory" in message and "no array" not in message
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits address space as Linux does")

@@ -74,6 +74,31 @@ def conv_calls(draw):
 
 
 @st.composite
+def linear_calls(draw):
+    dtype = draw(st.sampled_from(DTYPES))
+    c_in, c_out = draw(CHANNELS), draw(CHANNELS)
+    x, weight = draw(tensors((draw(SIZE), c_in), dtype)), draw(tensors((c_out, c_in), dtype))
+    bias = draw(tensors((c_out,), dtype)) if draw(st.booleans()) else None
+    options = dict(act=draw(ACT), gain=draw(st.sampled_from([0.0, 1.0, 1.4])), pixel_norm=draw(st.booleans()), eps=1e-2)
+    return ops.equalized_linear, [x, weight, bias], options
+
+
+@st.composite
+def special_calls(draw):
+    """Calls whose tensors hold infinities, NaN, zeros and the largest values, in dtypes that compute in themselves."""
+    function, inputs, options = draw(st.one_of(bias_act_calls(), image_calls()))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    values = torch.tensor([math.inf, -math.inf, math.nan, 0.0, -0.0, 1e30, -1e30, 1e-30, 1.0, -2.0], dtype=dtype)
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+
+    def spoilt(t: Tensor) -> Tensor:
+        chosen = values[torch.randint(len(values), t.shape, generator=random)]
+        return torch.where(torch.rand(t.shape, generator=random) < 0.2, chosen, t.to(dtype))
+
+    return function, [None if t is None else spoilt(t) for t in inputs], options
+
+
+@st.composite
 def image_calls(draw):
     dtype, op = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(["up", "down", "fade_in", "reals", "stddev"]))
     n, c, h, w = draw(SIZE), draw(CHANNELS), draw(st.sampled_from([1, 2, 3, 5])), draw(st.sampled_from([1, 2, 3, 5]))
@@ -90,14 +115,20 @@ def image_calls(draw):
     )
 
 
-def _results(call, inputs, impl: str, dtype=None) -> list[Tensor]:
-    """The output and the first order's gradients, of leaves in `dtype`."""
+def _results(call, inputs, impl: str, dtype=None, *, second: bool = False) -> list[Tensor]:
+    """The output and the first order's gradients, of leaves in `dtype`; or the second order's gradients alone."""
     function, _, options = call
     given = [None if t is None else t.to(dtype or t.dtype).detach().requires_grad_() for t in inputs]
     y = function(*given, **options, impl=impl)
     leaves = [t for t in given if t is not None]
     dy = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape).to(y.dtype)
-    return [y, *torch.autograd.grad(y, leaves, dy)]
+    if not second:
+        return [y, *torch.autograd.grad(y, leaves, dy)]
+    first = torch.autograd.grad(y, leaves, dy.requires_grad_(), create_graph=True)
+    # Unequal weights, so that no two terms take each other's place.
+    weights = [torch.linspace(1, 2, d.numel(), dtype=torch.float64).view(d.shape).to(d.dtype) for d in first]
+    product = sum((d * w).sum() for d, w in zip(first, weights, strict=True))
+    return list(torch.autograd.grad(product, [dy, *leaves], allow_unused=True, materialize_grads=True))
 
 
 def _check(call) -> None:
@@ -141,3 +172,53 @@ def test_convolution(call):
 @given(image_calls())
 def test_images(call):
     _check(call)
+
+
+@FUZZ
+@given(linear_calls())
+def test_linear(call):
+    _check(call)
+
+
+@FUZZ
+@given(st.one_of(bias_act_calls(), conv_calls(), image_calls(), linear_calls()))
+def test_second_order(call):
+    """In fp64 and fp32; in half precision roundings put values on the other side of a kink."""
+    _, inputs, _ = call
+    dtype = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
+    inputs = [None if t is None else t.to(dtype) for t in inputs]
+    actual = _results(call, inputs, "native", second=True)
+    # Contiguous: torch's own fp64 convolution of one channel has no second derivative in channels_last.
+    plain = [None if t is None else t.contiguous() for t in inputs]
+    exact = _results(call, plain, "reference", torch.float64, second=True)
+    for a, e in zip(actual, exact, strict=True):
+        assert a.shape == e.shape and a.dtype == dtype
+        if a.numel():
+            # A derivative of a quotient has its square in the denominator, which eps keeps from 0.
+            scale = max(
+                [1.0, e.abs().max().item(), *(t.abs().max().item() for t in inputs if t is not None and t.numel())]
+            )
+            assert ((a.double() - e).abs() <= 256 * torch.finfo(dtype).eps * scale * (1 + scale)).all(), (call, a, e)
+
+
+@FUZZ
+@given(special_calls())
+def test_special_values(call):
+    """NaN and infinities are where the reference has them, and no other value is touched by them.
+
+    Gradients through an activation or a statistic are compared where it is a number: they depend on its sign or value.
+    """
+    function, inputs, _ = call
+    (y, *found), (exact, *expected) = _results(call, inputs, "native"), _results(call, inputs, "reference")
+    known = torch.ones_like(y, dtype=torch.bool)
+    if function is ops.bias_act:
+        known = ~y.isnan().any(dim=1, keepdim=True).expand(y.shape)
+    elif function is ops.minibatch_stddev:
+        known = torch.tensor(not y.isnan().any())
+    for a, e in [(y, exact), *zip(found, expected, strict=True)]:
+        if a is not y and not known.all():
+            if a.shape != known.shape:
+                continue
+            a, e = a[known], e[known]
+        assert torch.equal(a.isnan(), e.isnan()) and torch.equal(a.isposinf(), e.isposinf()), (call, a, e)
+        assert torch.equal(a.isneginf(), e.isneginf()), (call, a, e)

@@ -15,6 +15,7 @@ from pggan_fast.data.preprocessing import AnyImage, from_array
 from pggan_fast.data.sources.listing import file_fingerprint
 from pggan_fast.data.sources.source import Item
 from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.memory import is_out_of_memory
 
 
 class Array:
@@ -30,6 +31,8 @@ class Array:
             if len(self._images):
                 self._check_first()
         except (OSError, ValueError, IndexError, TypeError) as error:
+            if is_out_of_memory(error):  # the file may be as it should be
+                raise
             raise UserError(f"{option} {printable(str(path))}: is no array of images ({one_line(error)})") from error
         if not len(self._images):
             raise UserError(f"{option} {printable(str(path))}: holds no images")
