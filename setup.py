@@ -253,7 +253,7 @@ def native_module(name: str, folder: str) -> Extension:
 setup(
     packages=[*find_packages(include=["pggan_fast", "pggan_fast.*"]), "pggan_fast.kernels"],
     package_dir={"pggan_fast.kernels": "kernels"},
-    package_data={"pggan_fast.generation": ["page/*"]},
+    package_data={"pggan_fast.generation": ["web-page/*"]},
     ext_modules=[native_module("_C", "cpu"), native_module("_C_cuda", "cuda")],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
 )

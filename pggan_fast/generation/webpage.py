@@ -51,7 +51,7 @@ def webpage(G: Generator, metadata: dict[str, Any], *, title: str, source: str, 
 
 
 def _asset(name: str) -> str:
-    return (files("pggan_fast.generation") / "page" / name).read_text(encoding="utf-8")
+    return (files("pggan_fast.generation") / "web-page" / name).read_text(encoding="utf-8")
 
 
 def _packed(contents: bytes) -> str:
