@@ -121,7 +121,7 @@ def _train(arguments: list[str]) -> int:
         config = from_options(TrainConfig, given)
         out = config.out
         if config.init_from:
-            find_weights(config.init_from)  # an error before there is a run
+            find_weights(config.init_from, config)  # an error before there is a run
         check_metrics(config)
     else:
         out = given.pop("out", None)

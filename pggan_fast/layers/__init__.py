@@ -6,6 +6,7 @@ from pggan_fast.layers.extra import (
     SelfAttention2d,
     normalize_spectra,
     spectral_norm,
+    unscale_weights,
 )
 from pggan_fast.layers.pggan import (
     Downsample2x,
@@ -34,5 +35,6 @@ __all__ = [
     "StyledConv2d",
     "Upsample2x",
     "normalize_spectra",
+    "unscale_weights",
     "spectral_norm",
 ]

@@ -115,6 +115,17 @@ def spectral_norm(layer: Layer) -> Layer:
     return layer
 
 
+@torch.no_grad()
+def unscale_weights(network: nn.Module) -> None:
+    """Give every equalized convolution and dense layer its constant by initialization, not at run time.
+
+    It is the official use_wscale=False: weights start as N(0, gain^2 / fan_in) and are used as they are.
+    """
+    for layer in [m for m in network.modules() if isinstance(m, (EqualizedConv2d, EqualizedLinear))]:
+        layer.weight.mul_(layer.weight_scale)
+        layer.weight_scale = 1.0
+
+
 def normalize_spectra(network: nn.Module) -> None:
     """Put `spectral_norm` on every equalized convolution and dense layer."""
     for layer in [m for m in network.modules() if isinstance(m, (EqualizedConv2d, EqualizedLinear))]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pggan_fast.layers import EqualizedLinear
+from pggan_fast.layers import EqualizedLinear, unscale_weights
 from pggan_fast.networks.discriminator import Discriminator
 from pggan_fast.networks.generator import Generator
 from pggan_fast.networks.options import AutoencoderOptions, DiscriminatorOptions, chosen, takes
@@ -25,6 +25,8 @@ class AutoencoderDiscriminator(Discriminator):
         super().__init__(resolution, **options)
         config: AutoencoderOptions = self.config
         self.head["output"] = EqualizedLinear(config.channels(2), config.code_dim, gain=1.0)
+        if not config.use_wscale:
+            unscale_weights(self.head["output"])
         shared = chosen(Generator.Options, self.options)
         self.decoder = Generator(latent_dim=config.code_dim, pixel_norm=False, normalize_latents=False, **shared)
 

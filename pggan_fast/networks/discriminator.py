@@ -14,6 +14,7 @@ from pggan_fast.layers import (
     ResidualBlock,
     SelfAttention2d,
     normalize_spectra,
+    unscale_weights,
 )
 from pggan_fast.networks.base import BaseDiscriminator
 from pggan_fast.networks.inputs import blends, one_hot
@@ -37,7 +38,8 @@ class Discriminator(BaseDiscriminator):
         mbstd_group_size: group size of the minibatch standard deviation, 1 for none of it.
         mbstd_grouping, mbstd_correction: `grouping` and `correction` of `MinibatchStdDev`; pytorch_GAN_zoo has
             "consecutive" and 1.
-        attention_at, residual, spectral_norm: as in `Generator`; the block that leaves that resolution attends first.
+        use_wscale, attention_at, residual, spectral_norm: as in `Generator`; the block that leaves that resolution
+            attends first.
         minibatch_discrimination: a `MinibatchDiscrimination` before the last layer.
         label_mode: what is done with labels. "acgan": class logits are returned beside the score (Odena et al. 2017).
             "projection": the score gains the inner product of the last features with a vector of the class (Miyato
@@ -88,6 +90,8 @@ class Discriminator(BaseDiscriminator):
         self.head["output"] = EqualizedLinear(features, 1 + config.label_dim * (config.label_mode == "acgan"), gain=1.0)
         if config.label_dim and config.label_mode == "projection":
             self.head["projection"] = EqualizedLinear(features, config.label_dim, gain=1.0, bias=False)
+        if not config.use_wscale:
+            unscale_weights(self)
         if config.spectral_norm:
             normalize_spectra(self)
 

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from pggan_fast import ops
-from pggan_fast.layers import EqualizedConv2d, EqualizedLinear, ResidualBlock, SelfAttention2d, normalize_spectra
+from pggan_fast.layers import (
+    EqualizedConv2d,
+    EqualizedLinear,
+    ResidualBlock,
+    SelfAttention2d,
+    normalize_spectra,
+    unscale_weights,
+)
 from pggan_fast.networks.base import BaseGenerator
 from pggan_fast.networks.inputs import blends, one_hot
 from pggan_fast.networks.options import GeneratorOptions, takes
@@ -28,6 +35,7 @@ class Generator(BaseGenerator):
         latent_dim: size of z; default nf(0) = min(fmap_base, fmap_max).
         fmap_base, fmap_decay, fmap_max: a layer at 2**r has min(fmap_base / 2**((r-1) * fmap_decay), fmap_max) maps.
         fused_scale: kept for symmetry with the discriminator; in G both implementations are one function.
+        use_wscale: False starts weights with the equalized constant instead of multiplying by it at run time.
         slope: of the leaky ReLUs; 0 is ReLU, the official use_leakyrelu=False.
         pixel_norm: normalize feature vectors after each layer.
         pixel_norm_eps: what is added to the mean square; the official networks in fp16 have 1e-4.
@@ -69,6 +77,8 @@ class Generator(BaseGenerator):
                 block["attention"] = SelfAttention2d(maps(r))
             self.blocks[str(r)] = block
             self.to_rgb[str(r)] = EqualizedConv2d(maps(r), image_channels, 1, gain=1.0)
+        if not config.use_wscale:
+            unscale_weights(self)
         if config.spectral_norm:
             normalize_spectra(self)
 

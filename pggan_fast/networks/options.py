@@ -68,6 +68,7 @@ class PgganOptions(NetworkOptions):
     """Options that the paper's generator and discriminator share."""
 
     fused_scale: bool = option(True, bool)
+    use_wscale: bool = option(True, bool)
     attention_at: int | None = option(None, OneOf(A_RESOLUTION, None))
     residual: bool = option(False, bool)
     spectral_norm: bool = option(False, bool)
@@ -117,6 +118,7 @@ class AutoencoderOptions(NetworkOptions):
 
     label_dim: int = option(0, number(0, 0, whole=True))
     fused_scale: bool = option(True, bool)
+    use_wscale: bool = option(True, bool)
     code_dim: int | None = option(None, OneOf(number(1, MOST_LATENTS, whole=True), None))
 
     def __post_init__(self) -> None:

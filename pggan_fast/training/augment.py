@@ -1,7 +1,7 @@
 """Augmentation of what D sees, reals and fakes alike, so that it does not learn a small dataset by heart.
 
-G's gradient comes through the augmentation of its images. Penalties are taken on D's input, that is with respect to the
-augmented images: it is D that they bound, and no second derivative of the augmentation is needed.
+G's gradient comes through the augmentation of its images. Penalties are on gradients in D's input, the augmented
+images, unless `TrainStep(penalty_on="raw")` takes them through the augmentation, whose second derivative that needs.
 
 An augmentation is a function of the images and of `draws` uniform random numbers for each, so that a batch in parts,
 on several processes too, is augmented as it would be whole.
@@ -72,6 +72,7 @@ class AdaptiveAugment(nn.Module):
         target: of the share of reals above D's boundary minus the share below (their r_t). p rises while it is
             exceeded and falls otherwise.
         full_kimg: thousand images in which p would go from 0 to 1.
+        p: a probability to keep, which does not adapt (but see `TrainStep.set_hyperparameters`); None adapts from 0.
 
     Transforms and strengths are those of their appendix B, "bgc": mirroring, turns by 90 degrees, shifts by whole
     pixels, scaling, rotation, stretching, shifts; brightness, contrast, inverted luma, hue, saturation. Two things
@@ -80,15 +81,15 @@ class AdaptiveAugment(nn.Module):
 
     `forward(images [N, C, H, W] in -1..1, uniform [N, draws] in 0..1)`, C from 1 to 4; an alpha channel (the last of 2
     or 4) is moved, but keeps its values. An image that no transform was drawn for stays as it is, to rounding. p and
-    the running share are buffers: part of the state, and never read by the host. Once differentiable.
+    the running share are buffers: part of the state, and never read by the host. Twice differentiable in the images.
     """
 
     draws = 26
 
-    def __init__(self, target: float = 0.6, full_kimg: float = 500.0):
+    def __init__(self, target: float = 0.6, full_kimg: float = 500.0, p: float | None = None):
         super().__init__()
-        self.target, self.full_kimg = target, full_kimg
-        self.register_buffer("p", torch.zeros(()))
+        self.target, self.full_kimg, self.adapts = target, full_kimg, p is None
+        self.register_buffer("p", torch.full((), p or 0.0))
         self.register_buffer("overfitting", torch.zeros(()))
 
     @torch.no_grad()

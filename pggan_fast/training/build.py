@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pggan_fast.data.dataset import PreparedData
 from pggan_fast.networks import NETWORKS, AutoencoderDiscriminator, BaseDiscriminator, BaseGenerator
 from pggan_fast.networks.options import chosen
 from pggan_fast.training.augment import AUGMENTS, AdaptiveAugment, DiffAugment
 from pggan_fast.training.losses import OBJECTIVES, Objective
+from pggan_fast.training.penalties import Weight
+from pggan_fast.utils.curve import Curve, is_curve
 
 if TYPE_CHECKING:
     from pggan_fast.training.config import TrainConfig
@@ -39,15 +43,24 @@ def build_objective(config: TrainConfig) -> Objective:
         penalty_weight=config.penalty_weight,
         penalty_target=config.penalty_target,
         full_resolution=config.resolution if config.penalty_at == "final" else None,
-        r1_weight=config.r1_weight,
+        r1_weight=_weight(config.r1_weight),
+        r2_weight=_weight(config.r2_weight),
         drift_weight=config.drift_weight,
+        label_weight=config.label_weight,
+        g_label_weight=config.g_label_weight,
         **own.get(config.objective, {}),
     )
+
+
+def _weight(value: float | str) -> Weight:
+    """Return a weight as an objective takes it: one that a curve changes lives on the device."""
+    return torch.tensor(Curve.parse(value).at(0)) if is_curve(value) else value
 
 
 def build_augment(config: TrainConfig) -> DiffAugment | AdaptiveAugment | None:
     if config.augment == "none":
         return None
     if config.augment == "ada":
-        return AdaptiveAugment(config.augment_target, config.augment_kimg)
+        p = None if config.augment_p is None else Curve.parse(config.augment_p).at(0)
+        return AdaptiveAugment(config.augment_target, config.augment_kimg, p)
     return AUGMENTS[config.augment]()

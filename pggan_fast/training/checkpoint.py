@@ -64,6 +64,7 @@ STATE = {
         "line_steps": Optional(COUNT),
     },
     "live": OneOf([OneOf(bool, int)], None),
+    "schedule": Optional([COUNT]),
     "random": {"cpu": torch.Tensor, "cuda": OneOf(torch.Tensor, None)},
     "generator": METADATA,
 }

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from pggan_fast.networks import NETWORKS
-from pggan_fast.networks.options import LABEL_MODES, MOST_BLOCKS, channels
-from pggan_fast.networks.resolutions import HIGHEST, LOWEST, resolutions_up_to
+from pggan_fast.networks.options import LABEL_MODES, MOST_BLOCKS
+from pggan_fast.networks.resolutions import HIGHEST, LOWEST
+from pggan_fast.training.adam import EPS_PLACES
 from pggan_fast.training.augment import AUGMENTS
+from pggan_fast.training.config_checks import check_together
 from pggan_fast.training.losses import OBJECTIVES
 from pggan_fast.training.precision import AUTO, PRECISIONS
 from pggan_fast.training.schedule import BATCH_SIZES, LEARNING_RATES, Schedule
-from pggan_fast.utils.errors import UserError
-from pggan_fast.utils.optional import require
-from pggan_fast.utils.options import check_options, flag, option, table, table_text
+from pggan_fast.training.step import PENALTY_ON
+from pggan_fast.utils.curve import Curve, is_curve
+from pggan_fast.utils.options import check_options, option, table
 
-# What only one kind of networks has.
-ONLY_PGGAN = ("attention_at", "residual", "minibatch_discrimination", "spectral_norm", "label_mode")
-ONLY_R3GAN = ("blocks", "expansion", "group_channels")
-# What `AutoencoderDiscriminator` has no place for.
-NOT_IN_AN_AUTOENCODER = ("labels", "attention_at", "residual", "minibatch_discrimination")
-# The trackers, by the name of their module and of their extra.
-TRACKED = ("wandb", "mlflow", "trackio", "tensorboard")
 MOST_KIMG = 1e9  # a trillion images
 SEEDS = (1 << 63) - 1
 
@@ -32,7 +26,8 @@ SEEDS = (1 << 63) - 1
 class TrainConfig:
     """Settings of `pggan-fast train`; a run keeps them in its config.json.
 
-    Every value is checked here, wherever it comes from: alone by `check_options`, together by `_check_together`.
+    Every value is checked here, wherever it comes from: alone by `check_options`, together by `check_together`.
+    A number that takes a curve may be its text, "cosine:START:END:KIMG": see `utils.curve`.
     """
 
     data: Path = option(
@@ -83,19 +78,39 @@ class TrainConfig:
         max=1 << 20,
         help="Images per batch: one number, or numbers from a resolution on.",
     )
-    learning_rate: dict[int, float] = option(
+    minibatch_repeats: int = option(
+        1, min=1, max=1 << 20, help="Steps from one look at the schedule to the next; officially 4."
+    )
+
+    learning_rate: dict[int, float] | str = option(
         LEARNING_RATES,
         parse=table(float),
         min=1e-12,
         max=1e3,
-        help="Learning rate of Adam: one number, or numbers from a resolution on.",
+        curve=True,
+        help="Learning rate of Adam: one number, numbers from a resolution on, or a curve over the images (as other"
+        " options with CURVE): linear:START:END:KIMG or cosine:START:END:KIMG.",
+        group="optimizer",
     )
+    d_learning_rate_factor: float = option(
+        1.0, min=1e-6, max=1e6, help="Learning rate of D as a multiple of that of G (TTUR)."
+    )
+    adam_beta1: float = option(0.0, min=0, below=1, help="Decay of the first moment of Adam.")
+    adam_beta2: float | str = option(0.99, min=0, below=1, curve=True, help="Decay of the second moment of Adam.")
+    adam_eps: float = option(1e-8, above=0, max=1, help="Number that keeps Adam from dividing by 0.")
+    adam_eps_place: str = option(
+        "corrected",
+        choices=EPS_PLACES,
+        help="Root of the second moment that --adam-eps is added to: bias-corrected, as in PyTorch, or not, as in the"
+        " official code's TensorFlow.",
+    )
+    reset_optimizers: bool = option(True, help="Forget Adam's moments whenever layers come or go, as officially.")
 
     network: str = option(
         "pggan",
         choices=tuple(NETWORKS),
         help="Networks to train: the paper's, which grow, or R3GAN's, which do not.",
-        group="networks and their average",
+        group="networks",
     )
     labels: bool = option(False, help="Train a conditional GAN on the classes of the data.")
     label_mode: str = option(
@@ -105,6 +120,9 @@ class TrainConfig:
         None, min=1, max=1 << 16, help="Size of the latent (default: the channels at 4 px; 64 with r3gan)."
     )
     fmap_base: int = option(8192, min=1, max=1 << 24, help="Channels at a resolution r are 2 * fmap-base / r.")
+    fmap_decay: float = option(
+        1.0, min=0, max=16, help="Exponent of the channels: fmap-base / (r / 2) ** fmap-decay at a resolution r."
+    )
     fmap_max: int = option(512, min=1, max=1 << 16, help="Most channels of any layer.")
     blocks: int = option(2, min=1, max=MOST_BLOCKS, help="Residual blocks at each resolution, with --network r3gan.")
     expansion: int = option(
@@ -112,6 +130,19 @@ class TrainConfig:
     )
     group_channels: int = option(
         16, min=1, max=1 << 16, help="Channels per group of the 3x3 convolutions, with --network r3gan."
+    )
+    slope: float = option(0.2, min=0, max=1, help="Slope of G's leaky ReLU below 0; 0 is the official ReLU.")
+    pixel_norm: bool = option(True, help="Normalize the features of every pixel in G.")
+    pixel_norm_eps: float = option(
+        1e-8, above=0, max=1, help="Number that pixel norm adds to the mean square; officially 1e-4 with fp16."
+    )
+    normalize_latents: bool = option(True, help="Normalize the latents before the first layer of G.")
+    use_wscale: bool = option(
+        True, help="Multiply weights by their equalized constant at run time; otherwise they start with it."
+    )
+    fused_scale: bool = option(True, help="Resize inside D's convolutions, before their activation, as officially.")
+    mbstd_group_size: int = option(
+        4, min=1, max=1 << 16, help="Samples that the minibatch standard deviation compares; 1 for none of it."
     )
     attention_at: int | None = option(
         None,
@@ -125,11 +156,28 @@ class TrainConfig:
         "none", choices=("none", "discriminator", "both"), help="Networks that get spectral norm."
     )
     minibatch_discrimination: bool = option(False, help="Put minibatch discrimination before the last layer of D.")
-    ema_decay: float = option(0.999, min=0, below=1, help="Decay per step of the averaged generator.")
 
-    objective: str = option(
-        "wgan-gp", choices=tuple(OBJECTIVES), help="Loss that D and G minimise.", group="objective and augmentation"
+    ema_decay: float = option(
+        0.999, min=0, below=1, help="Decay per step of the averaged generator.", group="average of the generator"
     )
+    ema_half_life_kimg: float | str | None = option(
+        None,
+        min=0,
+        max=MOST_KIMG,
+        curve=True,
+        metavar="KIMG",
+        help="Thousand images in which a weight's share of the average halves, at any batch size, in place of"
+        " --ema-decay (default: none).",
+    )
+    ema_ramp: float | None = option(
+        None,
+        above=0,
+        max=1e6,
+        help="Most of the half-life as a share of the images shown so far; 0.05 with StyleGAN2-ADA (default: no"
+        " bound).",
+    )
+
+    objective: str = option("wgan-gp", choices=tuple(OBJECTIVES), help="Loss that D and G minimise.", group="objective")
     penalty_weight: float | None = option(
         None, min=0, max=1e9, help="Weight of the gradient penalty (default: 10 with wgan-gp, else 0)."
     )
@@ -141,18 +189,44 @@ class TrainConfig:
         choices=("live", "final"),
         help="Size of the images that the penalty is taken at: that of the stage, or the final one as officially.",
     )
-    r1_weight: float = option(0.0, min=0, max=1e9, help="Weight of the R1 penalty.")
+    r1_weight: float | str = option(
+        0.0, min=0, max=1e9, curve=True, help="Weight of the R1 penalty, on D's gradient at reals."
+    )
+    r2_weight: float | str = option(
+        0.0, min=0, max=1e9, curve=True, help="Weight of the R2 penalty, on D's gradient at generated images."
+    )
+    penalty_every: int = option(
+        1,
+        min=1,
+        max=1 << 20,
+        help="Steps of D from one with the penalties to the next, in which they weigh as much more.",
+    )
+    penalty_on: str = option(
+        "augmented", choices=PENALTY_ON, help="Images in which the penalties take D's gradient, with --augment."
+    )
     drift_weight: float | None = option(
         None, min=0, max=1e9, help="Weight of mean(real score^2) (default: 0.001 with wgan-gp, else 0)."
+    )
+    label_weight: float = option(1.0, min=0, max=1e9, help="Weight of the classification of AC-GAN.")
+    g_label_weight: float | None = option(
+        None, min=0, max=1e9, help="The same for G alone (default: as --label-weight)."
     )
     clip: float = option(0.5, above=0, max=1e9, help="Bound of the weights of D with --objective wgan.")
     margin: float = option(0.3, above=0, max=1e9, help="Margin of --objective ebgan.")
     d_steps: int = option(1, min=1, max=1000, help="Steps of D, each on a batch of its own, for one of G.")
-    d_learning_rate_factor: float = option(
-        1.0, min=1e-6, max=1e6, help="Learning rate of D as a multiple of that of G (TTUR)."
-    )
+
     augment: str = option(
-        "none", choices=("none", *AUGMENTS), help="Augmentation of the images that D sees, for small datasets."
+        "none",
+        choices=("none", *AUGMENTS),
+        help="Augmentation of the images that D sees, for small datasets.",
+        group="augmentation",
+    )
+    augment_p: float | str | None = option(
+        None,
+        min=0,
+        max=1,
+        curve=True,
+        help="Probability of each transform of --augment ada (default: it adapts to D's overfitting).",
     )
     augment_target: float = option(0.6, above=-1, below=1, help="Overfitting that --augment ada aims at.")
     augment_kimg: float = option(
@@ -250,7 +324,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        _check_together(self)
+        check_together(self)
 
     def trackers(self) -> list[str]:
         """Return the names in `track`."""
@@ -266,7 +340,7 @@ class TrainConfig:
             stable_images=images_of(self.stable_kimg),
             transition_images=images_of(self.transition_kimg),
             batch_sizes=self.batch_size,
-            learning_rates=self.learning_rate,
+            learning_rates=Curve.parse(rate) if is_curve(rate := self.learning_rate) else rate,
             total_images=None if self.total_kimg is None else images_of(self.total_kimg),
             first_images=None if self.first_stable_kimg is None else images_of(self.first_stable_kimg),
             progressive=self.grows,
@@ -281,67 +355,3 @@ class TrainConfig:
 def images_of(kimg: float) -> int:
     """Return thousands of images as a count."""
     return round(kimg * 1000)
-
-
-def _check_together(config: TrainConfig) -> None:
-    """Raise UserError for settings that are fine alone and do not go together."""
-    tables = {"batch_size": config.batch_size, "learning_rate": config.learning_rate, "micro_batch": config.micro_batch}
-    for name, values in tables.items():
-        if values is not None and min(values) > config.start_resolution:
-            raise UserError(
-                f"{flag(name)} {table_text(values)}: needs a value from {config.start_resolution} px on,"
-                " where training starts"
-            )
-    if config.compile and config.activation_checkpointing:
-        raise UserError("--compile and --activation-checkpointing: only one of them at a time")
-    if config.activation_checkpointing and config.spectral_norm != "none":
-        raise UserError("--activation-checkpointing: does not go with --spectral-norm, which each pass would move on")
-    if config.tensorboard:
-        require("tensorboard", extra="tensorboard", what="--tensorboard")
-    for name in config.trackers():
-        if name not in TRACKED:
-            raise UserError(f"--track {config.track}: {name} must be one of: none, {', '.join(TRACKED)}")
-    if config.label_mode != "acgan" and not config.labels:
-        raise UserError(f"--label-mode {config.label_mode}: needs --labels")
-    _check_network(config)
-    if config.objective == "ebgan":
-        for name in NOT_IN_AN_AUTOENCODER:
-            if getattr(config, name):
-                raise UserError(f"{flag(name)}: does not go with --objective ebgan, whose discriminator has none")
-        if config.spectral_norm != "none":
-            raise UserError("--spectral-norm: does not go with --objective ebgan")
-    if config.resolution is None:  # the data's, checked again when they are known
-        return
-    if (config.attention_at or LOWEST) > config.resolution:
-        raise UserError(f"--attention-at {config.attention_at}: must not be above --resolution {config.resolution}")
-    if config.network == "r3gan":
-        _check_groups(config, config.resolution)
-    if channels(config.resolution, config.fmap_base, 1.0, config.fmap_max) < 1:
-        raise UserError(
-            f"--fmap-base {config.fmap_base}: leaves no channel at {config.resolution} px,"
-            f" must be {config.resolution // 2} or more"
-        )
-    config.schedule()  # reports what is wrong with the settings of growth
-
-
-def _check_network(config: TrainConfig) -> None:
-    """Raise UserError for an option that the networks do not have, growth among them."""
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name in ONLY_PGGAN if config.network == "r3gan" else ONLY_R3GAN:
-        value = getattr(config, name)
-        if value != defaults[name]:
-            raise UserError(f"{flag(name)}: does not go with --network {config.network}")
-    if config.progressive and not NETWORKS[config.network].generator.grows:
-        raise UserError(f"--progressive: does not go with --network {config.network}, which does not grow")
-    if config.network == "r3gan" and config.objective == "ebgan":
-        raise UserError("--network r3gan: does not go with --objective ebgan, whose discriminator is an autoencoder")
-
-
-def _check_groups(config: TrainConfig, resolution: int) -> None:
-    """Raise UserError unless groups of the 3x3 convolutions divide the channels at every resolution."""
-    for r in resolutions_up_to(resolution):
-        hidden = channels(r, config.fmap_base, 1.0, config.fmap_max) * config.expansion
-        if hidden % config.group_channels:
-            raise UserError(
-                f"--group-channels {config.group_channels}: must divide the {hidden} channels of the blocks at {r} px"
-            )

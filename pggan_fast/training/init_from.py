@@ -12,6 +12,7 @@ from pggan_fast.interop.build import build_on_meta, find_misfit, generator_kind,
 from pggan_fast.interop.weights import NETWORK_METADATA, read_tensors
 from pggan_fast.networks import NETWORKS
 from pggan_fast.training.checkpoint import checkpoints, load_run_checkpoint
+from pggan_fast.training.config import TrainConfig
 from pggan_fast.training.run_folder import config_file, read_config
 from pggan_fast.training.step import TrainStep
 from pggan_fast.utils.errors import UserError
@@ -19,15 +20,17 @@ from pggan_fast.utils.schema import read_json
 
 Weights = dict[str, Tensor]
 
-# Options that no weight shows and no setting of a run changes; imported networks may have others.
-AS_TRAINED = {
-    "fused_scale": True,
-    "input_norm": True,
-    "slope": 0.2,
-    "pixel_norm_eps": 1e-8,
-    "mbstd_grouping": "strided",
-    "mbstd_correction": 0,
-}
+# Options that no weight shows and settings of a run name, and those that only imported networks have otherwise.
+UNSEEN = (
+    "fused_scale",
+    "use_wscale",
+    "pixel_norm",
+    "normalize_latents",
+    "slope",
+    "pixel_norm_eps",
+    "mbstd_group_size",
+)
+AS_TRAINED = {"input_norm": True, "mbstd_grouping": "strided", "mbstd_correction": 0}
 
 
 def settings_to_grow(run: Path, given: dict[str, Any]) -> dict[str, Any]:
@@ -55,13 +58,13 @@ def settings_to_grow(run: Path, given: dict[str, Any]) -> dict[str, Any]:
     return {**kept, **start, **given}
 
 
-def start_from(step: TrainStep, path: Path) -> None:
+def start_from(step: TrainStep, path: Path, config: TrainConfig | None = None) -> None:
     """Give `step`'s networks the weights in `path` and say which layers had none there.
 
     Layers of resolutions that only one side has are left out: those that are new start at random.
     Raises UserError if `path` holds no weights or they are of networks with other settings.
     """
-    found = find_weights(path)
+    found = find_weights(path, config)
     for name, network in (("generator", step.G), ("average of the generator", step.G_ema), ("discriminator", step.D)):
         if name not in found:
             print(f"--init-from {path}: has no {name}, it starts at random")
@@ -71,27 +74,30 @@ def start_from(step: TrainStep, path: Path) -> None:
             print(f"--init-from {path}: {name} at {', '.join(new)} px is new")
 
 
-def find_weights(path: Path) -> dict[str, Weights]:
+def find_weights(path: Path, config: TrainConfig | None = None) -> dict[str, Weights]:
     """Return weights by network: of a run's newest checkpoint, its final ones, or a file with a discriminator beside.
 
-    Raises UserError if there are none.
+    Raises UserError if there are none, or they are of networks whose options differ from `config` (default: any run's)
+    in what no weight shows.
     """
     saved = checkpoints(path / "checkpoints") if config_file(path).is_file() else []
     if saved:
-        state = load_run_checkpoint(saved[-1])["step"]
+        state = load_run_checkpoint(saved[-1])
+        _check_unseen(state["generator"]["options"], config, path)
+        state = state["step"]
         return {"generator": state["G"], "average of the generator": state["G_ema"], "discriminator": state["D"]}
     file = path / "final" / "generator.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"--init-from {path}: is neither a run with weights nor a .safetensors file")
-    generator = _load(file, "generator")
+    generator = _load(file, "generator", config)
     found = {"generator": generator, "average of the generator": generator}
     beside = file.with_name("discriminator.safetensors")
     if beside.is_file():
-        found["discriminator"] = _load(beside, "discriminator")
+        found["discriminator"] = _load(beside, "discriminator", config)
     return found
 
 
-def _load(file: Path, role: str) -> Weights:
+def _load(file: Path, role: str, config: TrainConfig | None) -> Weights:
     """Return the weights of a "generator" or "discriminator", checked against the .json file if there is one."""
     described = file.with_suffix(".json")
     try:
@@ -108,10 +114,19 @@ def _load(file: Path, role: str) -> Weights:
         raise UserError(f"--init-from {file}: cannot be used ({error})") from error
     except UserError as error:
         raise UserError(f"--init-from {file}: {error}") from error
-    for name, value in AS_TRAINED.items():
-        if options.get(name, value) != value:
-            raise UserError(f"--init-from {file}: is of a network with {name}={options[name]}, runs have {value}")
+    _check_unseen(options, config, file)
     return weights
+
+
+def _check_unseen(options: dict[str, Any], config: TrainConfig | None, path: Path) -> None:
+    """Raise UserError for an option that shows in no weight and is another than that of the run."""
+    expected = dict(AS_TRAINED)
+    if config is not None:
+        expected |= {name: getattr(config, name) for name in UNSEEN}
+    for name, value in expected.items():
+        if options.get(name, value) != value:
+            whose = "runs have" if name in AS_TRAINED else "this run has"
+            raise UserError(f"--init-from {path}: is of a network with {name}={options[name]}, {whose} {value}")
 
 
 def _take_over(network: nn.Module, weights: Weights, what: str) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pggan_fast.networks.resolutions import HIGHEST, LOWEST
+from pggan_fast.utils.curve import Curve
 from pggan_fast.utils.errors import UserError
 
 LAST_PHASES = 3  # stable ones after the growth, in the official schedule
@@ -43,6 +44,8 @@ class Stage:
 class Schedule:
     """Phases in images; `batch_sizes` and `learning_rates` map "from this resolution on" to values.
 
+    The learning rate may be a `Curve` over the images instead.
+
     `total_images` None: the whole growth and three more stable phases, 12,000 kimg at 1024 px.
     `first_images`: the stable phase of the start resolution, if it has another length (0 for networks
     that are trained already). Not `progressive`: the full resolution from the first image on, for as
@@ -54,7 +57,7 @@ class Schedule:
     stable_images: int = 600_000
     transition_images: int = 600_000
     batch_sizes: Mapping[int, int] = field(default_factory=lambda: dict(BATCH_SIZES))
-    learning_rates: Mapping[int, float] = field(default_factory=lambda: dict(LEARNING_RATES))
+    learning_rates: Mapping[int, float] | Curve = field(default_factory=lambda: dict(LEARNING_RATES))
     total_images: int | None = None
     first_images: int | None = None
     progressive: bool = True
@@ -81,6 +84,8 @@ class Schedule:
             raise UserError(f"total_images {self.total_images}: must be 1 or more")
         for name in ("batch_sizes", "learning_rates"):
             table = getattr(self, name)
+            if isinstance(table, Curve):
+                continue
             if not table or min(table) > self.start_resolution or min(table.values()) <= 0:
                 raise UserError(
                     f"{name} {dict(table)}: needs positive values, the first of them for"
@@ -94,6 +99,7 @@ class Schedule:
 
     def at(self, images: int) -> Stage:
         """Return the stage after `images` real images were shown."""
+        rates, shown = self.learning_rates, images
         # As if the first stable phase had been as long as the others.
         images += self.stable_images - self.first_images
         grown, position = divmod(max(0, images), self.phase_images)
@@ -110,7 +116,7 @@ class Schedule:
             resolution=resolution,
             alpha=alpha,
             batch_size=from_table(self.batch_sizes, resolution),
-            learning_rate=from_table(self.learning_rates, resolution),
+            learning_rate=rates.at(shown) if isinstance(rates, Curve) else from_table(rates, resolution),
         )
 
     def images_per_resolution(self, images: int) -> dict[int, int]:

@@ -113,7 +113,10 @@ class TrainStep:
         self.augment = AUGMENTS[augment]() if isinstance(augment, str) else augment
         if self.augment is not None:
             self.augment.to(self.device)
-        self.objective.reports_overfitting = isinstance(self.augment, AdaptiveAugment)
+        for name in ("r1_weight", "r2_weight"):
+            if isinstance(weight := getattr(self.objective, name), Tensor):
+                setattr(self.objective, name, weight.to(self.device))
+        self.objective.reports_overfitting = isinstance(self.augment, AdaptiveAugment) and self.augment.adapts
         for module in (*G.modules(), *D.modules()):
             if isinstance(module, Network):
                 module.activation_checkpointing = activation_checkpointing

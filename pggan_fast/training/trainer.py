@@ -28,6 +28,7 @@ from pggan_fast.training.checkpoint import (
     set_random_state,
 )
 from pggan_fast.training.config import TrainConfig, images_of
+from pggan_fast.training.hyperparameters import hyperparameters
 from pggan_fast.training.init_from import start_from
 from pggan_fast.training.logging.loggers import Loggers
 from pggan_fast.training.logging.progress import Progress
@@ -42,6 +43,7 @@ from pggan_fast.training.runtime.signals import SignalHandler
 from pggan_fast.training.runtime.threads import Threads
 from pggan_fast.training.schedule import Schedule, Stage, from_table
 from pggan_fast.training.step import TrainStep
+from pggan_fast.utils.curve import Curve
 from pggan_fast.utils.device import AsyncScalar, find_device, sent
 from pggan_fast.utils.distributed import Processes
 from pggan_fast.utils.errors import UserError
@@ -102,7 +104,7 @@ def _train(
     grid = SampleGrid(step.G, config.seed)
     bad_steps = AsyncScalar(step.bad_steps)
 
-    images, active_layers = 0, None
+    images, active_layers, looked_at, repeats = 0, None, 0, 0  # of the schedule: the last look at it, and steps since
     if path := processes.shared(processes.first(lambda: newest_whole(run.checkpoints))):
         state = load_run_checkpoint(path)
         restore(step, path, state)
@@ -110,9 +112,10 @@ def _train(
         batches.load_state_dict(state["batches"])
         stats.load_state_dict(state["stats"], device)
         images, active_layers = state["images"], tuple(state["live"])
+        looked_at, repeats = state.get("schedule") or (images, 0)
         set_random_state(state["random"], device)
     elif config.init_from:
-        start_from(step, config.init_from)
+        start_from(step, config.init_from, config)
     if processes.writes:
         run.drop_stats_after(images)
     _print_opening(run, step, device, images, kept, processes)
@@ -125,6 +128,7 @@ def _train(
             "batches": batches.state_dict(),
             "stats": stats.state_dict(),
             "live": list(active_layers),
+            "schedule": [looked_at, repeats],
             "random": random_state(device),
             "generator": generator_metadata(run, step, schedule, images),
         }
@@ -140,12 +144,18 @@ def _train(
         while not leaving:
             if threads is not None:
                 threads.follow()
-            stage = schedule.at(images)
+            if repeats % config.minibatch_repeats == 0:
+                looked_at, repeats = images, 0
+            repeats += 1
+            stage = schedule.at(looked_at)
             if stage.active_layers != active_layers:  # new layers begin to fade in, or the old path has died
-                step.reset_optimizers()
+                if config.reset_optimizers:
+                    step.reset_optimizers()
                 active_layers = stage.active_layers
                 progress.note_stage(images, stage)
             step.set_learning_rate(stage.learning_rate, stage.learning_rate * config.d_learning_rate_factor)
+            values = hyperparameters(config, stage, looked_at)
+            step.set_hyperparameters(**values)
             if config.micro_batch:
                 step.micro_batch = from_table(config.micro_batch, stage.resolution)
             # While fading a tensor, so that one graph serves all values; 1.0 leaves the old path out.
@@ -175,7 +185,7 @@ def _train(
             if metric_callback is not None and (finished or crossed(config.metric_kimg, before, images)):
                 stats.note(partial(metric_callback, step.G_ema, stage, alpha))
             if finished or crossed(config.tick_kimg, before, images):
-                line = stats.write(images, stage)
+                line = stats.write(images, stage, values)
                 progress.note_tick(line)
                 loggers.tick(line)
             if processes.writes and (finished or crossed(config.sample_kimg, before, images)):
@@ -209,7 +219,12 @@ def build_step(
         G,
         D,
         objective=build_objective(config),
+        betas=(config.adam_beta1, Curve.parse(config.adam_beta2).at(0)),
+        eps=config.adam_eps,
+        eps_place=config.adam_eps_place,
         d_steps=config.d_steps,
+        penalty_every=config.penalty_every,
+        penalty_on=config.penalty_on,
         augment=build_augment(config),
         ema_decay=config.ema_decay,
         precision=config.precision,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from pggan_fast.utils.curve import FORM, Curve, is_curve, number_or_curve
 from pggan_fast.utils.errors import UserError
 
 Config = TypeVar("Config")
@@ -69,12 +70,14 @@ def option(
     above: float | None = None,
     below: float | None = None,
     power_of_two: bool = False,
+    curve: bool = False,
 ) -> Any:
     """A dataclass field that is also an option of the command line.
 
     `parse` reads its text (default: by the field's type); `changeable` settings may differ when a run is resumed;
     `group` is the heading in the help that it and the fields after it stand under. Numbers must be finite and within
-    the bounds `min` to `max`, greater than `above` and less than `below`; of a table every value must be.
+    the bounds `min` to `max`, greater than `above` and less than `below`; of a table every value must be. With `curve`
+    the text of a `Curve` is allowed too, with both its ends within the bounds.
     """
     metadata = {
         "help": help,
@@ -84,6 +87,7 @@ def option(
         "group": group,
         "metavar": metavar,
         "bounds": Bounds(min, max, above, below, power_of_two),
+        "curve": curve,
     }
     if default is REQUIRED:
         return dataclasses.field(metadata=metadata)
@@ -120,6 +124,8 @@ def shown_value(value: Any) -> str:
 def find_problem(value: Any, hint: Any, field: dataclasses.Field) -> str | None:
     """Return what the value of `field`, whose type is `hint`, must be, or None if it is that."""
     kind = plain_type(hint)
+    if field.metadata["curve"] and is_curve(value):
+        return _problem_of_curve(value, field)
     if kind is dict:
         keys, values = typing.get_args(without_none(hint))
         if not isinstance(value, dict) or not value:
@@ -141,6 +147,15 @@ def _problem_of_number(value: Any, kind: type, field: dataclasses.Field) -> str 
     if not _is_a(value, kind) or not math.isfinite(value):
         return f"{ALLOWED[kind]}{f', {bounds}' if str(bounds) else ''}"
     return _problem_of_choice(value, field) if bounds.allow(value) else str(bounds)
+
+
+def _problem_of_curve(value: str, field: dataclasses.Field) -> str | None:
+    try:
+        curve = Curve.parse(value)
+    except ValueError:
+        return FORM
+    ends = (_problem_of_number(end, float, field) for end in (curve.start, curve.end))
+    return next((f"{found} at both ends" for found in ends if found), None)
 
 
 def _problem_of_choice(value: Any, field: dataclasses.Field) -> str | None:
@@ -193,10 +208,11 @@ class Parser(argparse.ArgumentParser):
             if kind is bool:
                 settings["action"] = argparse.BooleanOptionalAction
             else:
-                settings["type"] = _reporting(field.metadata["parse"] or (_path if kind is Path else kind))
+                parse = field.metadata["parse"] or (_path if kind is Path else kind)
+                settings["type"] = _reporting(number_or_curve(parse) if field.metadata["curve"] else parse)
                 settings["choices"] = field.metadata["choices"]
                 if not field.metadata["choices"]:
-                    settings["metavar"] = field.metadata["metavar"] or METAVARS.get(kind) or "RES:N,..."
+                    settings["metavar"] = metavar_of(field, kind)
             group.add_argument(flag(field.name), **settings)
             if is_required(field):
                 shown = settings.get("metavar") or "{" + ",".join(map(str, field.metadata["choices"])) + "}"
@@ -317,6 +333,12 @@ def is_required(field: dataclasses.Field) -> bool:
 def default_of(field: dataclasses.Field) -> Any:
     """Return the default of a field that has one."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def metavar_of(field: dataclasses.Field, kind: type) -> str:
+    """Return the form of an option's value, whose type is `kind`, for help."""
+    metavar = field.metadata["metavar"] or METAVARS.get(kind) or "RES:N,..."
+    return f"{metavar}|CURVE" if field.metadata["curve"] else metavar
 
 
 def _default_text(field: dataclasses.Field) -> str:

@@ -16,12 +16,12 @@ from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import (
     LARGEST,
-    METAVARS,
     Parser,
     default_of,
     find_problem,
     is_required,
     may_be_none,
+    metavar_of,
     plain_type,
     shown_value,
     without_none,
@@ -107,7 +107,7 @@ def settings_text(command: str, config: type, style: str) -> str:
             lines += ["", f"# ---- {field.metadata['group']}"]
         kind = plain_type(hints[field.name])
         default = None if is_required(field) else default_of(field)
-        shown = field.metadata["metavar"] or METAVARS.get(kind, "RES:N,...")
+        shown = metavar_of(field, kind)
         choices = field.metadata["choices"]
         allowed = f"one of: {', '.join(map(str, choices))}" if choices else str(field.metadata["bounds"])
         allowed = f" ({'required, ' if is_required(field) else ''}{allowed})".replace(", )", ")").replace(" ()", "")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pggan_fast.training.adam import MomentumFreeAdam
+from pggan_fast.training.adam import Adam, MomentumFreeAdam
 
 SHAPES = [(3,), (), (2, 3, 3, 3), (5, 2, 4, 4), (70_001,)]
 
@@ -80,6 +80,49 @@ def test_continues_from_a_loaded_state(source):
     optimizer.load_state_dict(first.state_dict())
     steps(optimizer, ours, 4, first=4)
     assert_same(ours, optimizer, theirs, expected)
+
+
+@pytest.mark.parametrize("skipping", [True, False])
+@pytest.mark.parametrize("beta1", [0.0, 0.5])
+@pytest.mark.parametrize("setting", ["number", "tensor"])
+def test_momentum_and_settings_on_the_device(beta1, setting, skipping):
+    """beta1 by torch's fused kernel bit for bit; a beta2 on the device by the composite, to rounding."""
+    ours, theirs = parameters(), parameters()
+    beta2 = 0.95 if setting == "number" else torch.tensor(0.95)
+    optimizer = Adam(ours, torch.tensor(1e-3), beta1=beta1, beta2=beta2, eps=1e-6)
+    expected = torch.optim.Adam(theirs, lr=torch.tensor(1e-3), betas=(beta1, 0.95), eps=1e-6, fused=True)
+    first = 0 if skipping else 3  # the third step is skipped
+    steps(optimizer, ours, 3, first)
+    steps(expected, theirs, 3, first)
+    if setting == "tensor":
+        beta2.fill_(0.9)
+        expected.param_groups[0]["betas"] = (beta1, 0.9)
+        steps(optimizer, ours, 3, 6)
+        steps(expected, theirs, 3, 6)
+        for a, b in zip(ours, theirs, strict=True):
+            # Six steps of 1e-3 and fp32's rounding of each.
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    else:
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.equal(a, b)
+            kept = expected.state.get(b, {}).keys() - ({"exp_avg"} if beta1 == 0 else set())
+            assert optimizer.state.get(a, {}).keys() == kept
+    assert optimizer.state[ours[0]]["step"] == expected.state[theirs[0]]["step"]
+
+
+def test_eps_stands_where_tensorflow_has_it():
+    """lr_t = lr * sqrt(1 - beta2^t) / (1 - beta1^t); x -= lr_t * m / (sqrt(v) + eps), from its documentation."""
+    p = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    x, m, v = p.detach().clone(), torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    optimizer = Adam([p], torch.tensor(0.25), beta1=0.5, beta2=0.75, eps=0.125, eps_place="uncorrected")
+    for t in range(1, 5):
+        p.grad = torch.tensor([0.1 * t, -0.3], dtype=torch.float64)
+        m, v = 0.5 * m + 0.5 * p.grad, 0.75 * v + 0.25 * p.grad**2
+        x = x - 0.25 * (1 - 0.75**t) ** 0.5 / (1 - 0.5**t) * m / (v.sqrt() + 0.125)
+        optimizer.step()
+    torch.testing.assert_close(p.detach(), x, rtol=1e-6, atol=0)  # the rate is fp32
+    with pytest.raises(ValueError, match="eps_place is 'here', allowed: corrected, uncorrected"):
+        Adam([p], torch.tensor(0.25), eps_place="here")
 
 
 def test_another_beta1_is_refused():

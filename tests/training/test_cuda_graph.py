@@ -8,6 +8,7 @@ import torch
 from pggan_fast import Discriminator, Generator
 from pggan_fast.training import TrainStep
 from pggan_fast.training import step as step_module
+from pggan_fast.training.losses import Relativistic
 from pggan_fast.training.runtime.cuda_graph import WARM_UP, CUDAGraphStep
 from tests.training.tape import Tape, TapeRecorder
 
@@ -16,7 +17,10 @@ SMALL = dict(fmap_base=32, fmap_max=8)
 
 def build(**options):
     torch.manual_seed(0)
+    options = dict(options)
     labels = options.pop("label_dim", 0)
+    if options.get("objective") == "modern":
+        options["objective"] = Relativistic(r1_weight=torch.tensor(1.0), r2_weight=torch.tensor(1.0))
     networks = (network(8, label_dim=labels, **SMALL) for network in (Generator, Discriminator))
     return TrainStep(*networks, **options)
 
@@ -40,13 +44,20 @@ def batches(resolutions, n=8):
         )
 
 
+LAZY_STAGES = [(5, 4), (4, 5), (4, 3)]  # steps with and without the penalties at each of the stages below
 STAGES = [(4, 1.0)] * 6 + [(8, torch.tensor(0.1 * i)) for i in range(1, 7)] + [(8, 1.0)] * 5
+MORE = [(4, 1.0)] * 9 + [(8, torch.tensor(0.1 * i)) for i in range(1, 10)] + [(8, 1.0)] * 7
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"precision": "fp16"}, {"precision": "bf16", "micro_batch": 4, "label_dim": 2}],
-    ids=["fp32", "fp16", "bf16_parts_labels"],
+    [
+        {},
+        {"precision": "fp16"},
+        {"precision": "bf16", "micro_batch": 4, "label_dim": 2},
+        {"objective": "modern", "penalty_every": 2, "augment": "diffaugment", "penalty_on": "raw", "betas": (0.5, 0.9)},
+    ],
+    ids=["fp32", "fp16", "bf16_parts_labels", "lazy_scheduled"],
 )
 def test_a_recorded_step_gives_the_bits_of_a_plain_one(options, monkeypatch):
     # A tape sees operators, not what their kernels keep: weights are cast and folded in its sight, at every use.
@@ -54,14 +65,17 @@ def test_a_recorded_step_gives_the_bits_of_a_plain_one(options, monkeypatch):
     plain, recorded = build(**options), build(**options)
     recorder = TapeRecorder(lambda: changed_by(recorded))
     captured = CUDAGraphStep(recorded, recorder)
-    live = None
+    live, lazy = None, "penalty_every" in options
     random = torch.get_rng_state()
-    for index, (real, labels, alpha) in enumerate(batches(STAGES)):
+    for index, (real, labels, alpha) in enumerate(batches(MORE if lazy else STAGES)):
         labels = labels if options.get("label_dim") else None
         for step in (plain, recorded):
             if live != (real.shape, isinstance(alpha, torch.Tensor)):
                 step.reset_optimizers()
             step.set_learning_rate(1e-3 / (index + 1))
+            if lazy:
+                weights = {"r1_weight": 2.0 - 0.05 * index, "r2_weight": 1.0 + index}
+                step.set_hyperparameters(beta2=0.9 + 0.003 * index, ema_decay=0.5 + 0.02 * index, **weights)
         live = (real.shape, isinstance(alpha, torch.Tensor))
         torch.set_rng_state(random)
         expected = plain(real, labels, alpha=alpha)
@@ -73,7 +87,10 @@ def test_a_recorded_step_gives_the_bits_of_a_plain_one(options, monkeypatch):
             assert torch.equal(found[name], expected[name]), (index, name)
     for a, b in zip(changed_by(recorded), changed_by(plain), strict=True):
         assert torch.equal(a, b)
-    assert recorder.recordings == 3 == len([1 for stage in (6, 6, 5) if stage > WARM_UP])
+    if not lazy:
+        assert recorder.recordings == 3 == len([1 for stage in (6, 6, 5) if stage > WARM_UP])
+    else:  # of every second step with the penalties, and of the others, where a stage has more than WARM_UP of them
+        assert recorder.recordings == 5 == len([1 for stage in LAZY_STAGES for kind in stage if kind > WARM_UP])
 
 
 @pytest.mark.parametrize("augment", [None, "ada", "diffaugment"])

@@ -82,7 +82,9 @@ def three(folder, two):
 
 
 @pytest.mark.parametrize("count", ["two", "three"])
-@pytest.mark.parametrize("batch", ["whole_groups", "micro_batches", "groups_of_3", "augmented"])
+@pytest.mark.parametrize(
+    "batch", ["whole_groups", "micro_batches", "groups_of_3", "augmented", "relativistic", "lazy_raw"]
+)
 def test_a_batch_shared_out_gives_what_one_process_makes_of_it(request, count, batch):
     for found in request.getfixturevalue(count)["one_step"]:
         # fp32 sums in another order, some of large terms that cancel; G's gradients pass through D's first update,

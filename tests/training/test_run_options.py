@@ -32,6 +32,41 @@ RUNS = {
     ),
     "concat": dict(labels=True, label_mode="concat", objective="wgan", d_steps=2, augment="diffaugment"),
     "ebgan": dict(objective="ebgan", precision="bf16"),
+    "modern": dict(
+        objective="relativistic",
+        labels=True,
+        label_weight=0.5,
+        g_label_weight=0.25,
+        r1_weight="cosine:2:0.2:0.2",
+        r2_weight="linear:1:0.1:0.2",
+        penalty_every=3,
+        penalty_on="raw",
+        augment="ada",
+        augment_p="linear:0:0.5:0.2",
+        learning_rate="cosine:2e-3:5e-4:0.2",
+        adam_beta1=0.1,
+        adam_beta2="cosine:0.9:0.99:0.2",
+        ema_half_life_kimg="linear:0:0.05:0.2",
+        ema_ramp=0.5,
+        minibatch_repeats=4,
+        reset_optimizers=False,
+    ),
+    "official": dict(
+        adam_beta1=0.5,
+        adam_eps=1e-4,
+        adam_eps_place="uncorrected",
+        minibatch_repeats=4,
+        ema_half_life_kimg=0.02,
+        penalty_every=2,
+        fmap_decay=0.5,
+        slope=0.1,
+        pixel_norm_eps=1e-4,
+        normalize_latents=False,
+        use_wscale=False,
+        fused_scale=False,
+        mbstd_group_size=2,
+        learning_rate={4: 1e-4},
+    ),
 }
 
 
@@ -65,6 +100,13 @@ def test_runs_train_and_resume_bit_for_bit(name, data, tmp_path):
         assert "augment" in expected["step"]
         d_rate, g_rate = (expected["step"][f"optimizer_{n}"]["param_groups"][0]["lr"] for n in "DG")
         assert d_rate == 4 * g_rate
+    if name == "modern":
+        curves = {"beta2", "r1_weight", "r2_weight", "augment_p", "ema_decay", "penalty", "fake_gradient_norm"}
+        assert curves < lines[-1].keys() and "overfitting" not in lines[-1]
+        assert lines[0]["r1_weight"] > lines[-1]["r1_weight"] > 0.2 or lines[-1]["r1_weight"] == 0.2
+        assert "exp_avg" in next(iter(expected["step"]["optimizer_D"]["state"].values()))
+        counts = expected["stats"]["counts"] or {"penalty": 0}
+        assert counts["penalty"] <= counts.get("d_loss", 0)
     if settings.get("d_steps") == 2:
         steps = [max(s["step"] for s in expected["step"][f"optimizer_{n}"]["state"].values()) for n in "DG"]
         assert steps[0] == 2 * steps[1]

@@ -29,12 +29,13 @@ CHARTS = {
     "losses": ("d_loss", "g_loss"),
     "mean scores of D": ("real_score", "fake_score"),
     "norm of D's gradient at mixed images": ("gradient_norm",),
+    "norms of D's gradient at reals and at fakes": ("real_gradient_norm", "fake_gradient_norm"),
     "images per second": ("images_per_second",),
     "steps left out, not finite": ("skipped",),
     "peak memory, MiB": ("peak_memory_mib",),
 }
 """What is plotted together, by title; every other number in stats.jsonl, metrics above all, has a chart of its own."""
-POSITION = {"images", "resolution", "alpha", "batch_size", "learning_rate", "seconds"}
+POSITION = {"images", "resolution", "alpha", "batch_size", "seconds"}
 
 Line = dict[str, Any]
 

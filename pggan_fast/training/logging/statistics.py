@@ -79,8 +79,11 @@ class Statistics:
         self._noted |= measure()
         self._aside += self.seconds() - started
 
-    def write(self, images: int, stage: Stage) -> dict[str, Any]:
-        """Append a line to the file, start anew, and return the line's values."""
+    def write(self, images: int, stage: Stage, hyperparameters: dict[str, float] | None = None) -> dict[str, Any]:
+        """Append a line to the file, start anew, and return the line's values.
+
+        `hyperparameters` are those that a curve sets, as the last step had them.
+        """
         seconds = self.seconds()
         line = {
             "images": images,
@@ -88,6 +91,7 @@ class Statistics:
             "alpha": stage.alpha,
             "batch_size": stage.batch_size,
             "learning_rate": stage.learning_rate,
+            **(hyperparameters or {}),
             **{name: value.item() / self._counts.get(name, self._steps) for name, value in self._sums.items()},
             "seconds": round(seconds, 2),
             "images_per_second": round((images - self._images) / max(seconds - self._seconds - self._aside, 1e-9), 2),
