@@ -270,6 +270,11 @@ class TrainConfig:
         False, help="Compute each block again in the backward passes: less memory, more time.", changeable=True
     )
     compile: bool = option(False, help="Run the networks through torch.compile, at each stage anew.", changeable=True)
+    cudnn_benchmark: bool = option(
+        False,
+        help="Let cuDNN time its algorithms at each stage: faster, but a resumed run may differ in its last bits.",
+        changeable=True,
+    )
     cuda_graphs: bool = option(False, help="Record the step as a CUDA graph, at each stage anew.", changeable=True)
     time_limit: float | None = option(
         None,

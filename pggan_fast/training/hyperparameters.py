@@ -1,4 +1,4 @@
-"""What curves over the images make of the settings of a run, a pure function."""
+"""The settings of a run at one moment, as curves over the images set them: a pure function."""
 
 from __future__ import annotations
 

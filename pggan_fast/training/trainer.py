@@ -38,6 +38,7 @@ from pggan_fast.training.precision import on_this_processor
 from pggan_fast.training.run_folder import RunFolder
 from pggan_fast.training.run_lock import lock_run, release_run
 from pggan_fast.training.runtime.cuda_graph import CUDAGraphStep, CudaRecorder
+from pggan_fast.training.runtime.cudnn import cudnn_settings
 from pggan_fast.training.runtime.malloc import keep_freed_memory
 from pggan_fast.training.runtime.signals import SignalHandler
 from pggan_fast.training.runtime.threads import Threads
@@ -75,6 +76,7 @@ def train(
         lasting_streams(),
         SignalHandler(time_limit, forwarded=processes.count > 1) as signals,
         advice_when_out_of_memory(),
+        cudnn_settings(benchmark=run.config.cudnn_benchmark),
     ):
         processes.first(lambda: lock_run(run.path))
         try:
@@ -146,7 +148,6 @@ def _train(
                 threads.follow()
             if repeats % config.minibatch_repeats == 0:
                 looked_at, repeats = images, 0
-            repeats += 1
             stage = schedule.at(looked_at)
             if stage.active_layers != active_layers:  # new layers begin to fade in, or the old path has died
                 if config.reset_optimizers:
@@ -172,7 +173,7 @@ def _train(
             reals = fade_reals(sent(pixels, device), alpha)
             reals = reals.contiguous(memory_format=torch.channels_last)
             scalars = advance(reals, sent(labels, device) if config.labels else None, alpha=alpha)
-            before, images = images, images + stage.batch_size * config.d_steps
+            before, images, repeats = images, images + stage.batch_size * config.d_steps, repeats + 1
             stats.add(scalars)
             progress.update(images, stage, scalars)
 
