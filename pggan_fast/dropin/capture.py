@@ -5,6 +5,7 @@ stay what and where they are. Graphs run eagerly, op by op: there is no AOTAutog
 """
 
 import copy
+import dis
 import os
 import re
 import sys
@@ -68,6 +69,8 @@ _SETTINGS = dict(
     automatic_dynamic_local_pgo=False,
     automatic_dynamic_remote_pgo=False,
 )
+_GUARDS_CLASSES = torch.torch_version.TorchVersion(torch.__version__) >= "2.14"
+"""Whether Dynamo has guards for the settings that code reads off classes."""
 _KNOWN_SETTINGS = {name: value for name, value in _SETTINGS.items() if hasattr(config, name)}
 
 _thread = threading.local()
@@ -82,7 +85,7 @@ class Accelerated:
         self.graphs: list[Graph] = []
         self.reasons: dict[str, None] = {}
         """Why functions were left as they are, in order."""
-        self.calls = self.fused_runs = 0
+        self.calls = self.fused_runs = self._changes = 0
         self._useless: set[tuple] = set()
         self._lock = threading.Lock()
         self._run: Any = None
@@ -121,6 +124,10 @@ class Accelerated:
     def _outermost(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         if self._watched.changed():
             self._run, self._watched, self._useless = None, Watched(), set()
+            self._changes += 1
+        if self._changes > MOST_GRAPHS:
+            self.leave("what it reads off classes or the environment changes all the time")
+            return module._call_impl(*args, **kwargs)
         kind = (module.training, *[a.shape if isinstance(a, Tensor) else a.__class__ for a in args])
         if kind in self._useless:
             return module._call_impl(*args, **kwargs)
@@ -132,6 +139,8 @@ class Accelerated:
             return module._call_impl(*args, **kwargs)
         finally:
             self.calls += 1
+            if self._watched.written:
+                self._changes = MOST_GRAPHS + 1
             if self.fused_runs == before and len(self._useless) < MOST_KINDS:
                 self._useless.add(kind)
 
@@ -204,21 +213,32 @@ class Watched:
     """Things that captured code depends on without a guard of Dynamo's: methods of classes, environment variables."""
 
     def __init__(self) -> None:
-        self.methods: dict[tuple[type, str], Any] = {}
+        self.values: dict[tuple[type, str], Any] = {}
         self.environment: dict | None = None
+        self.written = False
+        """Whether the code writes settings that have no guard."""
 
     def changed(self) -> bool:
         if self.environment is not None and self.environment != os.environ._data:
             return True
-        return any(cls.__dict__.get(name) is not method for (cls, name), method in self.methods.items())
+        return any(cls.__dict__.get(name) is not value for (cls, name), value in self.values.items())
 
     def add(self, codes: list[types.CodeType], model: nn.Module) -> None:
         if any({"environ", "getenv"} & {*code.co_names, *code.co_freevars} for code in codes):
             self.environment = dict(os.environ._data)
         names = {code.co_name for code in codes}
         held = [value for module in model.modules() for value in (module, *vars(module).values())]
-        for cls in {cls for value in held for cls in type(value).__mro__ if not is_torchs(cls)}:
-            self.methods |= {(cls, n): m for n, m in vars(cls).items() if n in names}
+        classes = {cls for value in held for cls in type(value).__mro__ if not is_torchs(cls)}
+        if not _GUARDS_CLASSES:
+            names |= {name for code in codes for name in code.co_names}
+            scopes = [vars(sys.modules[cls.__module__]) for cls in classes if cls.__module__ in sys.modules]
+            classes |= {v for scope in scopes for n, v in scope.items() if n in names and isinstance(v, type)}
+        for cls in classes:
+            # None where it is inherited: the class may get one of its own.
+            self.values |= {(cls, n): vars(cls).get(n) for n in names if hasattr(cls, n)}
+        if not _GUARDS_CLASSES:
+            stored = {i.argval for code in codes for i in dis.get_instructions(code) if i.opname == "STORE_ATTR"}
+            self.written |= any(name in stored for _, name in self.values)
 
 
 class Capture:

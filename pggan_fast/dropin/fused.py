@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
 
 from pggan_fast import ops
+from pggan_fast.ops.bias_act import zeros_like
 
 FOLD_FROM = 512
 """Output pixels of a batch from which folding a weight with the rescaling costs less than it saves."""
@@ -46,16 +48,20 @@ def convolution(
     groups: int = 1,
     up: bool = False,
     down: bool = False,
+    zeros: bool = False,
     weight_scale: float = 1.0,
     **epilogue: Any,
 ) -> Tensor:
     """Nearest upsampling, convolution, 2x2 mean, bias, batch norm and the epilogue of `activate`, in this order.
 
-    Either upsampling or a mean, not both. `batch_norm` is what `BatchNorm` is made of.
+    Either upsampling or a mean, not both. `batch_norm` is what `BatchNorm` is made of. zeros: see `downsample`.
 
     x [N, C_in, H, W]; weight [C_out, C_in / groups, kh, kw], multiplied by `weight_scale`; bias of C_out values.
     Differentiable twice.
     """
+    if zeros and epilogue.get("act", "linear") == "linear" and not epilogue.get("pixel_norm", False):
+        named = dict(batch_norm=batch_norm, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        return _Pooled.apply(convolution(x, weight, bias, **named, down=down, weight_scale=weight_scale, **epilogue))
     bias, geometry = _flat(bias), (stride, padding, dilation, groups)
     if batch_norm is not None:
         batch_norm = BatchNorm(*batch_norm)
@@ -195,9 +201,40 @@ def upsample(x: Tensor) -> Tensor:
     return ops.upsample2x(x) if _rescaled_faster(x) else F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def downsample(x: Tensor) -> Tensor:
-    """2x2 means of x [N, C, H, W]."""
-    return ops.downsample2x(x) if _rescaled_faster(x) else F.avg_pool2d(x, 2)
+def downsample(x: Tensor, *, zeros: bool = False) -> Tensor:
+    """2x2 means of x [N, C, H, W].
+
+    zeros: the second derivative is zeros, as that of torch's pooling, and not absent, as that of its interpolation.
+    """
+    if zeros and not _rescaled_faster(x):
+        return F.avg_pool2d(x, 2)
+    return _Pooled.apply(ops.downsample2x(x)) if zeros else ops.downsample2x(x)
+
+
+class _Pooled(Function):
+    """y itself. In a second backward it gets zeros."""
+
+    @staticmethod
+    def forward(ctx, y):
+        ctx.y = y  # which may be written over: only its graph is of interest
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return _PooledBackward.apply(dy, ctx.y)
+
+
+class _PooledBackward(Function):
+    """(dy, y) -> dy"""
+
+    @staticmethod
+    def forward(ctx, dy, y):
+        ctx.y = y
+        return dy.view_as(dy)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, zeros_like(ctx.y)
 
 
 def _rescaled_faster(x: Tensor) -> bool:

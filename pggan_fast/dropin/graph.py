@@ -88,18 +88,20 @@ def aliases_of(value: fx.Node) -> set[fx.Node]:
     return {value} | {node for node in value.graph.nodes if _storage(node) == storage}
 
 
+def overwritten(node: fx.Node) -> set[fx.Node]:
+    """All nodes in whose memory the node writes."""
+    targets = [node.args[0] if node.args else node.kwargs.get("input"), node.kwargs.get("out")]
+    return {a for t in targets if isinstance(t, fx.Node) for a in aliases_of(t)} if overwrites(node) else set()
+
+
 def is_written_over(value: Any, chain: list[fx.Node]) -> bool:
     """Whether a node that comes after the chain's first, and is not of it, writes over the value's memory."""
     if not isinstance(value, fx.Node):
         return False
     order = {node: i for i, node in enumerate(value.graph.nodes)}
     aliases = aliases_of(value)
-    for reader in {user for alias in aliases for user in alias.users} - set(chain):
-        first = reader.args[0] if reader.args else reader.kwargs.get("input")
-        touched = first in aliases or reader.kwargs.get("out") in aliases
-        if touched and order[reader] > order[chain[0]] and overwrites(reader):
-            return True
-    return False
+    readers = {user for alias in aliases for user in alias.users} - set(chain)
+    return any(order[reader] > order[chain[0]] and overwritten(reader) & aliases for reader in readers)
 
 
 def leaves(value: fx.Node) -> bool:

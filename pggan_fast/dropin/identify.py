@@ -22,13 +22,21 @@ Found = tuple[list[fx.Node], dict[str, Any]]
 _CASTS = ("to", "type", "type_as")
 _METHODS = {"view", "reshape", "contiguous", "mean", "square", "sqrt", "rsqrt", "sub", "add", "pow", "var", "std"}
 _METHODS |= {"repeat", "expand", "squeeze", "unsqueeze", "flatten", "split", "chunk", "transpose", "permute"}
-_METHODS |= {"mul", "sum", "div", "clone", "norm", "reciprocal", "expand_as", "view_as", *_CASTS}
+_METHODS |= {"mul", "sum", "div", "clone", "norm", "reciprocal", "repeat_interleave", "expand_as", "view_as", *_CASTS}
 _FUNCTIONS = frozenset(
     {
         *(operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.getitem),
         *(torch.reshape, torch.mean, torch.square, torch.sqrt, torch.sub, torch.add, torch.pow, torch.var, torch.std),
         *(torch.cat, torch.squeeze, torch.unsqueeze, torch.flatten, torch.split, torch.chunk, torch.sum, torch.div),
-        *(torch.mul, torch.transpose, torch.permute, torch.rsqrt, torch.norm, torch.reciprocal),
+        *(
+            torch.mul,
+            torch.transpose,
+            torch.permute,
+            torch.rsqrt,
+            torch.norm,
+            torch.reciprocal,
+            torch.repeat_interleave,
+        ),
     }
 )
 _STATISTICS = {"square", "pow", "var", "std", "mul", "norm"}
@@ -130,6 +138,23 @@ def rescaling(x: fx.Node, node: fx.Node) -> str:
     if "rescaling" not in node.meta:
         node.meta["rescaling"] = _rescaling(x, node)
     return node.meta["rescaling"]
+
+
+def upsampling(node: Any) -> tuple[fx.Node, list[fx.Node]] | None:
+    """(x, nodes) if several nodes that move values about make `node` of x by nearest upsampling by 2."""
+    shape, source = _sizes(node, 4, _LARGEST), node
+    while shape and _is_known(source) and len(source.all_input_nodes) == 1:
+        (source,) = source.all_input_nodes
+        before = _sizes(source, 4)
+        if before and (*before[:2], 2 * before[2], 2 * before[3]) == shape and (nodes := _between([source], node)):
+            plane = {source: _random(before)}
+            return _identified(nodes, node, [plane], [{}], _upsampled) and (source, nodes)
+    return None
+
+
+def _upsampled(values: dict) -> Tensor:
+    (x,) = values.values()
+    return reference.upsample2x(x)
 
 
 def _rescaling(x: fx.Node, node: fx.Node) -> str:

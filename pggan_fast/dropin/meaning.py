@@ -74,6 +74,8 @@ def _rescaled(input: Any, *args: Any, **kwargs: Any) -> Op:
 
 _LEAKY = (F.leaky_relu, F.leaky_relu_, torch._C._nn.leaky_relu, torch._C._nn.leaky_relu_)
 _RESCALING = (F.interpolate, F.upsample, F.avg_pool2d, F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d)
+_WITHOUT_ZEROS = (F.interpolate, F.upsample)
+"""Functions whose second derivative is absent where that of torch's pooling is zeros."""
 _CLAMPS = (torch.clamp, torch.clip, torch.clamp_, torch.clip_, F.hardtanh, F.hardtanh_, F.relu6)
 # In-place forms compute the same where the overwritten tensor has no other reader.
 _TABLE: tuple[tuple[Callable, tuple], ...] = (
@@ -103,5 +105,5 @@ def meaning(node: Any) -> Op | None:
         return None
     if op is not None and op.name == "rescale":
         name = identify.rescaling(op.x, node)
-        return Op(name, op.x) if name else None
+        return Op(name, op.x, options={"zeros": name == "down" and node.target not in _WITHOUT_ZEROS}) if name else None
     return op

@@ -20,6 +20,7 @@ from pggan_fast.dropin.graph import (
     leaves,
     out_of_place,
     overwrites,
+    overwritten,
     shape_of,
 )
 from pggan_fast.dropin.meaning import Op, is_number, meaning
@@ -104,7 +105,8 @@ class Rewriter:
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         first, last = min(order[n] for n in match.nodes), max(order[n] for n in match.nodes)
         members = set(match.nodes)
-        if any(first < order[n] < last and n not in members and overwrites(n) for n in order):
+        read = {source for n in match.nodes for source in n.all_input_nodes}
+        if any(first < order[n] < last and n not in members and overwritten(n) & read for n in order):
             self.reasons[match.nodes[0]] = "something is written over while it is computed"
             return False
         ends = [match.args[0], match.nodes[-1]] if match.clamp is None else [match.args[0]]
@@ -178,6 +180,9 @@ class Rewriter:
     def _inputs(self, x: Any, reader: fx.Node) -> tuple[Any, float, bool, list[fx.Node]]:
         """(what goes in, its constant factor, whether it is upsampled, the nodes of both) of a convolution's x."""
         factor, up, nodes = 1.0, False, []
+        written = identify.upsampling(x) if self.options.resample and meaning(x) is None else None
+        if written is not None and set(x.users) == {reader}:
+            return written[0], factor, True, written[1]
         while (op := meaning(x)) is not None and not overwrites(x) and dtype_of(op.x) == dtype_of(x):
             alone = set(x.users) == {reader}
             if op.name == "mul" and is_number(op.other) and alone and _may_scale(x):
@@ -247,7 +252,7 @@ class Rewriter:
         linear = not known.keys() & {"act", "gain", "batch_norm"}
         biased = bias is not None or "bias" in known
         if op.name == "down" and shrinks and self.options.resample and linear and "down" not in known:
-            return match.add("2x2 mean", user, down=True)
+            return match.add("2x2 mean", user, down=True, **op.options)
         if op.name == "batch_norm" and convolution and linear:
             return match.add("batch norm", user, batch_norm=op.other)
         if not self.options.bias_act:
@@ -315,7 +320,7 @@ class Rewriter:
             return None
         up = op.name == "up"
         what = "nearest upsampling" if up else "2x2 mean"
-        return Match(fused.upsample if up else fused.downsample, [what], [node], (op.x,))
+        return Match(fused.upsample if up else fused.downsample, [what], [node], (op.x,), {} if up else op.options)
 
     def _activated(self, node: fx.Node, op: Op) -> Match | None:
         """An activation by itself, in place where nobody needs what it reads."""

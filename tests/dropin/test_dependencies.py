@@ -66,6 +66,10 @@ KINDS = {
     ),
     "global function": (lambda m, x: ACTIVATION(m.conv(x)), lambda m: change_global()),
     "method of the class": (lambda m, x: m.mine(m.conv(x)), lambda m: setattr(Base, "mine", lambda s, x: -x)),
+    "inherited method": (
+        lambda m, x: m.mine(m.conv(x)),
+        lambda m: setattr(type(m), "mine", lambda s, x: -x),
+    ),
     "method of a helper": (lambda m, x: m.helper.act(m.conv(x)), lambda m: setattr(Helper, "act", lambda s, x: -x)),
     "environment": (
         lambda m, x: F.relu(m.conv(x)) * float(os.environ.get("PGGAN_FAST_TEST_GAIN", "1")),

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -225,3 +227,44 @@ def test_a_compile_of_the_user_s_own_is_not_disturbed():
     theirs(X)
     assert counter.frame_count == before
     torch._dynamo.reset()
+
+
+def test_onnx_runs_as_the_original(tmp_path):
+    """The program that is exported is the original's, and onnxruntime computes what the accelerated model does."""
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    fast = called(accelerate(Critic().eval()), X)
+    torch.onnx.export(fast, (X,), tmp_path / "critic.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "critic.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), fast(X), **CLOSE)
+    assert explain(fast).replaced
+
+
+# Releases of torch without the parts of TorchDynamo that acceleration stands on
+
+
+def test_a_torch_without_an_optimizer_of_frames(monkeypatch):
+    monkeypatch.delattr(torch._dynamo, "optimize")
+    model = Critic().double()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    torch.testing.assert_close(fast(X.double()), model(X.double()), rtol=0, atol=0)
+    assert "TorchDynamo cannot be used here" in str(explain(fast)) and not explain(fast).replaced
+
+
+MISSING = """
+import sys, torch
+sys.modules["torch._dynamo.pgo"] = None
+import pggan_fast
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3), torch.nn.ReLU())
+x = torch.randn(1, 3, 5, 5)
+fast = pggan_fast.accelerate(model, example_inputs=x)
+assert torch.equal(fast(x), model(x))
+print(pggan_fast.explain(fast))
+"""
+
+
+def test_a_torch_without_a_module_of_dynamo(tmp_path):
+    done = subprocess.run([sys.executable, "-c", MISSING], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "lacks what accelerate stands on" in done.stdout

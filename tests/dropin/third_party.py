@@ -66,24 +66,50 @@ def images(n: int, size: int) -> Tensor:
 PROGAN, TORCHGAN = "pro_gan_pytorch.networks", "torchgan.models"
 LIGHTWEIGHT, STYLEGAN2 = "lightweight_gan.lightweight_gan", "stylegan2_pytorch.stylegan2_pytorch"
 WANT_A_GPU = ("lightweight_gan", "stylegan2_pytorch")
+
+
+def equalized_blocks(first: int, middle: int, last: int, size: int) -> ThirdParty:
+    """Its equalized first layer does not run with today's torch: the later blocks."""
+
+    def build(m: types.ModuleType) -> Made:
+        blocks = nn.Sequential(*(m.GenGeneralConvBlock(i, o, True) for i, o in ((first, middle), (middle, last))))
+        return blocks, (torch.randn(4, first, size, size),)
+
+    return ThirdParty(PROGAN, build, fast=True)
+
+
+def progan_generator(depth: int, latent: int, n: int) -> ThirdParty:
+    """The whole generator, without equalized layers."""
+    return ThirdParty(
+        PROGAN,
+        lambda m: (m.Generator(depth=depth, latent_size=latent, use_eql=False), (torch.randn(n, latent), depth, 0.3)),
+        fast=True,
+    )
+
+
+def progan_discriminator(depth: int, latent: int, size: int) -> ThirdParty:
+    return ThirdParty(
+        PROGAN, lambda m: (m.Discriminator(depth=depth, latent_size=latent), (images(4, size), depth, 0.3))
+    )
+
+
+def torchgan(network: str, inputs: Callable[[], Tensor], replaced: bool = True, **options: object) -> ThirdParty:
+    return ThirdParty(TORCHGAN, lambda m: (getattr(m, network)(**options), (inputs(),)), replaced=replaced)
+
+
+def latents(n: int) -> Callable[[], Tensor]:
+    return lambda: torch.randn(n, 100)
+
+
+def images_of(n: int) -> Callable[[], Tensor]:
+    return lambda: images(n, 32)
+
+
+SMALL = {"step_channels": 16}
 THIRD_PARTY = {
-    # Its equalized first layer does not run with today's torch: the later blocks, and the generator without.
-    "progan_equalized_blocks": ThirdParty(
-        PROGAN,
-        lambda m: (
-            nn.Sequential(*(m.GenGeneralConvBlock(i, o, True) for i, o in ((64, 64), (64, 32)))),
-            (torch.randn(4, 64, 8, 8),),
-        ),
-        fast=True,
-    ),
-    "progan_generator": ThirdParty(
-        PROGAN,
-        lambda m: (m.Generator(depth=3, latent_size=64, use_eql=False), (torch.randn(2, 64), 3, 0.3)),
-        fast=True,
-    ),
-    "progan_discriminator": ThirdParty(
-        PROGAN, lambda m: (m.Discriminator(depth=3, latent_size=64), (images(4, 8), 3, 0.3))
-    ),
+    "progan_equalized_blocks": equalized_blocks(64, 64, 32, 8),
+    "progan_generator": progan_generator(3, 64, 2),
+    "progan_discriminator": progan_discriminator(3, 64, 8),
     "progan_conditional_discriminator": ThirdParty(
         PROGAN,
         lambda m: (
@@ -91,25 +117,12 @@ THIRD_PARTY = {
             (images(4, 8), 3, 0.7, torch.tensor([0, 4, 2, 2])),
         ),
     ),
-    "torchgan_dcgan_generator": ThirdParty(
-        TORCHGAN, lambda m: (m.DCGANGenerator(step_channels=16), (torch.randn(4, 100),)), replaced=False
-    ),
-    "torchgan_dcgan_discriminator": ThirdParty(
-        TORCHGAN, lambda m: (m.DCGANDiscriminator(step_channels=16), (images(4, 32),))
-    ),
-    "torchgan_plain_discriminator": ThirdParty(
-        TORCHGAN, lambda m: (m.DCGANDiscriminator(step_channels=16, batchnorm=False), (images(4, 32),))
-    ),
-    "torchgan_autoencoder": ThirdParty(
-        TORCHGAN,
-        lambda m: (m.AutoEncodingGenerator(step_channels=16, nonlinearity=nn.ReLU()), (torch.randn(4, 100),)),
-    ),
-    "torchgan_energy_discriminator": ThirdParty(
-        TORCHGAN, lambda m: (m.AutoEncodingDiscriminator(step_channels=16), (images(4, 32),))
-    ),
-    "torchgan_infogan_discriminator": ThirdParty(
-        TORCHGAN, lambda m: (m.InfoGANDiscriminator(2, 3, step_channels=16), (images(4, 32),))
-    ),
+    "torchgan_dcgan_generator": torchgan("DCGANGenerator", latents(4), replaced=False, **SMALL),
+    "torchgan_dcgan_discriminator": torchgan("DCGANDiscriminator", images_of(4), **SMALL),
+    "torchgan_plain_discriminator": torchgan("DCGANDiscriminator", images_of(4), batchnorm=False, **SMALL),
+    "torchgan_autoencoder": torchgan("AutoEncodingGenerator", latents(4), nonlinearity=nn.ReLU(), **SMALL),
+    "torchgan_energy_discriminator": torchgan("AutoEncodingDiscriminator", images_of(4), **SMALL),
+    "torchgan_infogan_discriminator": torchgan("InfoGANDiscriminator", images_of(4), dim_dis=2, dim_cont=3, **SMALL),
     "lightweight_generator": ThirdParty(
         LIGHTWEIGHT,
         lambda m: (m.Generator(image_size=32, latent_dim=32, fmap_max=32), (torch.randn(2, 32),)),
@@ -131,28 +144,11 @@ THIRD_PARTY = {
 
 # At the sizes of use: what is timed.
 WIDE = {
-    "progan_equalized_blocks": ThirdParty(
-        PROGAN,
-        lambda m: (
-            nn.Sequential(*(m.GenGeneralConvBlock(i, o, True) for i, o in ((256, 128), (128, 64)))),
-            (torch.randn(4, 256, 16, 16),),
-        ),
-        fast=True,
-    ),
-    "progan_generator": ThirdParty(
-        PROGAN,
-        lambda m: (m.Generator(depth=5, latent_size=128, use_eql=False), (torch.randn(4, 128), 5, 0.3)),
-        fast=True,
-    ),
-    "progan_discriminator": ThirdParty(
-        PROGAN, lambda m: (m.Discriminator(depth=5, latent_size=128), (images(4, 32), 5, 0.3))
-    ),
-    "torchgan_dcgan_generator": ThirdParty(
-        TORCHGAN, lambda m: (m.DCGANGenerator(), (torch.randn(16, 100),)), replaced=False
-    ),
-    "torchgan_dcgan_discriminator": ThirdParty(TORCHGAN, lambda m: (m.DCGANDiscriminator(), (images(16, 32),))),
-    "torchgan_autoencoder": ThirdParty(
-        TORCHGAN, lambda m: (m.AutoEncodingGenerator(nonlinearity=nn.ReLU()), (torch.randn(16, 100),))
-    ),
-    "torchgan_energy_discriminator": ThirdParty(TORCHGAN, lambda m: (m.AutoEncodingDiscriminator(), (images(16, 32),))),
+    "progan_equalized_blocks": equalized_blocks(256, 128, 64, 16),
+    "progan_generator": progan_generator(5, 128, 4),
+    "progan_discriminator": progan_discriminator(5, 128, 32),
+    "torchgan_dcgan_generator": torchgan("DCGANGenerator", latents(16), replaced=False),
+    "torchgan_dcgan_discriminator": torchgan("DCGANDiscriminator", images_of(16)),
+    "torchgan_autoencoder": torchgan("AutoEncodingGenerator", latents(16), nonlinearity=nn.ReLU()),
+    "torchgan_energy_discriminator": torchgan("AutoEncodingDiscriminator", images_of(16)),
 }
