@@ -9,7 +9,7 @@ from pggan_fast import _startup
 if _startup.is_command_line():  # before torch is imported
     _startup.prepare()
 
-from pggan_fast import _moved, compat
+from pggan_fast import _moved, compat, interop
 from pggan_fast.layers import (
     Blur,
     Downsample2x,
@@ -104,6 +104,7 @@ __all__ = [
     "filter2d",
     "filtered_lrelu",
     "grid_sample",
+    "interop",
     "kept_weights",
     "minibatch_stddev",
     "modulated_conv2d",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from pggan_fast import interop
+from pggan_fast.generation.model_card import card_of_run, copy_grid
 from pggan_fast.generation.trained import check_run_or_weights, run_option, trained_generator, weights_option
 from pggan_fast.generation.webpage import webpage
 from pggan_fast.interop.export import export_program, onnx_bytes, program_bytes
 from pggan_fast.interop.weights import save_weights
-from pggan_fast.networks import Discriminator, Generator
+from pggan_fast.networks import BaseGenerator, Discriminator, Generator
 from pggan_fast.training import UserError
 from pggan_fast.utils.atomic_write import atomic_write
 from pggan_fast.utils.errors import reason_of
@@ -28,7 +30,7 @@ from pggan_fast.utils.torch_files import load_weights_only
 Networks = dict[str, Generator | Discriminator]
 
 SOURCES = ("official", "pro-gan-pth", "gan-zoo")
-EXPORTS = ("safetensors", "torch-export", "onnx", "html", "pro-gan-pth", "gan-zoo")
+EXPORTS = ("safetensors", "hub", "torch-export", "onnx", "html", "pro-gan-pth", "gan-zoo")
 
 # Where the two PyTorch implementations keep their networks; the average is what one wants to generate with.
 GENERATORS = ("shadow_generator", "avgG", "generator", "netG")
@@ -110,6 +112,8 @@ def export_weights(config: ExportConfig) -> Path:
     for path in (config.out, config.out.with_suffix(".json")) if config.format == "safetensors" else (config.out,):
         if path.exists():
             raise UserError(f"--out {config.out}: {path} exists already; choose another name")
+    if config.format == "hub":
+        require("huggingface_hub", extra="hub", what="--format hub")
     if config.format in ("onnx", "html"):
         for module in ("onnx", "onnxscript"):
             require(module, extra="onnx", what=f"--format {config.format}")
@@ -117,6 +121,8 @@ def export_weights(config: ExportConfig) -> Path:
     if config.format == "safetensors":
         save_weights(config.out, G, metadata)
         return config.out
+    if config.format == "hub":
+        return _hub_folder(config, G, metadata)
     if config.format in STATE_DICTS:
         try:
             state_dict = STATE_DICTS[config.format](G)
@@ -138,6 +144,20 @@ def export_weights(config: ExportConfig) -> Path:
     program = export_program(G, resolution=metadata["resolution"], alpha=metadata["alpha"])
     with _whole_or_not(config.out) as temporary:
         temporary.write_bytes(onnx_bytes(program) if config.format == "onnx" else program_bytes(program))
+    return config.out
+
+
+def _hub_folder(config: ExportConfig, G: BaseGenerator, metadata: dict[str, Any]) -> Path:
+    """Write what the Hugging Face Hub shows of a generator, of a run with its card and samples, or nothing."""
+    config.out.mkdir(parents=True)
+    try:
+        card = card_of_run(config.run, metadata) if config.run else None
+        if config.run:
+            copy_grid(config.run, config.out)
+        G.save_pretrained(config.out, metadata=metadata, card=card)
+    except BaseException:
+        shutil.rmtree(config.out)
+        raise
     return config.out
 
 

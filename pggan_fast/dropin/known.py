@@ -23,29 +23,40 @@ Calls = list[tuple[tuple, dict[str, Any]]]
 
 
 def modulated_conv2d(
-    x,
-    weight,
-    styles,
-    noise=None,
-    up=1,
-    down=1,
-    padding=0,
-    resample_filter=None,
-    demodulate=True,
-    flip_weight=True,
-    fused_modconv=True,
-):
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    noise: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: int = 0,
+    resample_filter: Tensor | None = None,
+    demodulate: bool = True,
+    flip_weight: bool = True,
+    fused_modconv: bool = True,
+) -> Tensor:
     options = dict(up=up, down=down, padding=padding, resample_filter=resample_filter, demodulate=demodulate)
     return ops.modulated_conv2d(x, weight, styles, noise=noise, flip_weight=flip_weight, **options)
 
 
-def bias_act(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, impl="cuda"):
+def bias_act(
+    x: Tensor,
+    b: Tensor | None = None,
+    dim: int = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+    impl: str = "cuda",
+) -> Tensor:
     y = stylegan.bias_act(x, b, dim, act, alpha, gain)
     # torch's clamp as in theirs, which has no second derivative where a fused one has zeros.
     return y if clamp is None else y.clamp(-clamp, clamp)
 
 
-def fused_leaky_relu(input, bias=None, negative_slope=0.2, scale=2**0.5):
+def fused_leaky_relu(
+    input: Tensor, bias: Tensor | None = None, negative_slope: float = 0.2, scale: float = 2**0.5
+) -> Tensor:
     """rosinality's as it is: on a CPU its slope is 0.2 whatever it is told."""
     return rosinality.fused_leaky_relu(input, bias, 0.2 if input.is_cpu else negative_slope, scale)
 

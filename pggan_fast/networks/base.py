@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from pggan_fast.networks.hub import HubMethods
 from pggan_fast.networks.options import NetworkOptions
 
 
@@ -32,7 +33,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
-class BaseGenerator(Network):
+class BaseGenerator(HubMethods, Network):
     """`forward(z [N, latent_dim], labels=None, *, resolution=None, alpha=1.0) -> images [N, image_channels, r, r]`."""
 
     def __init__(self, resolution: int = 1024, **options: Any):
