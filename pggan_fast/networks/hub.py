@@ -17,7 +17,7 @@ class HubFiles(Protocol):
 
 
 class HubMethods:
-    """Methods as huggingface_hub's ModelHubMixin gives them to a model; only safetensors and JSON are written and read."""
+    """Methods of huggingface_hub's ModelHubMixin; only safetensors and JSON are written and read."""
 
     _hub: ClassVar[HubFiles]  # pggan_fast.interop.hub sets it: reading files is a floor above networks
     hub_metadata: dict[str, Any] | None = None  # what a loaded generator came with
