@@ -275,7 +275,9 @@ class TrainConfig:
         help="Let cuDNN time its algorithms at each stage: faster, but a resumed run may differ in its last bits.",
         changeable=True,
     )
-    cuda_graphs: bool = option(False, help="Record the step as a CUDA graph, at each stage anew.", changeable=True)
+    cuda_graphs: bool = option(
+        True, help="On a CUDA device, record the step as a CUDA graph, at each stage anew.", changeable=True
+    )
     time_limit: float | None = option(
         None,
         above=0,

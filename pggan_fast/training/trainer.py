@@ -37,7 +37,7 @@ from pggan_fast.training.logging.statistics import Statistics
 from pggan_fast.training.precision import on_this_processor
 from pggan_fast.training.run_folder import RunFolder
 from pggan_fast.training.run_lock import lock_run, release_run
-from pggan_fast.training.runtime.cuda_graph import CUDAGraphStep, CudaRecorder
+from pggan_fast.training.runtime.cuda_graph import recorded
 from pggan_fast.training.runtime.cudnn import cudnn_settings
 from pggan_fast.training.runtime.malloc import keep_freed_memory
 from pggan_fast.training.runtime.signals import SignalHandler
@@ -97,7 +97,7 @@ def _train(
     threads = Threads() if config.threads == 0 else None
     torch.manual_seed(config.seed)
     step = build_step(config, run.data, device, processes)
-    advance = CUDAGraphStep(step, CudaRecorder()) if config.cuda_graphs else step
+    advance = recorded(step, device, processes.count) if config.cuda_graphs else step
     group_size = step.D.mbstd_group_size
     batches = Prefetcher(
         Batches(run.data, seed=config.seed, mirror=config.mirror, processes=processes, group_size=group_size)

@@ -8,8 +8,10 @@ import torch
 from pggan_fast import Discriminator, Generator
 from pggan_fast.training import TrainStep
 from pggan_fast.training import step as step_module
+from pggan_fast.training.config import TrainConfig
 from pggan_fast.training.losses import Relativistic
-from pggan_fast.training.runtime.cuda_graph import WARM_UP, CUDAGraphStep
+from pggan_fast.training.runtime import cuda_graph
+from pggan_fast.training.runtime.cuda_graph import WARM_UP, CUDAGraphStep, recorded
 from tests.training.tape import Tape, TapeRecorder
 
 SMALL = dict(fmap_base=32, fmap_max=8)
@@ -109,3 +111,52 @@ def test_the_tape_notices_a_read():
     x = torch.ones(2)
     with Tape(), pytest.raises(AssertionError, match="reads the device"):
         float(x.sum())
+
+
+class FailingRecorder(TapeRecorder):
+    """Cannot record, as on a device that a step waits for."""
+
+    def record(self, work):
+        raise RuntimeError(
+            "operation not permitted when stream is capturing\nCUDA kernel errors might be reported later"
+        )
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_usual_and_says_why(capsys):
+    plain, step = build(), build()
+    captured = CUDAGraphStep(step, FailingRecorder(lambda: changed_by(step)))
+    random = torch.get_rng_state()
+    for real, _, alpha in batches([(4, 1.0)] * 6):
+        torch.set_rng_state(random)
+        expected = plain(real, alpha=alpha)
+        torch.set_rng_state(random)
+        found = captured(real, alpha=alpha)
+        random = torch.get_rng_state()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        "CUDA graphs are off: this step cannot be recorded (operation not permitted when stream is capturing)"
+    ]
+
+
+def test_the_third_step_of_a_stage_is_recorded():
+    step = build()
+    recorder = TapeRecorder(lambda: changed_by(step))
+    captured = CUDAGraphStep(step, recorder)
+    for count, (real, _, alpha) in enumerate(batches([(4, 1.0)] * 4), 1):
+        captured(real, alpha=alpha)
+        assert recorder.recordings == (count >= 3)
+
+
+def test_where_a_step_is_recorded(monkeypatch, capsys):
+    step = build()
+    monkeypatch.setattr(cuda_graph, "CudaRecorder", lambda: TapeRecorder(lambda: []))
+    assert recorded(step, torch.device("cpu")) is step
+    assert isinstance(recorded(step, torch.device("cuda")), CUDAGraphStep)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
+    assert isinstance(recorded(step, torch.device("cuda"), 2), CUDAGraphStep)
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    assert recorded(step, torch.device("cuda"), 2) is step
+    assert "CUDA graphs are off: reductions by gloo" in capsys.readouterr().out
+    assert TrainConfig.__dataclass_fields__["cuda_graphs"].default is True

@@ -3,6 +3,7 @@
 At 4 to 16 px the host needs longer to start a step's thousands of small kernels than the device to run
 them. A recorded step leaves that out; whatever changes from step to step lives on the device: images,
 alpha, learning rates, Adam's step count, the loss scale, what schedules change, the random generator's position.
+The mean of gradients over processes is recorded with the rest, where NCCL takes it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,23 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pggan_fast.training.penalties import Stats
 from pggan_fast.training.step import TrainStep
 
-WARM_UP = 3  # steps of a stage that run as usual: Adam's state and the libraries' work space must exist before
+WARM_UP = 2  # steps of a stage that run as usual: Adam's state and the libraries' work space must exist before
+
+
+def recorded(step: TrainStep, device: torch.device, processes: int = 1) -> TrainStep | CUDAGraphStep:
+    """Return the step as CUDA graphs on a CUDA device, else as it is; say where it cannot be recorded there."""
+    if device.type != "cuda":
+        return step
+    if processes > 1 and "nccl" not in dist.get_backend():
+        print(f"CUDA graphs are off: reductions by {dist.get_backend()} cannot be recorded, those by nccl can")
+        return step
+    return CUDAGraphStep(step, CudaRecorder())
 
 
 class Recorder(Protocol):
@@ -56,6 +68,7 @@ class _Recording:
         self._step = step
         self._recorder = recorder
         self._warm_steps = 0
+        self.failed = False
         self._replay: Callable[[], None] | None = None
         self._inputs: list[Tensor] = []
         self._results: Stats = {}
@@ -63,11 +76,18 @@ class _Recording:
     def __call__(
         self, real: Tensor, labels: Tensor | None, alpha: float | Tensor, penalties: tuple[bool, ...]
     ) -> Stats:
-        if self._warm_steps < WARM_UP:
+        if self._warm_steps < WARM_UP or self.failed:
             self._warm_steps += 1
             return self._recorder.warm_up(lambda: self._step.run(real, labels, alpha=alpha, penalties=penalties))
         if self._replay is None:
-            self._record(real, labels, alpha, penalties)
+            try:
+                self._record(real, labels, alpha, penalties)
+            except RuntimeError as error:
+                # As of an operation that waits for the device, or too little memory for a graph's own.
+                self.failed = True
+                reason = str(error).partition("\n")[0]
+                print(f"CUDA graphs are off: this step cannot be recorded ({reason})", flush=True)
+                return self(real, labels, alpha, penalties)
         for kept, given in zip(self._inputs, _tensors(real, labels, alpha), strict=True):
             kept.copy_(given)
         self._replay()
@@ -95,16 +115,22 @@ class CUDAGraphStep:
         self._step = step
         self._recorder = recorder
         self._stage: tuple | None = None
+        self._failed = False  # at a recording: the rest of the run goes without
         self._recordings: dict[tuple[bool, ...], _Recording] = {}  # by `TrainStep.next_penalties`
 
     def __call__(self, real: Tensor, labels: Tensor | None = None, *, alpha: float | Tensor = 1.0) -> Stats:
+        if self._failed:
+            return self._step(real, labels, alpha=alpha)
         stage = real.shape, labels is None, None if isinstance(alpha, Tensor) else alpha
         if stage != self._stage:
             self._stage, self._recordings = stage, {}  # frees the old graphs' memory
         penalties = self._step.next_penalties()
         if penalties not in self._recordings:
             self._recordings[penalties] = _Recording(self._step, self._recorder)
-        return self._recordings[penalties](real, labels, alpha, penalties)
+        results = self._recordings[penalties](real, labels, alpha, penalties)
+        if self._recordings[penalties].failed:
+            self._failed, self._recordings = True, {}
+        return results
 
 
 def _tensors(*values: float | Tensor | None) -> list[Tensor]:
