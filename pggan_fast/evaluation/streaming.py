@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from pggan_fast.evaluation.sources import Digest, PreparedImages, Source
 from pggan_fast.metrics import MetricSet
 from pggan_fast.utils.atomic_write import atomic_write
+from pggan_fast.utils.cache import cache_folder
 from pggan_fast.utils.distributed import Processes
 from pggan_fast.utils.progress_bar import bar_over
 
@@ -105,8 +105,7 @@ def _cache_file(metrics: MetricSet, source: Source, count: int, batch_size: int)
         "networks": {name: metric.identity(source.channels) for name, metric in metrics.feature_metrics().items()},
     }
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return folder / "pggan-fast" / "features" / f"{name}.npz"
+    return cache_folder() / "features" / f"{name}.npz"
 
 
 def _read_cache(file: Path | None, metrics: MetricSet, count: int) -> tuple[dict[str, torch.Tensor], str] | None:

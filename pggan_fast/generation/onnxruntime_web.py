@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import shutil
 import subprocess
 import tarfile
@@ -12,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from pggan_fast.utils.atomic_write import atomic_write
+from pggan_fast.utils.cache import cache_folder
 from pggan_fast.utils.errors import UserError
 
 VERSION = "1.30.0"
@@ -30,10 +30,9 @@ def runtime_files(place: Path | None) -> dict[str, bytes]:
     """
     if place is not None:
         return _read(place)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pggan-fast"
-    archive = cache / f"onnxruntime-web-{VERSION}.tgz"
-    if not archive.is_file():
-        print(f"fetching onnxruntime-web {VERSION} from the npm registry (33 MB, kept in {cache})", flush=True)
+    archive = cache_folder() / f"onnxruntime-web-{VERSION}.tgz"
+    if not archive.is_file() or not _has_the_hash(archive.read_bytes()):
+        print(f"fetching onnxruntime-web {VERSION} from the npm registry (33 MB, kept in {archive.parent})", flush=True)
         contents = _fetch()
         with atomic_write(archive) as aside:
             aside.write_bytes(contents)
@@ -57,9 +56,13 @@ def _fetch() -> bytes:
             reason = " ".join(done.stderr.split())[:200] or f"exit code {done.returncode}"
             raise UserError(problem.format(f"npm cannot fetch it ({reason})"))
         contents = archive.read_bytes()
-    if base64.b64encode(hashlib.sha512(contents).digest()).decode() != INTEGRITY:
+    if not _has_the_hash(contents):
         raise UserError(problem.format("what npm fetched has another hash"))
     return contents
+
+
+def _has_the_hash(archive: bytes) -> bool:
+    return base64.b64encode(hashlib.sha512(archive).digest()).decode() == INTEGRITY
 
 
 def _read(place: Path) -> dict[str, bytes]:

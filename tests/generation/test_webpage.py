@@ -7,6 +7,8 @@ import io
 import json
 import re
 import tarfile
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from pggan_fast import Generator
 from pggan_fast.generation import onnxruntime_web, webpage
 from pggan_fast.generation.directions import principal_directions
 from pggan_fast.generation.images import _latent
+from pggan_fast.utils.cache import cache_folder
 from pggan_fast.utils.errors import UserError
 
 FILES = {"dist/ort.wasm.bundle.min.mjs": b"export {}", "dist/ort-wasm-simd-threaded.wasm": b"\0asm"}
@@ -106,7 +109,12 @@ def test_npm_fetches_it_once(tmp_path, monkeypatch):
     npm(tmp_path / "bin", monkeypatch, f"echo $@ >> {tmp_path}/log; cp {archive} onnxruntime-web-1.30.0.tgz")
     for _ in range(2):
         assert onnxruntime_web.runtime_files(None)["wasm"] == b"\0asm"
-    assert (tmp_path / "log").read_text() == "pack onnxruntime-web@1.30.0 --silent\n"
+    told = "pack onnxruntime-web@1.30.0 --silent\n"
+    assert (tmp_path / "log").read_text() == told
+    (kept,) = (tmp_path / "bin/cache").rglob("*.tgz")
+    kept.write_bytes(kept.read_bytes()[:-1])  # damaged, or of somebody else: fetched anew
+    assert onnxruntime_web.runtime_files(None)["wasm"] == b"\0asm"
+    assert (tmp_path / "log").read_text() == 2 * told
 
 
 @pytest.mark.parametrize(
@@ -124,6 +132,20 @@ def test_npm_that_fails_is_told_in_one_line(tmp_path, monkeypatch, script, reaso
     ):
         onnxruntime_web.runtime_files(None)
     assert not list((tmp_path / "bin").rglob("*.tgz"))
+
+
+def test_the_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "pggan-fast"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache/pggan-fast"
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache_folder() == Path(tempfile.gettempdir()) / "pggan-fast"
 
 
 def test_no_npm(tmp_path, monkeypatch):
