@@ -83,7 +83,9 @@ def find_weights(path: Path, config: TrainConfig | None = None) -> dict[str, Wei
     saved = checkpoints(path / "checkpoints") if config_file(path).is_file() else []
     if saved:
         state = load_run_checkpoint(saved[-1])
-        _check_unseen(state["generator"]["options"], config, path)
+        _, before = read_config(path, "--init-from")
+        options = {**state["generator"]["options"], "mbstd_group_size": before.mbstd_group_size}
+        _check_unseen(options, config, path)
         state = state["step"]
         return {"generator": state["G"], "average of the generator": state["G_ema"], "discriminator": state["D"]}
     file = path / "final" / "generator.safetensors" if path.is_dir() else path

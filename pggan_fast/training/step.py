@@ -57,8 +57,8 @@ class TrainStep:
     `step(real, labels=None, *, alpha=1.0)` takes images [d_steps * N, C, H, W] in -1..1, already faded and mirrored,
     and returns detached scalars, of the last of D's steps where there are several: d_loss, g_loss, real_score,
     fake_score; gradient_norm, real_gradient_norm, fake_gradient_norm, overfitting and augment_p where these exist;
-    penalty, which d_loss then leaves out, in steps with an update for it; and skipped, the number of updates left out
-    because the loss or a gradient was not finite. Nothing waits for the device.
+    penalty, where it has an update of its own (d_loss leaves it out); and skipped, the number of updates left out since
+    the loss or a gradient was not finite. Nothing waits for the device.
     `bad_steps` (int32, on the device) counts the steps since the last one in which nothing was left out.
     Latents come from torch's default generator of the device.
     """

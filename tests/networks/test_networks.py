@@ -375,3 +375,19 @@ def test_state_dict_through_a_file(network, tmp_path):
     with torch.no_grad():
         assert torch.equal(_run(other), _run(net))
     assert set(net.state_dict()) == {name for name, _ in net.named_parameters()}
+
+
+@pytest.mark.parametrize("network", [Generator, Discriminator])
+def test_without_wscale_weights_start_with_the_constant(network):
+    """The official use_wscale=False: the same function at the start, of weights that are used as they are."""
+    torch.manual_seed(0)
+    scaled = network(8, fmap_base=64, fmap_max=16)
+    torch.manual_seed(0)
+    plain = network(8, fmap_base=64, fmap_max=16, use_wscale=False)
+    inputs = torch.randn(4, 16) if network is Generator else torch.randn(4, 3, 8, 8)
+    expected, found = (net(inputs) if network is Generator else net(inputs)[0] for net in (scaled, plain))
+    # fp32: the constant is multiplied in before sums of about a hundred terms instead of after them
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    weight, own = scaled.blocks["8"]["conv"].weight, plain.blocks["8"]["conv"].weight
+    torch.testing.assert_close(own, weight * (2 / (own[0].numel())) ** 0.5)
+    assert plain.options["use_wscale"] is False

@@ -28,7 +28,9 @@ from tests.training.runs import config, stats, without_times, write_data
 
 # 4 px until 64 images, 8 px fades in until 96 and is stable until 160, 16 px fades in until 192: 35 steps.
 SETTINGS = {"total_kimg": 0.320, "checkpoint_kimg": 0.024, "sample_kimg": 0.064, "tick_kimg": 0.064}
-SETTINGS |= {"augment": "ada"}
+SETTINGS |= {"augment": "ada", "objective": "relativistic", "r1_weight": "linear:2:1:0.2", "r2_weight": 1.0}
+SETTINGS |= {"penalty_every": 3, "adam_beta1": 0.5, "adam_beta2": "cosine:0.9:0.99:0.3", "minibatch_repeats": 3}
+SETTINGS |= {"ema_half_life_kimg": "linear:0.01:0.05:0.3", "ema_ramp": 0.5}
 LATER = 0.3  # seconds from one checkpoint to about the next
 SLOW_FLUSH = 0.01  # seconds: much of the time goes into saving, so many kills hit there
 

@@ -193,6 +193,9 @@ def test_fine_tuning(small, data, tmp_path, source, capsys):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"slope": 0.1}, "is of a network with slope=0.2, this run has 0.1"),
+        ({"use_wscale": False}, "is of a network with use_wscale=True, this run has False"),
+        ({"mbstd_group_size": 2}, "is of a network with mbstd_group_size=4, this run has 2"),
         ({"init_from": "nowhere"}, "is neither a run with weights nor a .safetensors file"),
         ({"fmap_max": 4}, "this run needs"),
         ({"labels": True}, "this run needs"),

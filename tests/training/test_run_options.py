@@ -105,6 +105,15 @@ def test_runs_train_and_resume_bit_for_bit(name, data, tmp_path):
         assert curves < lines[-1].keys() and "overfitting" not in lines[-1]
         assert lines[0]["r1_weight"] > lines[-1]["r1_weight"] > 0.2 or lines[-1]["r1_weight"] == 0.2
         assert "exp_avg" in next(iter(expected["step"]["optimizer_D"]["state"].values()))
+        report = (straight / "report.html").read_text()
+        for title in (
+            "norms of D&#x27;s gradient at reals and at fakes",
+            "penalty",
+            "beta2",
+            "r2_weight",
+            "learning_rate",
+        ):
+            assert f">{title}<" in report, title
         counts = expected["stats"]["counts"] or {"penalty": 0}
         assert counts["penalty"] <= counts.get("d_loss", 0)
     if settings.get("d_steps") == 2:
