@@ -122,7 +122,12 @@ def _ours_for(theirs: types.FunctionType, name: str) -> Callable | None:
 
 def _agree(theirs: Callable, ours: Callable, name: str) -> bool:
     try:
-        with torch.enable_grad(), torch.random.fork_rng([]):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.random.fork_rng([]),
+        ):
             for args, kwargs in _trials(name):
                 results = []
                 for function in (theirs, ours):

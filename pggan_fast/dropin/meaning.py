@@ -62,6 +62,13 @@ def _batch_norm(
     return Op("batch_norm", input, (running_mean, running_var, weight, bias, float(eps))) if known else None
 
 
+def _instance_norm(
+    input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
+) -> Op | None:
+    known = running_mean is None and running_var is None and use_input_stats is True and is_number(eps)
+    return Op("instance_norm", input, (weight, bias), {"instance_eps": float(eps)}) if known else None
+
+
 def _cat(tensors: Any, dim: Any = 0, *, axis: Any = None) -> Op | None:
     options = {"dim": dim if axis is None else axis}
     return Op("cat", tuple(tensors), options=options) if isinstance(tensors, (list, tuple)) else None
@@ -89,6 +96,7 @@ _TABLE: tuple[tuple[Callable, tuple], ...] = (
     (_transposed, (F.conv_transpose2d,)),
     (_rescaled, (*_RESCALING, F.avg_pool2d)),
     (_batch_norm, (F.batch_norm,)),
+    (_instance_norm, (F.instance_norm,)),
     (_cat, (torch.cat, torch.concat)),
 )
 _READERS = {target: read for read, targets in _TABLE for target in targets}

@@ -77,6 +77,7 @@ class Rewriter:
             ("conv", ("conv", "transposed conv"), self._modulated),
             ("conv", ("conv",), self._convolution),
             ("bias_act", ("add",), self._biased),
+            ("bias_act", ("instance_norm",), self._instance_normalized),
             ("bias_act", None, self._normalized),
             ("minibatch_stddev", ("cat",), self._stddev),
             ("resample", ("up", "down"), self._rescaled),
@@ -312,6 +313,17 @@ class Rewriter:
             match.nodes.insert(0, node)
             match.args = (op.x,)
             match.kwargs |= {"act": op.name, **op.options}
+        return match
+
+    def _instance_normalized(self, node: fx.Node, op: Op) -> Match | None:
+        """Instance norm with the activation after it."""
+        x = example(op.x)
+        if x is None or x.device.type != "cpu" or x.ndim < 3 or not x.is_contiguous() or dtype_of(node) != x.dtype:
+            return None
+        if any(part is not None and dtype_of(part) != x.dtype for part in op.other):
+            return None
+        match = Match(fused.instance_norm, ["instance norm"], [node], (op.x, *op.other), dict(op.options))
+        self._follow(match, op.x, convolution=False)
         return match
 
     def _rescaled(self, node: fx.Node, op: Op) -> Match | None:

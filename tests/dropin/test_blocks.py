@@ -128,9 +128,15 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "upsampling by a view": (lambda: Written(unpooled), "nearest upsampling + conv"),
     "upsampling by repetition": (lambda: Written(repeated), "nearest upsampling + conv"),
     "residual mean": (lambda: Written(residual), "conv + 2x2 mean"),
-    "reflection, instance norm, ReLU": (lambda: Written(reflected), ""),
+    "reflection, instance norm, ReLU": (lambda: Written(reflected), "instance norm + relu"),
     "gain and clamp": (lambda: Written(fused_lrelu, bias=False), "conv + bias + lrelu + gain + clamp"),
 }
+NORMED = {
+    "instance norm with weights": lambda: nn.Sequential(nn.InstanceNorm2d(8, affine=True), nn.LeakyReLU(0.2, True)),
+    "instance norm, leaving": lambda: nn.Sequential(nn.Conv2d(8, 8, 3), nn.InstanceNorm2d(8), nn.LeakyReLU(0.2)),
+    "instance norm alone": lambda: nn.Sequential(nn.InstanceNorm2d(8), nn.Conv2d(8, 8, 1)),
+}
+CASES |= {name: (make, "instance norm") for name, make in NORMED.items()}
 PIXEL_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "keepdim": lambda x: x * torch.rsqrt(torch.mean(x * x, dim=1, keepdim=True) + 1e-8),
     "unsqueezed": lambda x: x / torch.sqrt(x.pow(2).mean(1) + 1e-8).unsqueeze(1),
@@ -160,6 +166,10 @@ def test_blocks(name):
     torch.manual_seed(0)
     make, expected = CASES[name]
     check(make(), expected)
+
+
+def test_running_statistics_are_left_to_instance_norm():
+    check(nn.Sequential(nn.InstanceNorm2d(8, track_running_stats=True), nn.Conv2d(8, 8, 1)), "")
 
 
 @pytest.mark.parametrize("name", PIXEL_NORMS)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pggan_fast import accelerate, explain
+from pggan_fast.dropin import known
 from tests.dropin import nvidia_like, rosinality_like
 from tests.dropin.helpers import EXACT, assert_same, results
 from tests.dropin.model_zoo import fill
@@ -43,6 +44,15 @@ def test_switches_leave_known_functions():
     fast = accelerate(model, bias_act=False, conv=False)
     torch.testing.assert_close(fast(*inputs), model(*inputs))
     assert {row.what for row in explain(fast).replaced} & {"modulated_conv2d", "bias_act"} == set()
+
+
+def test_what_is_captured_without_gradients_is_known_too():
+    known._ours_for.cache_clear()
+    model, inputs = made("down")
+    fast = accelerate(model)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        fast(*(t.clone() for t in inputs))
+    assert {"filter2d", "bias_act"} <= {row.what for row in explain(fast).replaced}
 
 
 def test_a_function_that_is_exchanged_later(monkeypatch):
