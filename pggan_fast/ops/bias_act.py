@@ -37,6 +37,7 @@ from pggan_fast.ops.registry import (
     in_forward_mode,
     no_third_derivative,
     refuse_derivatives,
+    tangent_rule,
     through_dispatcher,
 )
 
@@ -112,8 +113,9 @@ class BiasAct(OpFunction):
         return y, r
 
     @staticmethod
-    def jvp(ctx, t_x, t_bias, *_):
-        return formulas.forward_tangents(*ctx.saved_tensors, t_x, t_bias, *ctx.epilogue)
+    @tangent_rule
+    def jvp(ctx, saved, t_x, t_bias, *_):
+        return formulas.forward_tangents(*saved, t_x, t_bias, *ctx.epilogue)
 
     @staticmethod
     def backward(ctx, dy, dr):
@@ -189,8 +191,9 @@ class BiasActBackward(OpFunction):
         return dx, db
 
     @staticmethod
-    def jvp(ctx, t_dy, t_dr, t_y, t_r, *_):
-        tangents = formulas.backward_tangents(*ctx.saved_tensors, t_dy, t_dr, t_y, t_r, *ctx.epilogue)
+    @tangent_rule
+    def jvp(ctx, saved, t_dy, t_dr, t_y, t_r, *_):
+        tangents = formulas.backward_tangents(*saved, t_dy, t_dr, t_y, t_r, *ctx.epilogue)
         return tangents if ctx.needs_bias_grad else (tangents[0], None)
 
     @staticmethod

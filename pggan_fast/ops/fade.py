@@ -17,6 +17,7 @@ from pggan_fast.ops.registry import (
     define_implementations,
     differentiate_implementations,
     in_forward_mode,
+    tangent_rule,
     through_dispatcher,
 )
 from pggan_fast.ops.resample import check_image, like_layout, repeat, sum_blocks
@@ -116,8 +117,9 @@ class FadeIn(OpFunction):
         return d_low, d_high, d_alpha, None, None
 
     @staticmethod
-    def jvp(ctx, t_low, t_high, t_alpha, *_):
-        alpha, low, high = ctx.saved_tensors
+    @tangent_rule
+    def jvp(ctx, saved, t_low, t_high, t_alpha, *_):
+        alpha, low, high = saved
         t = blend(_or_zeros(t_low, low), _or_zeros(t_high, high), alpha, ctx.number, ctx.impl)
         return t if t_alpha is None else _moved(t, t_alpha, high, repeat(low, 1.0, 0, 0, ctx.impl))
 
@@ -141,8 +143,9 @@ class FadeInBackward(OpFunction):
         return d_dy, d_alpha, None, None
 
     @staticmethod
-    def jvp(ctx, t_dy, t_alpha, *_):
-        alpha, dy = ctx.saved_tensors
+    @tangent_rule
+    def jvp(ctx, saved, t_dy, t_alpha, *_):
+        alpha, dy = saved
         t_low, t_high = call_op(_fade_in_backward[ctx.impl], _or_zeros(t_dy, dy), alpha, ctx.number)
         if t_alpha is None:
             return t_low, t_high
@@ -173,8 +176,9 @@ class FadeReals(OpFunction):
         return dx, _alpha_gradient(dy, x, blend_reals(x, None, 0.0, wide, ctx.impl)), None, None, None
 
     @staticmethod
-    def jvp(ctx, t, t_alpha, *_):
-        alpha, images = ctx.saved_tensors
+    @tangent_rule
+    def jvp(ctx, saved, t, t_alpha, *_):
+        alpha, images = saved
         floating = images if images.is_floating_point() else images.new_zeros(images.shape, dtype=ctx.out_dtype)
         t = blend_reals(_or_zeros(t, floating), alpha, ctx.number, ctx.out_dtype, ctx.impl)
         if t_alpha is None:

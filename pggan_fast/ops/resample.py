@@ -13,6 +13,7 @@ from pggan_fast.ops.registry import (
     below_autograd,
     define_implementations,
     differentiate_implementations,
+    tangent_rule,
     through_dispatcher,
 )
 
@@ -64,7 +65,8 @@ class Upsample2x(OpFunction):
         return sum_blocks(dy, ctx.scale, ctx.impl), None, None, None, None
 
     @staticmethod
-    def jvp(ctx, t, *_):
+    @tangent_rule
+    def jvp(ctx, saved, t, *_):
         return repeat(t, ctx.scale, *ctx.extra, ctx.impl)
 
 
@@ -81,7 +83,8 @@ class Downsample2x(OpFunction):
         return repeat(dy, ctx.scale, *ctx.extra, ctx.impl), None, None
 
     @staticmethod
-    def jvp(ctx, t, *_):
+    @tangent_rule
+    def jvp(ctx, saved, t, *_):
         return sum_blocks(t, ctx.scale, ctx.impl)
 
 

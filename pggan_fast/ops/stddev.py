@@ -34,6 +34,7 @@ from pggan_fast.ops.registry import (
     in_forward_mode,
     no_third_derivative,
     refuse_derivatives,
+    tangent_rule,
     through_dispatcher,
 )
 from pggan_fast.ops.resample import check_image, like_layout
@@ -111,8 +112,9 @@ class MinibatchStddev(OpFunction):
         return dx, None, None
 
     @staticmethod
-    def jvp(ctx, t, *_):
-        return _forward_tangent(*ctx.saved_tensors, t, *ctx.options)
+    @tangent_rule
+    def jvp(ctx, saved, t, *_):
+        return _forward_tangent(*saved, t, *ctx.options)
 
 
 class MinibatchStddevBackward(OpFunction):
@@ -133,8 +135,9 @@ class MinibatchStddevBackward(OpFunction):
         return d_dy, dx, None, None
 
     @staticmethod
-    def jvp(ctx, t_dy, t_x, *_):
-        dy, x = ctx.saved_tensors
+    @tangent_rule
+    def jvp(ctx, saved, t_dy, t_x, *_):
+        dy, x = saved
         t = torch.zeros_like(x) if t_dy is None else call_op(_backward[ctx.impl], t_dy, x, *ctx.options)
         # The second derivatives of a number are symmetric.
         return t if t_x is None else t + call_op(_double_backward[ctx.impl], t_x, dy, x, *ctx.options)[1]

@@ -13,7 +13,12 @@ from torch.autograd import Function
 
 from pggan_fast import reference
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.registry import below_autograd, define_implementations, differentiate_implementations
+from pggan_fast.ops.registry import (
+    below_autograd,
+    define_implementations,
+    differentiate_implementations,
+    tangent_rule,
+)
 from pggan_fast.ops.resample import check_image, like_layout
 from pggan_fast.reference import each_axis, each_side
 
@@ -166,7 +171,8 @@ class Upfirdn2d(Function):
         return Upfirdn2d.apply(dy, ctx.f, *options, ctx.impl), *[None] * 12
 
     @staticmethod
-    def jvp(ctx, t_x, *_):
+    @tangent_rule
+    def jvp(ctx, saved, t_x, *_):
         return Upfirdn2d.apply(t_x, ctx.f, *ctx.options, ctx.impl)
 
     @staticmethod

@@ -84,6 +84,7 @@ TRANSFORMS = {
     "hessian": lambda f, t: hessian(_loss(f))(*t),
     "reverse_over_reverse": lambda f, t: jacrev(jacrev(_loss(f)))(*t),
     "reverse_over_forward": lambda f, t: jacrev(jacfwd(_loss(f)))(*t),
+    "forward_over_forward": lambda f, t: jacfwd(jacfwd(_loss(f)))(*t),
     "per_sample_grad": lambda f, t: vmap(grad(_loss(f), _every(t)))(*_stacked(t)),
     "per_sample_grad_of_shared": lambda f, t: vmap(grad(_loss(f), len(t) - 1), (0, *[None] * (len(t) - 1)))(
         _stacked(t)[0], *t[1:]
