@@ -10,18 +10,14 @@ other work on the machine counts less; measuring the distance is left out of it.
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
-from pggan_fast.evaluation import metric_callback_for
-from pggan_fast.networks import Generator
-from pggan_fast.training import RunFolder, Stage, TrainConfig, train
+from experiments.timed_run import lines_of, run_for
+from pggan_fast.training import TrainConfig
 
 RESOLUTION = 32
 GAP = 16  # pixels between grids
@@ -37,35 +33,8 @@ NAMES = {
 }
 
 
-class OutOfTime(Exception):
-    """The run has had its share."""
-
-
-class Clock:
-    """A metric callback that notes the distance with the processor time of training, and ends the run in time."""
-
-    def __init__(self, run: RunFolder, file: Path, seconds: float) -> None:
-        self._metric_callback = metric_callback_for(run)
-        self._file = file
-        self._seconds = seconds
-        self._aside = time.process_time()  # not spent on training
-
-    def __call__(self, G: Generator, stage: Stage, alpha: float | torch.Tensor) -> dict[str, float]:
-        began = time.process_time()
-        trained = began - self._aside
-        values = self._metric_callback(G, stage, alpha)
-        self._aside += time.process_time() - began
-        line = {"seconds": round(trained, 2), "resolution": stage.resolution, **values}
-        with open(self._file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if trained >= self._seconds:
-            raise OutOfTime
-        return values
-
-
 def train_one(name: str, data: Path, out: Path, seconds: float, kimg: float) -> None:
     """One of RUNS in out/name, its distances in out/name.jsonl. `kimg`: per phase of the growth."""
-    torch.set_num_threads(1)
     config = TrainConfig(
         data=data,
         out=out / name,
@@ -87,22 +56,14 @@ def train_one(name: str, data: Path, out: Path, seconds: float, kimg: float) -> 
         tensorboard=False,
         **RUNS[name],
     )
-    run = RunFolder.create(config)
-    try:
-        train(run, metric_callback=Clock(run, out / f"{name}.jsonl", seconds))
-    except OutOfTime:
-        print(f"{name}: {seconds:g} s are over")
-
-
-def lines_of(out: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    run_for(config, seconds)
 
 
 def plot(out: Path, path: Path) -> None:
     """Distance over time of every run that there is, and how long each took to what all of them have reached."""
     import matplotlib.pyplot as plt  # only here: it is for this figure alone
 
-    found = {name: lines_of(out, name) for name in RUNS if (out / f"{name}.jsonl").exists()}
+    found = {name: lines_of(out / f"{name}.jsonl") for name in RUNS if (out / f"{name}.jsonl").exists()}
     figure, axes = plt.subplots(figsize=(7.5, 4))
     for name, lines in found.items():
         axes.plot([line["seconds"] for line in lines], [line["swd_average"] for line in lines], label=NAMES[name])
