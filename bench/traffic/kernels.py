@@ -180,10 +180,10 @@ def counted(impl: str) -> Iterator[Traffic]:
         rules |= {
             getattr(native, name).default: _inside(getattr(native, name).default, HOSTS[name]) for name in FOLDING
         }
-    for namespace, impl in ((native, "native"), (triton, "triton")):
+    for namespace, own in ((native, "native"), (triton, "triton")):
         for name, run in COMPOSITES.items():
             op = getattr(namespace, name).default
-            rules[op] = _inside(op, partial(run, impl))
+            rules[op] = _inside(op, partial(run, own))
     for name, run in HOSTS.items():
         op = getattr(triton, name).default
         rules[op] = _inside(op, run)

@@ -87,7 +87,7 @@ def test_a_step_reaches_its_aims(resolution, batch):
     assert (
         counts["auto"] <= (1.6 if resolution >= 1024 else 1.85 if resolution >= 256 else 2.35) * counts["convolutions"]
     )
-    assert counts["convolutions"] < counts["triton"] < counts["auto"] < counts["native"] < counts["eager"] / 1.9
+    assert counts["convolutions"] < counts["triton"] < counts["auto"] <= counts["native"] < counts["eager"] / 1.9
 
 
 def test_bf16_halves_what_images_move():
