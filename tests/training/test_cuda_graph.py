@@ -8,6 +8,7 @@ import torch
 from pggan_fast import Discriminator, Generator
 from pggan_fast.training import TrainStep
 from pggan_fast.training import step as step_module
+from pggan_fast.training.augment import AdaptiveAugment
 from pggan_fast.training.config import TrainConfig
 from pggan_fast.training.losses import Relativistic
 from pggan_fast.training.runtime import cuda_graph
@@ -105,6 +106,23 @@ def test_a_step_never_reads_the_device(precision, augment):
         step(real, alpha=alpha)
         step.set_learning_rate(1e-4)
     assert torch.ops.aten._fused_adam_.tensor_lr in {call[0] for call in tape.calls}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_modern_recipe_never_reads_the_device(precision):
+    """Penalties of their own through ADA, a fixed probability, and every setting that a curve changes."""
+    lazy = dict(objective="modern", penalty_every=2, penalty_on="raw", betas=(0.5, 0.9), eps_place="uncorrected")
+    step = build(precision=precision, augment=AdaptiveAugment(p=0.5), **lazy)
+    settings = dict(beta2=0.95, r1_weight=0.5, r2_weight=0.25, ema_decay=0.9, augment_p=0.25)
+    real, _, alpha = next(batches([(8, torch.tensor(0.5))]))
+    for penalties in ((True,), (False,)):
+        step.set_hyperparameters(**settings)
+        step.run(real, None, alpha=alpha, penalties=penalties)
+        with Tape():  # which raises at a read
+            step.set_hyperparameters(**settings)
+            scalars = step.run(real, None, alpha=alpha, penalties=penalties)
+        assert ("penalty" in scalars) == penalties[0] and "overfitting" not in scalars
+        assert step.augment.p == 0.25 and step.ema_decay == torch.tensor(0.9)
 
 
 def test_the_tape_notices_a_read():
