@@ -20,6 +20,7 @@ from pggan_fast import _native, doctor
 
 MODULES = {
     "compile": "compile_ahead",
+    "halo_tiles": "halo",
     "steps_equal": "equality",
     "captured": "equality",
     "train": "equality",

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast import reference
+from pggan_fast.ops import conv_halo_gradients
 from pggan_fast.ops.bias_act import (
     EPILOGUE_SCHEMA,
     bias_act_inplace,
@@ -31,6 +32,7 @@ from pggan_fast.ops.conv_gradients import (
     raw_gradients,
     takes_own_kernel,
 )
+from pggan_fast.ops.conv_halo_gradients import HaloConv2d
 from pggan_fast.ops.dispatch import choose, requested_impl
 from pggan_fast.ops.registry import (
     OpFunction,
@@ -108,6 +110,8 @@ def equalized_conv2d(
         bias = as_nonleaf_view(bias)
     if is_transformed():
         return _composite(x, weight, bias, padding, up, down, *options, impl)[0]
+    if conv_halo_gradients.takes(x, weight, (padding, up, down), options, impl):
+        return HaloConv2d.apply(x, weight, bias, (padding, up, down), options, torch.is_grad_enabled())[0]
     return EqualizedConv2d.apply(x, weight, bias, (padding, up, down), options, impl, torch.is_grad_enabled())[0]
 
 
@@ -139,6 +143,8 @@ def autocast_input(x: Tensor) -> Tensor:
 def _differentiable(x, weight, bias, geometry, options, impl) -> tuple[Tensor, Tensor]:
     if is_transformed():
         return _composite(x, weight, bias, *geometry, *options, impl)
+    if conv_halo_gradients.takes(x, weight, geometry, options, impl):
+        return HaloConv2d.apply(x, weight, bias, geometry, options, torch.is_grad_enabled())
     return EqualizedConv2d.apply(x, weight, bias, geometry, options, impl, torch.is_grad_enabled())
 
 

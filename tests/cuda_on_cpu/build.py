@@ -43,7 +43,7 @@ def missing() -> str | None:
 
 def sources(variant: str) -> list[Path]:
     machine = "threads.cpp" if variant == "thread" else "fibers.cpp"
-    ours = [HERE / name for name in ("controls.cpp", "planted.cu", machine)]
+    ours = [HERE / name for name in ("controls.cpp", "planted.cu", "fragments.cu", machine)]
     return sorted((ROOT / "csrc/cuda").glob("*.cu"), key=lambda p: -p.stat().st_size) + ours
 
 

@@ -34,4 +34,7 @@ PYBIND11_MODULE(_cuda_on_cpu, m) {
   plant("misaligned", planted::misaligned);
   plant("divergent_barrier", planted::divergent_barrier);
   plant("missing_barrier", planted::missing_barrier);
+  plant("missing_wait", planted::missing_wait);
+  m.def("product", planted::product, py::arg("dtype"), py::arg("a"), py::arg("b"));
+  m.def("loaded_tile", planted::loaded_tile, py::arg("tile"), py::arg("transposed"));
 }

@@ -10,7 +10,7 @@
 #include <numeric>
 #include <random>
 
-#include "machine.h"
+#include "tensor_cores.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
@@ -49,7 +49,8 @@ struct Thread {
   dim3 index;
   State state = State::running;
   Fiber* fiber = nullptr;  // where it waits
-  uint64_t given = 0, exchanged = 0;
+  const void* given = nullptr;
+  size_t given_bytes = 0;
 };
 
 Order order = Order::ascending;
@@ -63,6 +64,7 @@ Fiber* running;
 
 const std::function<void()>* kernel;
 std::vector<Thread> threads;
+std::vector<char> gathered;       // kGathered bytes of each
 std::vector<unsigned> sequence;  // the order of the threads
 size_t started;                  // of `sequence`
 unsigned current;                // the thread that runs
@@ -143,7 +145,8 @@ bool release_warps() {
   for (unsigned first = 0; first < n; first += kWarp) {
     const unsigned end = std::min(n, first + kWarp);
     if (count(first, end, State::waits_for_warp) < end - first) continue;
-    for (unsigned i = first; i < end; ++i) threads[i].exchanged = threads[i].given;
+    for (unsigned i = first; i < end; ++i)
+      std::memcpy(&gathered[i * kGathered], threads[i].given, threads[i].given_bytes);
     resume_threads(first, end);
     any = true;
   }
@@ -153,6 +156,7 @@ bool release_warps() {
 void run_block() {
   const unsigned n = threads.size();
   shared.clear();
+  for (unsigned i = 0; i < n; ++i) copies[i].clear();
   for (Thread& thread : threads) thread.state = State::running;
   std::iota(sequence.begin(), sequence.end(), 0);
   if (order == Order::descending) std::reverse(sequence.begin(), sequence.end());
@@ -182,6 +186,7 @@ void run_grid(dim3 grid, dim3 block, const std::function<void()>& function) {
   loaded = stored = 0;
   threads.assign(block.x * block.y * block.z, Thread{});
   sequence.resize(threads.size());
+  gathered.resize(threads.size() * kGathered);
   blockDim = block;
   gridDim = grid;
   for (unsigned i = 0; i < threads.size(); ++i)
@@ -198,10 +203,11 @@ void run_grid(dim3 grid, dim3 block, const std::function<void()>& function) {
 
 void wait_for_block() { wait(State::waits_for_block); }
 
-uint64_t exchange(uint64_t value, unsigned lane) {
-  threads[current].given = value;
+const char* gather(const void* mine, size_t bytes) {
+  threads[current].given = mine;
+  threads[current].given_bytes = bytes;
   wait(State::waits_for_warp);
-  return threads[current / kWarp * kWarp + lane].exchanged;
+  return &gathered[current / kWarp * kWarp * kGathered];
 }
 
 void* shared_memory(const void* key, size_t bytes) {

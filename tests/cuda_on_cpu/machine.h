@@ -28,6 +28,7 @@ namespace cuda_on_cpu {
 
 constexpr unsigned kWarp = 32;
 constexpr unsigned kMaxThreads = 1024;
+constexpr size_t kGathered = 32;
 
 inline unsigned thread_number() { return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z); }
 
@@ -41,7 +42,7 @@ void run_grid(dim3 grid, dim3 block, const std::function<void()>& kernel);
 
 // Called by the threads of a kernel:
 void wait_for_block();                               // __syncthreads
-uint64_t exchange(uint64_t value, unsigned lane);    // what that lane of the warp gave in the same call
+const char* gather(const void* mine, size_t bytes);  // what each lane gave in the same call, kGathered bytes apart
 void* shared_memory(const void* key, size_t bytes);  // the block's memory of this key, all bits set at first
 
 // Threads of a block start, and continue after waiting, in this order.

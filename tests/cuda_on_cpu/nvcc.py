@@ -41,7 +41,7 @@ class Kernel(NamedTuple):
     name: str  # without _kernel
     types: tuple[str, ...]  # among its template arguments
     vector: int  # elements that it loads and stores at once
-    flags: tuple[bool, ...]  # channels_last, and pixel norm
+    flags: tuple[bool | str, ...]  # channels_last, and pixel norm; of conv_halo its other template arguments
     registers: int
     shared: int  # bytes
     stack: int
@@ -129,6 +129,8 @@ def _kernel(name: str, registers: int, stack: int, shared: int, local: int) -> K
     types = tuple(TYPES[a] for a in arguments if a in TYPES)
     vector = next((int(a) for a in arguments if a.isdigit()), 1)
     flags = tuple(a == "true" for a in arguments if a in ("true", "false"))
+    if kernel.startswith("conv_halo"):
+        vector, flags = 16 // {"fp32": 4}.get(types[0], 2), tuple(arguments[1:])
     return Kernel(kernel, types, vector, flags, registers, shared, stack, local)
 
 
@@ -148,6 +150,23 @@ def instructions(source: str, gpu: str) -> dict[str, set[str]]:
             used.add(match[1])
     names = demangle(tuple(found))
     return {str(_kernel(names[name], 0, 0, 0, 0)): used for name, used in found.items()}
+
+
+@functools.cache
+def loops(source: str, gpu: str) -> dict[str, list[int]]:
+    """How many instructions the loops of each kernel have, the longest first; outer ones with inner ones."""
+    binary = binaries()[source, virtual_of(gpu)].result()
+    found: dict[str, list[int]] = {}
+    for line in read(binary, "--dump-sass", "--gpu-architecture", f"sm_{gpu}").splitlines():
+        if match := re.search(r"Function : (\w+)", line):
+            addresses: list[int] = []
+            of_kernel = found.setdefault(match[1], [])
+        elif match := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", line):
+            addresses.append(int(match[1], 16))
+            if back := re.search(r"BRA.* 0x([0-9a-f]+)", match[2]):
+                of_kernel.append(sum(int(back[1], 16) <= a for a in addresses))
+    names = demangle(tuple(found))
+    return {str(_kernel(names[name], 0, 0, 0, 0)): sorted(sizes, reverse=True) for name, sizes in found.items()}
 
 
 @functools.cache

@@ -32,6 +32,27 @@ least) are read a second time, which makes 3 of 2 passes over memory in the forw
 in the double backward. Of a group of more than 4 samples in `minibatch_stddev` those beyond the fourth are read three
 times, from cache where that holds them.
 
+## Convolutions by halo tiles
+
+`conv_halo` is for 16 and 32 channels, channels_last, where an implicit matrix product reads each value nine times
+from the L2 cache. A block copies a tile of the input and its border into shared memory once, by `cp.async`, 16 bytes
+at a time and zeros outside the image; all taps are multiplied from there by `ldmatrix` and `mma.sync` (bf16, fp16,
+tf32) with sums in fp32. A warp takes 16 pixels of several rows, so that one load of a row serves three rows of
+results. Scale, bias, activation, pixel norm and the packed signs follow in registers. `up=2` is four phases of 2 x 2
+taps, `down=2` one 4 x 4 filter. The input gradient is the same kernel: the activation's gradient is taken in shared
+memory, once for each value, or in the epilogue. The weight gradient multiplies two such tiles, with pixels as the
+summed dimension; blocks leave partial sums that are added in a fixed order.
+
+Counted, not timed: no GPU has run these kernels. By a reading of the SASS for sm_90 at 16 channels in bf16, per warp
+and 16 pixels, every instruction of the loop over tiles included: 118 forward with leaky ReLU and packed signs, 124
+with pixel norm, 160 for the input gradient through an activation, 130 with the activation's mask on the result, and
+about 165 for the weight gradient through an activation. Bytes from and to L2 are at most 1.3 times the tensors' own
+(`tests/cuda_on_cpu/test_conv_halo.py`). Blocks have up to 48 KiB of shared memory and 128 registers a thread: two fit
+on every multiprocessor. There are no fp32 kernels for 32 to 32 channels, for resizing, or for weight gradients, whose
+tiles would leave room for one block alone; nor for `relu`. cuDNN or Triton take those.
+
+## Registers and occupancy
+
 | kernel | dtype | elements | shared, KiB |{gpus}
 |---|---|---|---|{rules}
 """

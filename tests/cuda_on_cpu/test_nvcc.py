@@ -43,8 +43,8 @@ def test_enough_blocks_run_at_once(source, gpu):
 def test_vectors_are_loaded_and_stored_at_once(source, gpu):
     """16 bytes by one instruction, in every kernel that has vectors; and none touches local memory."""
     found = nvcc.instructions(source, gpu)
-    vectors = [str(k) for k in nvcc.kernels(source, gpu) if k.vector > 1]
-    assert bool(vectors) == (source != "fold")
+    vectors = [str(k) for k in nvcc.kernels(source, gpu) if k.vector > 1 and not k.name.startswith("conv_halo")]
+    assert bool(vectors) == (source not in ("fold", "conv_halo"))
 
     def without(opcode: str, kernels: list[str]) -> list[str]:
         wide = re.compile(rf"{opcode}(\.\w+)*\.128\b")
@@ -53,6 +53,33 @@ def test_vectors_are_loaded_and_stored_at_once(source, gpu):
     assert without("LDG", [kernel for kernel in vectors if NARROW not in kernel and "upsample" not in kernel]) == []
     assert without("STG", vectors) == []
     assert [kernel for kernel, used in found.items() if any(u.startswith(("LDL", "STL")) for u in used)] == []
+
+
+@pytest.mark.parametrize("gpu", [gpu for gpu in GPUS if int(gpu) >= 80])
+def test_halo_tiles_go_to_tensor_cores_from_shared_memory(gpu):
+    """Copied 16 bytes at once past the registers, read by ldmatrix and multiplied by mma, in every instance."""
+    found = nvcc.instructions("conv_halo", gpu)
+    halo = {kernel: used for kernel, used in found.items() if kernel.startswith("conv_halo")}
+    assert len(halo) > 80
+    for opcode in ("LDGSTS", "LDSM", "HMMA"):
+        assert [k for k, used in halo.items() if not any(u.startswith(opcode) for u in used)] == []
+
+
+# Kind 0 is plain; what is fused is numbered as in csrc/cuda/conv_halo_kernels.cuh. An inner loop takes half the rows
+# and runs twice.
+@pytest.mark.parametrize(
+    ("fused", "halves", "most"),
+    [(0, False, 120), (1, False, 128), (2, True, 160), (3, True, 132)],
+    ids=["epilogue", "pixel_norm", "in_mask", "out_mask"],
+)
+def test_instructions_for_sixteen_pixels(fused, halves, most):
+    """Count the whole loop over tiles, 16 channels in bf16 on sm_90: a warp has 8 times 16 pixels of a tile."""
+    (name,) = (
+        k for k in nvcc.loops("conv_halo", "90") if re.match(rf"conv_halo<bf16.*16, 16, Kind\)0, Fused\){fused}", k)
+    )
+    sizes = [size for size in nvcc.loops("conv_halo", "90")[name] if size > 150]
+    assert len(sizes) == 1 + halves
+    assert sum(sizes) <= 8 * most
 
 
 def test_the_table_is_what_nvcc_makes():

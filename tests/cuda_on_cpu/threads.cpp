@@ -8,14 +8,16 @@
 #include <mutex>
 #include <thread>
 
-#include "machine.h"
+#include "tensor_cores.h"
 
 namespace cuda_on_cpu {
 namespace {
 
 std::unique_ptr<std::barrier<>> of_block;
 std::vector<std::unique_ptr<std::barrier<>>> of_warp;
-uint64_t given[kMaxThreads];
+// Two of each, so that the next call may begin before every lane has read what this one gave.
+char given[2][kMaxThreads * kGathered];
+thread_local unsigned calls;
 
 // What orders one thread after another hides a race between them from ThreadSanitizer. So totals are added without
 // an order, and the mutex is taken once by a thread for a key, before its first access.
@@ -64,6 +66,7 @@ void run_block(const std::function<void()>& kernel, dim3 index, dim3 size, dim3 
     of_warp.push_back(std::make_unique<std::barrier<>>(std::min(kWarp, n - first)));
   crew_of(n).run([&](unsigned i) {
     known.clear();
+    copies[i].clear();
     loaded = stored = 0;
     gridDim = grid;
     blockDim = size;
@@ -88,13 +91,12 @@ void run_grid(dim3 grid, dim3 block, const std::function<void()>& kernel) {
 
 void wait_for_block() { of_block->arrive_and_wait(); }
 
-uint64_t exchange(uint64_t value, unsigned lane) {
+const char* gather(const void* mine, size_t bytes) {
   const unsigned me = thread_number(), warp = me / kWarp;
-  given[me] = value;
+  char* of_call = given[calls++ % 2];
+  std::memcpy(of_call + me * kGathered, mine, bytes);
   of_warp[warp]->arrive_and_wait();
-  const uint64_t result = given[warp * kWarp + lane];
-  of_warp[warp]->arrive_and_wait();
-  return result;
+  return of_call + warp * kWarp * kGathered;
 }
 
 void* shared_memory(const void* key, size_t bytes) {

@@ -9,6 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from pggan_fast.ops.conv_halo import FUSED, exists, has_weight_gradient
 from tests.cuda_on_cpu import build
 from tests.ops.op_calls import CALLS, Make
 from tests.ops.samples import DTYPES
@@ -18,6 +19,7 @@ FITS = (4, 64, 4, 16)  # vectors of 16 bytes fit in every dtype and layout, at h
 ODD = (6, 5, 6, 10)
 # With one channel more than a block holds in registers, pixel norm reads its inputs twice.
 WIDE = (1, 4104, 2, 4)
+SMALL, HALVES = (4, 20), (torch.bfloat16, torch.float16)
 EPILOGUE = (0.7, "lrelu", 0.2, 1.3)
 
 
@@ -92,6 +94,25 @@ def foldings(dtype: torch.dtype, to: torch.dtype) -> None:
         ops.unfold_weight(folded, 1.0, transposed, dtype, channels_last)
 
 
+def halo_tiles(dtypes: tuple[torch.dtype, ...], channels: tuple[int, ...] = (16, 32)) -> None:
+    ops = torch.ops.pggan_fast_cuda_on_cpu
+    for dtype, c_in, c_out, transposed, stride in product(dtypes, channels, channels, (False, True), (1, 2)):
+        h, w = SMALL
+        x, mask = dense((1, c_in, h, w), dtype, "channels_last"), torch.ones(1, h, w, 1, dtype=torch.int32)
+        if has_weight_gradient(dtype, c_in, c_out, stride) and not transposed:
+            b = dense((1, c_out, stride * h, stride * w), dtype, "channels_last")
+            for signs in (None, mask):
+                ops.conv_halo_weight_gradient(x, b, signs, stride, 0.7, 1.3, 0.26)
+        if not exists(dtype, c_in, c_out, transposed, stride):
+            continue
+        k, out = (3, (h, w)) if stride == 1 else (4, (2 * h, 2 * w) if transposed else (h // 2, w // 2))
+        weight = torch.randn(c_in if transposed else c_out, c_out if transposed else c_in, k, k).to(dtype)
+        for fused in FUSED:
+            signs = {"in_mask": mask, "out_mask": torch.ones(1, *out, 1, dtype=torch.int32)}.get(fused)
+            bias = torch.randn(c_out) if signs is None else None
+            ops.conv_halo(x, weight, bias, signs, transposed, stride, *out, fused, 0.7, 1.3, 0.26, 1e-8, True)
+
+
 def run(dtypes: tuple[torch.dtype, ...], offsets: tuple[int, ...]) -> None:
     """offsets: 1 is an address at which no vector may be read."""
     for dtype, layout in product(dtypes, LAYOUTS):
@@ -103,6 +124,9 @@ def run(dtypes: tuple[torch.dtype, ...], offsets: tuple[int, ...]) -> None:
         epilogues(WIDE, dtype, layout, 0)
     for dtype, to in product(dtypes, repeat=2):
         foldings(dtype, to)
+    # Of halo tiles, whose products take long here, one instance where others show nothing new.
+    quick = len(dtypes) == 1
+    halo_tiles((torch.bfloat16,) if quick else (torch.float32, *HALVES), (16,) if quick else (16, 32))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ EPS = 1e-8
 
 IMAGE, FACTORS = (2, 5, 3, 4), (2, 1, 3, 4)
 
+HALO = ("pixel_norm", 0.7, 1.3, 0.2, EPS, False)
+HALO_SIGNS = ("epilogue", 0.7, 1.3, 0.2, EPS, True)
+
 
 class Make:
     """Draws the tensors of a call in one dtype and layout."""
@@ -60,7 +63,8 @@ class Call(NamedTuple):
     @property
     def has_gpu_kernel(self) -> bool:
         """Convolutions and matrix products are torch's own; only those on the CPU change a layout first."""
-        return not self.op.startswith(("equalized_conv2d", "equalized_linear", "to_layout"))
+        # Those of halo tiles are for few dtypes and channels: tests/cuda_on_cpu/test_conv_halo.py runs them.
+        return not self.op.startswith(("equalized_conv2d", "equalized_linear", "to_layout", "conv_halo"))
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -138,6 +142,9 @@ CALLS = [
     Call("unfold_weight", "down", lambda t: (t(4, 3, 4, 4), 0.25, False, t.dtype, False), False),
     Call("to_layout", "channels_last", lambda t: (t(2, 3, 4, 5), True), False),
     Call("to_layout", "contiguous", lambda t: (t(2, 3, 4, 5), False), False),
+    Call("conv_halo", "norm", lambda t: (t(2, 3, 5, 4), t(4, 3, 3, 3), t(4), None, False, 1, 5, 4, *HALO), False),
+    Call("conv_halo", "signs", lambda t: (t(2, 3, 3, 4), t(3, 4, 4, 4), t(4), None, True, 2, 6, 8, *HALO_SIGNS), False),
+    Call("conv_halo_weight_gradient", "down", lambda t: (t(2, 4, 3, 4), t(2, 3, 6, 8), None, 2, 0.7, 1.3, 0.2), False),
     Call("upsample2x", "even", lambda t: (t(2, 3, 3, 4),)),
     Call("upsample2x", "extra", lambda t: (t(2, 3, 3, 4), 0.25, 1, 1)),
     Call("downsample2x", "even", lambda t: (t(2, 3, 4, 6),)),

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "../machine.h"
+#include "../tensor_cores.h"
 
 #define __global__
 #define __device__
@@ -31,18 +32,24 @@ inline void __syncthreads() { cuda_on_cpu::wait_for_block(); }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int distance) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
-  uint64_t word = 0;
-  memcpy(&word, &value, sizeof value);
-  word = cuda_on_cpu::exchange(word, cuda_on_cpu::thread_number() % cuda_on_cpu::kWarp ^ distance);
-  memcpy(&value, &word, sizeof value);
+  const char* warp = cuda_on_cpu::gather(&value, sizeof value);
+  const unsigned lane = cuda_on_cpu::thread_number() % cuda_on_cpu::kWarp ^ distance;
+  memcpy(&value, warp + lane * cuda_on_cpu::kGathered, sizeof value);
   return value;
 }
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorLaunchFailure };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
 inline std::string cuda_on_cpu_fault;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return cuda_on_cpu_fault.c_str(); }
+
+// A small GPU, so that blocks take several tiles.
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 1 : 8;
+  return cudaSuccess;
+}
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;

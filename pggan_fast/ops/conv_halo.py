@@ -1,0 +1,146 @@
+"""Convolutions of 16 and 32 channels by halo tiles, which the CUDA kernels have: csrc/cuda/conv_halo.cu.
+
+A block of threads copies a tile of the input, with the border that the filters reach over, into shared memory once and
+multiplies all taps from there, where an implicit matrix product reads each value nine times from the L2 cache. The op
+is not differentiable: `equalized_conv2d` is, and takes it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pggan_fast.ops.registry import define
+
+CHANNELS = (16, 32)
+FUSED = ("epilogue", "pixel_norm", "in_mask", "out_mask")
+
+
+def exists(dtype: torch.dtype, c_in: int, c_out: int, transposed: bool, stride: int) -> bool:
+    """Whether csrc/cuda has a kernel: a tile with its filters leaves room for two blocks on every GPU."""
+    if c_in not in CHANNELS or c_out not in CHANNELS:
+        return False
+    if dtype == torch.float32:
+        return stride == 1 and c_in + c_out < 64
+    return dtype in (torch.bfloat16, torch.float16) and (stride == 1 or (c_out if transposed else c_in) == 16)
+
+
+def _conv_halo(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    transposed: bool,
+    stride: int,
+    out_h: int,
+    out_w: int,
+    fused: str,
+    scale: float,
+    positive_slope: float,
+    negative_slope: float,
+    eps: float,
+    needs_signs: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the op in plain PyTorch.
+
+    z = scale * convolution of x, or of x taken back through the activation by `mask`, + bias. y = z times a slope, by
+    the sign of z or by `mask`; then pixel norm if asked.
+
+    x: [N, C_in, H, W], channels_last. weight: x's dtype, [C_out, C_in, k, k], or [C_in, C_out, k, k] where transposed;
+    k is 3 for stride 1 and 4 for stride 2; padding 1. mask: packed signs, int32 [N, H, W, 1]. fused: one of FUSED.
+    Returns y [N, C_out, out_h, out_w] in x's dtype, r [N, 1, out_h, out_w] in fp32 with pixel norm, else empty, and
+    y's packed signs if `needs_signs` with fused="epilogue", else empty.
+    """
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    source = x.to(wide)
+    if fused == "in_mask":
+        source = source * _slopes(mask, source, positive_slope, negative_slope)
+    if transposed:
+        rest = [
+            out - ((size - 1) * stride - 2 + weight.shape[-1])
+            for out, size in zip((out_h, out_w), x.shape[2:], strict=True)
+        ]
+        z = F.conv_transpose2d(source, weight.to(wide), stride=stride, padding=1, output_padding=rest)
+    else:
+        z = F.conv2d(source, weight.to(wide), stride=stride, padding=1)
+    z = z * scale if bias is None else z * scale + bias.to(wide).view(-1, 1, 1)
+    signs = x.new_empty(0, dtype=torch.int32)
+    r = x.new_empty(0, dtype=wide)
+    if fused == "out_mask":
+        z = z * _slopes(mask, z, positive_slope, negative_slope)
+    elif fused != "in_mask":
+        if needs_signs and fused == "epilogue":
+            signs = packed_signs(z)
+        z = torch.where(z > 0, z * positive_slope, z * negative_slope)
+    if fused == "pixel_norm":
+        r = (z.square().mean(1, keepdim=True) + eps).rsqrt()
+        z = z * r
+    return z.to(x.dtype).contiguous(memory_format=torch.channels_last), r, signs
+
+
+def packed_signs(z: Tensor) -> Tensor:
+    """Return int32 [N, H, W, 1]: bit c is whether channel c of z [N, up to 32, H, W] is positive."""
+    bits = (z > 0).movedim(1, -1).long() << torch.arange(z.shape[1], device=z.device)
+    words = bits.sum(-1, keepdim=True)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+
+
+def _slopes(mask: Tensor, like: Tensor, positive: float, negative: float) -> Tensor:
+    bits = mask >> torch.arange(like.shape[1], dtype=torch.int32, device=like.device) & 1
+    return torch.where(bits.movedim(-1, 1) != 0, positive, negative).to(like.dtype)
+
+
+def _fake(x, weight, bias, mask, transposed, stride, out_h, out_w, fused, scale, positive, negative, eps, needs_signs):
+    n, c_out = x.shape[0], weight.shape[1 if transposed else 0]
+    y = x.new_empty(n, c_out, out_h, out_w).contiguous(memory_format=torch.channels_last)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    r = x.new_empty((n, 1, out_h, out_w) if fused == "pixel_norm" else 0, dtype=wide)
+    signs = x.new_empty((n, out_h, out_w, 1) if needs_signs and fused == "epilogue" else 0, dtype=torch.int32)
+    return y, r, signs
+
+
+conv_halo = define(
+    "conv_halo(Tensor x, Tensor weight, Tensor? bias, Tensor? mask, bool transposed, int stride, SymInt out_h, "
+    "SymInt out_w, str fused, float scale, float positive_slope, float negative_slope, float eps, bool needs_signs) "
+    "-> (Tensor y, Tensor r, Tensor signs)",
+    composite=_conv_halo,
+    fake=_fake,
+)
+
+
+def has_weight_gradient(dtype: torch.dtype, c_a: int, c_b: int, stride: int) -> bool:
+    """Whether csrc/cuda has `conv_halo_weight_gradient` for these: of fp32 it has none."""
+    both = c_a in CHANNELS and c_b in CHANNELS
+    return both and dtype in (torch.bfloat16, torch.float16) and (stride == 1 or c_b == 16)
+
+
+def _weight_gradient(
+    a: Tensor, b: Tensor, mask: Tensor | None, stride: int, scale: float, positive_slope: float, negative_slope: float
+) -> Tensor:
+    """Compute the op in plain PyTorch.
+
+    dw[o, p, q, i] = scale * sum over n, y, x of a[n, o, y, x] * b[n, i, stride y + p - 1, stride x + q - 1], a taken
+    back through an activation by `mask` if given; k = 3 for stride 1, 4 for stride 2.
+
+    a: [N, CA, H, W], channels_last. b: [N, CB, H', W'], a's dtype, channels_last. mask: packed signs of a's shape.
+    Returns, in fp32 (fp64 for fp64), dw's CA k k CB values and behind them the CA sums of a.
+    """
+    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+    source, k = a.to(wide), 3 if stride == 1 else 4
+    source = source * (positive_slope if mask is None else _slopes(mask, source, positive_slope, negative_slope))
+    shape = (a.shape[1], b.shape[1], k, k)
+    dw = torch.nn.grad.conv2d_weight(b.to(wide), shape, source, stride=stride, padding=1)
+    return torch.cat([(scale * dw).permute(0, 2, 3, 1).flatten(), source.sum((0, 2, 3))])
+
+
+def _weight_gradient_fake(a, b, mask, stride, scale, positive_slope, negative_slope):
+    k = 3 if stride == 1 else 4
+    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+    return a.new_empty(a.shape[1] * (k * k * b.shape[1] + 1), dtype=wide)
+
+
+conv_halo_weight_gradient = define(
+    "conv_halo_weight_gradient(Tensor a, Tensor b, Tensor? mask, int stride, float scale, float positive_slope, "
+    "float negative_slope) -> Tensor",
+    composite=_weight_gradient,
+    fake=_weight_gradient_fake,
+)
