@@ -1,5 +1,7 @@
-"""Every launch: on the device of its tensors, by whichever op, with few instructions of the host."""
+"""Every launch: on the device of its tensors, whichever op it is of, and planned once."""
 
+import inspect
+import sys
 from contextlib import contextmanager
 from unittest import mock
 
@@ -8,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 pytest.importorskip("triton")
-from pggan_fast.kernels import bias_act, conv, conv_weight_gradient, fade, stddev, tensors  # noqa: E402
+from pggan_fast.kernels import bias_act, conv, conv_weight_gradient, fade, fold, resample, stddev, tensors, upfirdn2d  # noqa: E402
 from pggan_fast.ops import conv_fused  # noqa: E402
 
 
@@ -86,3 +88,35 @@ def test_scalars_are_passed_in_fp32_unless_the_tensors_are_fp64(launches, dtype)
         bias_act.forward(empty(2, 16, 8, 8, dtype=dtype), None, 0.1, "lrelu", 0.2, 1.0, False, 1e-8)
     scalars = launch.call_args.args[6:10]
     assert {type(s) for s in scalars} == ({int} if dtype == torch.float64 else {float})
+
+
+def test_a_launch_that_was_planned_before_searches_nothing():
+    """The host's time of a launch: on the way to it, no tile, grid or size is computed again."""
+    x, weight = torch.zeros(1, 16, 8, 8), torch.zeros(16, 16, 3, 3)
+    seen: list[str] = []
+
+    def see(frame, event, argument):
+        if event == "call":
+            seen.append(frame.f_code.co_name)
+
+    def run():
+        conv.convolve(x, weight, size=(8, 8), padding=1)
+        conv_weight_gradient.weight_gradient(x, x, weight, padding=1)
+
+    with mock.patch.object(conv, "launch"), mock.patch.object(conv_weight_gradient, "launch"):
+        conv._cached_plan.cache_clear()
+        run()
+        sys.setprofile(see)
+        try:
+            run()
+        finally:
+            sys.setprofile(None)
+    assert {"convolve", "weight_gradient"} <= set(seen)
+    assert not {"_make_plan", "default_tile", "choose_tile", "programs", "tile_shape", "next_power_of_2"} & set(seen)
+
+
+@pytest.mark.parametrize("module", [bias_act, conv, conv_weight_gradient, fade, fold, resample, stddev, upfirdn2d])
+def test_no_host_function_calls_tritons_arithmetic(module):
+    """`triton.cdiv` and `triton.next_power_of_2` take microseconds a call."""
+    source = inspect.getsource(module)
+    assert "triton.cdiv" not in source and "triton.next_power_of_2" not in source
