@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pggan_fast.kernels.activation import activate, is_positive, load_sign_bits, sign_bits_shape
-from pggan_fast.kernels.bias_act_tiling import tiling
+from pggan_fast.kernels.bias_act_tiling import rows_of_sums, tiling
 from pggan_fast.kernels.tensors import (
     Output,
     accumulation_dtype,
@@ -24,9 +24,6 @@ from pggan_fast.kernels.tensors import (
     scalar,
     scalar_args,
 )
-
-# Programs whose sums a bias's gradient is made of: enough to fill the largest GPU a few times.
-MOST_ROWS = 1024
 
 
 @triton.jit
@@ -353,9 +350,7 @@ def _run_backward(dy, y, factors, dx: Output, scalars, pixel_norm, needs_bias_gr
     t = tiling(out, dx.channels_last, pixel_norm, 2)
     programs, rows = t.tiles, None
     if needs_bias_grad:
-        if t.constants["CHUNKS"] == 1:
-            # Rows add little to what is read and written where each is for 128 bytes of a channel.
-            programs = min(t.tiles, MOST_ROWS, max(16, out.numel() // t.C * out.element_size() // 128))
+        programs = rows_of_sums(t, out)
         rows = db.new_empty(programs, t.C)
     launch(
         backward_kernel,

@@ -5,7 +5,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from pggan_fast.kernels.conv_tiles import limits
 from pggan_fast.kernels.tensors import cdiv, next_power_of_2
+
+ROWS_PER_MULTIPROCESSOR = 8
+"""Programs whose sums make a bias's gradient: two full waves of four that run on a multiprocessor at a time."""
 
 
 class Tiling(NamedTuple):
@@ -49,3 +53,12 @@ def tiling(t: Tensor, channels_last: bool, norm: bool, tensors: int) -> Tiling:
     )
     warps = min(max(threads // 32, 1), 16)
     return Tiling(c, p, per_sample, samples * per_sample, 1 if norm else chunks, constants, warps)
+
+
+def rows_of_sums(t: Tiling, x: Tensor) -> int:
+    """Return the number of programs that go through the tiles of x, and each leave a row of sums."""
+    if t.constants["CHUNKS"] > 1:
+        return t.tiles
+    most = limits().multiprocessors * ROWS_PER_MULTIPROCESSOR
+    # Rows add little to what is read and written where each is for 128 bytes of a channel.
+    return min(t.tiles, most, max(16, x.numel() // t.C * x.element_size() // 128))

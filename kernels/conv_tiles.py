@@ -1,12 +1,13 @@
 """Tiles of the convolution's kernels, and what they take to run: a fixed heuristic, then what `tune` measured."""
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
 
 from pggan_fast.kernels.conv_table import measurement
-from pggan_fast.kernels.gpu_limits import GPULimits, limits_of
+from pggan_fast.kernels.gpu_limits import MODELLED, GPULimits, limits_of
 from pggan_fast.kernels.tensors import cdiv, next_power_of_2
 
 # Pixel norm needs all channels of a pixel in one program; more than this do not fit a program's registers.
@@ -113,7 +114,12 @@ def capability() -> tuple[int, int]:
 
 def limits() -> GPULimits:
     """Return the limits of the current GPU, and where there is none, of the modelled one."""
-    return limits_of(torch.cuda.get_device_name() if torch.cuda.is_initialized() else "")
+    return _limits_of_device(torch.cuda.current_device()) if torch.cuda.is_initialized() else MODELLED
+
+
+@cache
+def _limits_of_device(index: int) -> GPULimits:
+    return limits_of(torch.cuda.get_device_name(index))
 
 
 def on_tensor_cores(dtype: torch.dtype) -> bool:

@@ -113,7 +113,8 @@ class Discriminator(BaseDiscriminator):
             x = self._block(x, r)
             if r == resolution and blends(alpha):
                 old = self.from_rgb[str(r // 2)](ops.downsample2x(images))
-                x = old + (x - old) * alpha
+                # One launch; torch.lerp wants the weight in the dtype that a product would round it to.
+                x = torch.lerp(old, x, alpha.to(x.dtype) if isinstance(alpha, Tensor) else alpha)
         return x
 
     def _block(self, x: Tensor, r: int) -> Tensor:
