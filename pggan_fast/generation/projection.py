@@ -20,7 +20,7 @@ from pggan_fast.data.preprocessing import fit, quiet_decoders, read
 from pggan_fast.generation.images import check_seeds, fixed_label
 from pggan_fast.generation.trained import alpha_of, check_run_or_weights, run_option, trained_generator, weights_option
 from pggan_fast.metrics.features import EfficientNetLite0
-from pggan_fast.networks import Generator
+from pggan_fast.networks.base import BaseGenerator
 from pggan_fast.networks.sampling import latents
 from pggan_fast.utils.atomic_write import atomic_write, write_json
 from pggan_fast.utils.device import find_device
@@ -133,7 +133,7 @@ def _project_image(config: ProjectConfig) -> dict[str, Any]:
 
 
 def project(
-    G: Generator,
+    G: BaseGenerator,
     target: Tensor,
     config: ProjectConfig,
     *,
@@ -215,7 +215,7 @@ def _schedule(share: float) -> float:
     return min(1.0, share / WARM_UP) * min(1.0, (1 - share) / COOL_DOWN)
 
 
-def _read_target(path: Path, G: Generator, resolution: int) -> np.ndarray:
+def _read_target(path: Path, G: BaseGenerator, resolution: int) -> np.ndarray:
     """Return the image as uint8 [C, H, W] of the generator's size. Raises UserError if it is none."""
     with quiet_decoders():
         try:

@@ -14,12 +14,12 @@ from typing import Any
 from pggan_fast.generation.directions import principal_directions
 from pggan_fast.generation.onnxruntime_web import runtime_files
 from pggan_fast.interop.export import export_program, onnx_bytes
-from pggan_fast.networks import Generator
+from pggan_fast.networks.base import BaseGenerator
 
 DIRECTIONS = 10  # sliders
 
 
-def webpage(G: Generator, metadata: dict[str, Any], *, title: str, source: str, runtime: Path | None = None) -> str:
+def webpage(G: BaseGenerator, metadata: dict[str, Any], *, title: str, source: str, runtime: Path | None = None) -> str:
     """Return the page of `G` at the stage that `metadata` (of `load_generator`) names.
 
     The model is ONNX, run by onnxruntime-web, which `runtime_files` finds; both are part of the page, which loads

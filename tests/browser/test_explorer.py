@@ -15,6 +15,7 @@ from pggan_fast.generation.directions import principal_directions
 from pggan_fast.generation.images import GenerateConfig, generate_images
 from pggan_fast.generation.interpolation import walk
 from pggan_fast.interop.weights import save_weights
+from pggan_fast.networks.r3gan import R3ganGenerator
 from pggan_fast.networks.sampling import generate, latents
 from tests.browser.chromium import PATIENCE, Browser, find_browser
 
@@ -71,7 +72,9 @@ def page(browser, exported):
 def shown(page):
     """Wait for the page and return its pixels, uint8 [H, W, 3]."""
     page.wait_for(READY)
-    assert page.evaluate("document.body.dataset.state") == "ready", page.evaluate("status.textContent")
+    assert page.evaluate("document.body.dataset.state") == "ready", page.evaluate(
+        "document.getElementById('status').textContent"
+    )
     width, height, text = page.evaluate(PIXELS)
     return np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width, 4)[:, :, :3]
 
@@ -154,6 +157,29 @@ def test_play_walks_and_stops(page):
     page.wait_for("Number(document.getElementById('share').value) > 0.05")
     page.click("#play")
     assert page.evaluate("document.getElementById('play').textContent") == "play"
+
+
+def test_networks_of_another_kind(browser, tmp_path):
+    torch.manual_seed(0)
+    G = R3ganGenerator(16, fmap_base=128, fmap_max=32).eval()
+    with torch.no_grad():
+        for name, parameter in G.named_parameters():
+            if parameter.ndim == 4 and "output" not in name:  # the last convolutions of its blocks begin as zeros
+                parameter.normal_(0, 0.2)
+        G.output.weight.mul_(0.03)  # so that most of its values are within -1..1
+    metadata = {"options": G.options, "classes": [], "images": 0, "resolution": 16, "alpha": 1.0}
+    save_weights(tmp_path / "g.safetensors", G, metadata)
+    arguments = ["export", "--format", "html", "--weights", tmp_path / "g.safetensors", "--out", tmp_path / "page.html"]
+    if main([str(argument) for argument in arguments]):
+        pytest.skip("npm cannot fetch onnxruntime-web here; the error above says why")
+    page = browser.open(tmp_path / "page.html", width=800, height=600)
+    page.wait_for(READY)
+    page.type("#seed", "3")
+    expected = generate(G, latents(G, 1, 3), None)[0]
+    assert_equal(shown(page), expected)
+    assert page.evaluate("document.getElementById('label')") is None
+    assert page.problems() == []
+    page.close()
 
 
 @pytest.mark.parametrize("width", [1100, 390, 320])

@@ -12,6 +12,7 @@ from pggan_fast.cli import main
 from pggan_fast.generation import projection
 from pggan_fast.generation.projection import ProjectConfig, project
 from pggan_fast.interop.weights import save_weights
+from pggan_fast.networks.r3gan import R3ganGenerator
 from pggan_fast.networks.sampling import generate, latents
 
 
@@ -58,6 +59,16 @@ def test_a_generated_image_is_found_again(weights, tmp_path, capsys, label):
     assert abs(z.norm().item() - 8**0.5) <= projection.SHELL + 1e-4
     pair = np.asarray(Image.open(out / "comparison.png"))  # each 16 px tile 16 times as large
     assert np.array_equal(pair[::16, ::16], np.concatenate([expected, image], axis=1))
+
+
+def test_networks_of_another_kind():
+    """R3GAN's, from whose channels no image need follow: what is found is nearer than the nearest candidate."""
+    torch.manual_seed(0)
+    G = R3ganGenerator(8, fmap_base=64, fmap_max=16, latent_dim=12).eval().requires_grad_(False)
+    target = torch.from_numpy(generate(G, latents(G, 1, 10_000), None)[0].transpose(2, 0, 1).copy())
+    settings = {"image": "x", "out": "y", "weights": "z", "candidates": 16, "starts": 2}
+    first, found = (project(G, target, ProjectConfig(**settings, steps=steps)) for steps in (1, 60))
+    assert found.label is None and found.mean_squared_error < first.mean_squared_error / 4
 
 
 def test_features_decide_where_they_weigh_most(weights):

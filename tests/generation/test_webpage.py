@@ -17,6 +17,7 @@ from pggan_fast import Generator
 from pggan_fast.generation import onnxruntime_web, webpage
 from pggan_fast.generation.directions import principal_directions
 from pggan_fast.generation.images import _latent
+from pggan_fast.networks.r3gan import R3ganGenerator
 from pggan_fast.utils.cache import cache_folder
 from pggan_fast.utils.errors import UserError
 
@@ -65,6 +66,19 @@ def test_directions_are_orthonormal_and_the_strongest_come_first():
     assert (effect[:-1] >= effect[1:] - 1e-5).all() and effect[0] > 1.2 * effect[-1]
     torch.testing.assert_close(effect[0], torch.linalg.matrix_norm(G.input.weight[:, :12].detach(), 2))
     assert (directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)) > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["residual", "spectral norm", "r3gan"])
+def test_directions_of_other_networks_are_of_what_takes_the_latent(kind):
+    torch.manual_seed(0)
+    if kind == "r3gan":
+        G = R3ganGenerator(8, fmap_base=64, fmap_max=16, latent_dim=12, label_dim=3)
+        weight = G.input.project.weight
+    else:
+        G = Generator(8, fmap_base=64, fmap_max=16, latent_dim=12, residual=True, spectral_norm=kind != "residual")
+        weight = G.input.weight
+    effect = (principal_directions(G, 12) @ weight[:, :12].detach().T).norm(dim=1)
+    torch.testing.assert_close(effect, torch.linalg.svdvals(weight[:, :12].detach()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 9, 16, 50])

@@ -33,13 +33,13 @@ const whole = (id) => Math.max(0, Math.min(Number.MAX_SAFE_INTEGER, Math.trunc(N
 
 // What the controls say.
 function readState() {
-  const truncation = Number(element("truncation").value), chosen = element("label").value;
+  const truncation = Number(element("truncation").value), chosen = page.labels ? element("label").value : "";
   return {
     seed: whole("seed"),
     to: whole("to"),
     share: Number(element("share").value),
     truncation: truncation >= 0.5 && truncation < Infinity ? truncation : null,
-    label: page.labels && chosen !== "" ? Number(chosen) : null,
+    label: chosen === "" ? null : Number(chosen),
     side: Number(element("grid").value),
     offsets: sliders.map((slider) => Number(slider.value)),
   };
