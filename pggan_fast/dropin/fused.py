@@ -93,6 +93,21 @@ def convolution(
     return activate(z, bias if pixel_norm else None, **epilogue)
 
 
+def plain_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    **epilogue: Any,
+) -> Tensor:
+    """`convolution` with nothing but an activation, for a CPU, whose convolution adds the bias: the shortest way."""
+    return activate(torch.conv2d(x, weight, _flat(bias), stride, padding, dilation, groups), **epilogue)
+
+
 def modulated_convolution(
     x: Tensor,
     weight: Tensor,

@@ -174,6 +174,8 @@ class Rewriter:
             # Equalized or not: scaling weights takes no longer than a pass over the image.
             self.reasons.setdefault(node, match.reason or "nothing follows that it could be fused with")
             return None
+        if match.kwargs.keys() <= _PLAIN and example(node).device.type == "cpu":
+            match.target = fused.plain_convolution
         match.nodes[:0] = before
         match.args = (x, weight, match.kwargs.pop("bias", op.other[1]))
         return match
@@ -353,6 +355,9 @@ class Rewriter:
 MODULATED_FROM = 1 << 15
 """Values of a weight from which scaling the images costs less than a weight for each sample."""
 
+_PLAIN = {"stride", "padding", "dilation", "groups", "act", "slope", "bias"}
+"""Options of a convolution that `fused.plain_convolution` takes, besides the bias."""
+
 _KEEP_INPUTS_ALONE = {F.batch_norm, F.conv2d, F.conv_transpose2d, F.linear, torch.add, operator.add}
 """Functions whose result is theirs alone and that do not need it for backward."""
 
@@ -360,7 +365,8 @@ _KEEP_INPUTS_ALONE = {F.batch_norm, F.conv2d, F.conv_transpose2d, F.linear, torc
 def _only_convolutions(up: fx.Node) -> bool:
     """Whether an upsampled image is read by nothing but convolutions, so that it need not be made."""
     return len(up.users) <= 2 and all(
-        user.target is fused.convolution or ((op := meaning(user)) is not None and op.name == "conv" and op.x is up)
+        user.target in (fused.convolution, fused.plain_convolution)
+        or ((op := meaning(user)) is not None and op.name == "conv" and op.x is up)
         for user in up.users
     )
 
