@@ -50,6 +50,7 @@ about 165 for the weight gradient through an activation. Bytes from and to L2 ar
 (`tests/cuda_on_cpu/test_conv_halo.py`). Blocks have up to 48 KiB of shared memory and 128 registers a thread: two fit
 on every multiprocessor. There are no fp32 kernels for 32 to 32 channels, for resizing, or for weight gradients, whose
 tiles would leave room for one block alone; nor for `relu`. cuDNN or Triton take those.
+On 7.5, which lacks the instructions, the kernels are empty and are not launched.
 
 ## Registers and occupancy
 
