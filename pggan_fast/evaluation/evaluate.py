@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from pggan_fast.metrics import METRICS, MetricSet, metric_names
 from pggan_fast.metrics.features import STATISTICS
 from pggan_fast.networks.resolutions import image_size
 from pggan_fast.training import UserError
-from pggan_fast.training.run_folder import config_file
+from pggan_fast.training.run_folder import read_config
 from pggan_fast.utils.atomic_write import write_json
 from pggan_fast.utils.device import find_device
 from pggan_fast.utils.distributed import Processes
@@ -267,5 +266,5 @@ def _check_resolution(resolution: int, stage_resolution: int) -> None:
 
 
 def _data_of_run(run: Path) -> Path:
-    """Return the prepared data that `run` names."""
-    return Path(json.loads(config_file(run).read_text(encoding="utf-8"))["settings"]["data"])
+    """Return the prepared data that `run` names. Raises UserError if its config.json is damaged."""
+    return read_config(run, "--run")[1].data

@@ -22,6 +22,8 @@ from pggan_fast.utils.memory import advice_when_out_of_memory
 from pggan_fast.utils.options import option
 from pggan_fast.utils.progress_bar import bar_over
 
+MOST = 100_000  # latents, walks, frames between two latents: a video of weeks
+
 
 @dataclass(frozen=True)
 class InterpolateConfig:
@@ -40,8 +42,8 @@ class InterpolateConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("keys", 2), ("count", 1), ("frames", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} {getattr(self, name)}: must be {least} or more")
+            if not least <= getattr(self, name) <= MOST:
+                raise UserError(f"--{name} {getattr(self, name)}: must be from {least} to {MOST}")
         check_seeds(self.seed, self.keys * self.count)
         check_run_or_weights(self.run, self.weights)
 

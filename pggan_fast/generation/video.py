@@ -50,7 +50,7 @@ def training_video(config: VideoConfig) -> Path:
 def _training_video(config: VideoConfig) -> Path:
     if not config_file(config.run).is_file():
         raise UserError(f"--run {config.run}: holds no run (no config.json)")
-    files = sorted((config.run / "samples").glob("*.png"))
+    files = [file for file in sorted((config.run / "samples").glob("*.png")) if _is_image(file)]
     if not files:
         raise UserError(f"--run {config.run}: has no sample grids yet")
     out = video_path(config.out, config.fps)
@@ -66,6 +66,16 @@ def _training_video(config: VideoConfig) -> Path:
 
     save_video(out, frames(), config.fps)
     return out
+
+
+def _is_image(file: Path) -> bool:
+    """Return whether a sample grid can be read; another file among them is left out, as in report.html."""
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+    return True
 
 
 def video_path(out: Path, fps: float) -> Path:

@@ -202,3 +202,14 @@ def test_files_that_are_no_images_are_left_out_and_named(places, tmp_path, capsy
     assert "--images: 1 left out (0001.png: not an image)" in capsys.readouterr().out
     error = fails(capsys, "--images", folder, "--reals", folder, "--count", 6)
     assert "--count 6: only 5 images can be read" in error
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[1]", '{"settings": {"data": [1]}}', "\udcff", '{"settings": {"data": "x\\u0000y"}}']
+)
+def test_a_damaged_config_of_a_run_is_one_line(places, tmp_path, capsys, text):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    write_weights(run / "final" / "generator.safetensors")
+    assert "config.json is damaged" in fails(capsys, "--run", run)
