@@ -87,7 +87,7 @@ class EvaluateConfig:
         help="PNG to write: generated images, each followed by the nearest of all reals. It must not exist.",
         metavar="FILE",
     )
-    device: str = option("auto", help="Device to compute on: auto, cpu, cuda or cuda:N.", metavar="NAME")
+    device: str = option("auto", help="Device to compute on: auto, cpu, cuda, cuda:N, xpu or mps.", metavar="NAME")
     batch_size: int = option(64, help="Number of images in work at once.")
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ class GenerateConfig:
         help="More runs or weights files, comma-separated, that take turns with the first, by seed.",
         metavar="PATH,...",
     )
-    device: str = option("auto", help="Device to generate on: auto, cpu, cuda or cuda:N.", metavar="NAME")
+    device: str = option("auto", help="Device to generate on: auto, cpu, cuda, cuda:N, xpu or mps.", metavar="NAME")
     batch_size: int = option(CHUNK, help="Number of images that are generated at once.")
     count: int = option(16, help="Number of images.", group="images")
     seed: int = option(0, help="Seed of the first image; the following ones count up.")

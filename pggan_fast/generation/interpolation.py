@@ -32,7 +32,7 @@ class InterpolateConfig:
     out: Path = option(help=OUT_HELP, metavar="FILE", group="generator and output")
     run: Path | None = run_option()
     weights: Path | None = weights_option()
-    device: str = option("auto", help="Device to generate on: auto, cpu, cuda or cuda:N.", metavar="NAME")
+    device: str = option("auto", help="Device to generate on: auto, cpu, cuda, cuda:N, xpu or mps.", metavar="NAME")
     seed: int = option(0, help="Seed of the first latent; the following ones count up.", group="walks and frames")
     keys: int = option(6, help="Number of latents that each walk passes through; it ends where it begins.")
     count: int = option(1, help="Number of walks that are shown side by side.")

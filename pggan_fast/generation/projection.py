@@ -53,7 +53,7 @@ class ProjectConfig:
     )
     run: Path | None = run_option()
     weights: Path | None = weights_option()
-    device: str = option("auto", help="Device to compute on: auto, cpu, cuda or cuda:N.", metavar="NAME")
+    device: str = option("auto", help="Device to compute on: auto, cpu, cuda, cuda:N, xpu or mps.", metavar="NAME")
 
     label: str | None = option(
         None,

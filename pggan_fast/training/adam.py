@@ -8,7 +8,16 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.adam import adam
 
+from pggan_fast.utils.device import wide_dtype
+
 EPS_PLACES = ("corrected", "uncorrected")
+
+
+def one_minus_power(beta: Tensor, counts: Tensor) -> Tensor:
+    """Return 1 - beta ** counts, exact where it is small, in fp64 where the device has it; beta [], counts [N]."""
+    if wide_dtype(counts.device) == torch.float64:
+        return 1 - beta.double() ** counts
+    return -torch.expm1(counts * beta.log())  # 1 - 0.999 in fp32 would keep four digits
 
 
 class Adam(Optimizer):
@@ -123,7 +132,7 @@ class Adam(Optimizer):
             gradients = moments[1]
         # A parameter whose first step is skipped has a count of 0: 1 stands for its correction, of moments that are 0.
         correction1, correction2 = (
-            torch.where(counts > 0, 1 - beta.double() ** counts, 1.0) for beta in (beta1, beta2)
+            torch.where(counts > 0, one_minus_power(beta, counts), 1.0) for beta in (beta1, beta2)
         )  # [parameters] each
         root2 = correction2.sqrt()
         rates = lr * keep / correction1

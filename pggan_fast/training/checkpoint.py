@@ -12,6 +12,7 @@ import torch
 
 from pggan_fast.networks.resolutions import HIGHEST, LOWEST
 from pggan_fast.utils.atomic_write import atomic_write
+from pggan_fast.utils.device import device_random_state, set_device_random_state
 from pggan_fast.utils.errors import UserError, reason_of
 from pggan_fast.utils.schema import Each, OneOf, Optional, any_number, find_problem, number
 
@@ -26,6 +27,8 @@ CHUNK = 1 << 24
 def _scalar(value: Any) -> str | None:
     return None if isinstance(value, torch.Tensor) and value.ndim == 0 else "a tensor of one number"
 
+
+OTHER_DEVICES = {"xpu": Optional(torch.Tensor), "mps": Optional(torch.Tensor)}
 
 COUNT = number(0, whole=True)
 WEIGHTS = Each(str, torch.Tensor)
@@ -65,7 +68,7 @@ STATE = {
     },
     "live": OneOf([OneOf(bool, int)], None),
     "schedule": Optional([COUNT]),
-    "random": {"cpu": torch.Tensor, "cuda": OneOf(torch.Tensor, None)},
+    "random": {"cpu": torch.Tensor, "cuda": OneOf(torch.Tensor, None), **OTHER_DEVICES},
     "generator": METADATA,
 }
 """The parts of a run's checkpoint."""
@@ -203,12 +206,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """Return the states of torch's default generators, the CPU's and the device's."""
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+    states = {"cpu": torch.get_rng_state(), "cuda": None}
+    return states if device.type == "cpu" else {**states, device.type: device_random_state(device)}
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Set those states; a run resumed on another kind of device keeps what the seed has set there."""
     torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+    if device.type != "cpu" and (own := state.get(device.type)) is not None:
+        set_device_random_state(own, device)

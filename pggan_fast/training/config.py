@@ -239,7 +239,7 @@ class TrainConfig:
 
     device: str = option(
         "auto",
-        help="Device to train on: auto, cpu, cuda or cuda:N.",
+        help="Device to train on: auto, cpu, cuda, cuda:N, xpu or mps.",
         changeable=True,
         metavar="NAME",
         group="precision, memory and speed",

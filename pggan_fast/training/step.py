@@ -20,6 +20,7 @@ from pggan_fast.training.losses import OBJECTIVES, Ebgan, Objective
 from pggan_fast.training.penalties import Augmented, Stats
 from pggan_fast.training.precision import PRECISIONS, resolve_precision
 from pggan_fast.utils.batch_split import take
+from pggan_fast.utils.device import wide_dtype
 from pggan_fast.utils.distributed import Processes
 
 PENALTY_ON = ("augmented", "raw")
@@ -287,7 +288,7 @@ class TrainStep:
         self.processes.average_([*gradients, loss, *stats.values()])
         if self.precision == "fp16":
             found = (~loss.isfinite()).float()
-            scale = self.loss_scale.double().reciprocal().float()
+            scale = self.loss_scale.to(wide_dtype(loss.device)).reciprocal().float()
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, scale)
         else:
             # The largest of each, which only reads them.

@@ -9,25 +9,50 @@ from torch import Tensor
 
 from pggan_fast.utils.errors import UserError
 
+HAVE_FLOAT64 = ("cpu", "cuda", "meta")
+
 
 def find_device(name: str) -> torch.device:
     """Return the device that `--device` names; under torchrun each process of a machine gets a GPU of its own.
 
+    "auto" is cuda, else the CPU; any other device of torch (xpu, mps, ...) runs plain PyTorch's formulas when named.
     Raises UserError if this machine has none such.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    if name in ("cuda", "xpu") and "LOCAL_RANK" in os.environ:
+        name = f"{name}:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # the meta device, for one, cannot
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"--device {name}: cannot be used ({reason})") from error
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    if device.type in ("cuda", "xpu"):
+        torch.accelerator.set_device_index(device)
     return device
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype for a few numbers that want more than fp32: fp64, but fp32 where a device may have none."""
+    return torch.float64 if device.type in HAVE_FLOAT64 else torch.float32
+
+
+def device_random_state(device: torch.device) -> Tensor | None:
+    """Return the state of the device's default generator, None for the CPU, which has torch's."""
+    if device.type in ("cpu", "meta"):
+        return None
+    module = torch.get_device_module(device)
+    return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+
+
+def set_device_random_state(state: Tensor, device: torch.device) -> None:
+    """Set what `device_random_state` returned."""
+    module = torch.get_device_module(device)
+    if device.type == "mps":  # which has one device
+        module.set_rng_state(state)
+    else:
+        module.set_rng_state(state, device)
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
