@@ -74,7 +74,7 @@ def test_adams_correction_without_float64(monkeypatch, beta):
 
 
 def test_networks_on_the_meta_device():
-    """What a network asks of a device beyond arithmetic: nothing is read back, and every result stays there."""
+    """Networks read nothing back from a device, and every result stays there."""
     G, D = Generator(16, fmap_max=8).to("meta"), Discriminator(16, fmap_max=8).to("meta")
     images = G(torch.randn(4, G.latent_dim, device="meta"), resolution=8, alpha=torch.tensor(0.5, device="meta"))
     scores, _ = D(images, alpha=torch.tensor(0.5, device="meta"))
