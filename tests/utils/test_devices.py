@@ -1,4 +1,4 @@
-"""Devices beside CPU and CUDA: none is here, so the CPU stands in for them, and the meta device."""
+"""Devices beside CPU and CUDA: none is here, so the CPU takes their place, and the meta device."""
 
 import types
 
