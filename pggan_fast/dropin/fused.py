@@ -61,7 +61,7 @@ def convolution(
     """
     if zeros and epilogue.get("act", "linear") == "linear" and not epilogue.get("pixel_norm", False):
         named = dict(batch_norm=batch_norm, stride=stride, padding=padding, dilation=dilation, groups=groups)
-        return _Pooled.apply(convolution(x, weight, bias, **named, down=down, weight_scale=weight_scale, **epilogue))
+        return _Zeros.apply(convolution(x, weight, bias, **named, down=down, weight_scale=weight_scale, **epilogue))
     bias, geometry = _flat(bias), (stride, padding, dilation, groups)
     if batch_norm is not None:
         batch_norm = BatchNorm(*batch_norm)
@@ -85,6 +85,8 @@ def convolution(
         options = dict(weight_scale=weight_scale, padding=same, up=2 if up else 1, down=2 if down else 1)
         overwritable = epilogue.pop("overwritable", False)
         y = ops.equalized_conv2d(x, weight, bias, **options, **epilogue)
+        # One fused launch keeps signs instead of y; torch's activations hand zeros on in a second backward.
+        y = y if getattr(y.grad_fn, "gives_zeros", True) else _Zeros.apply(y)
         return y.clone() if overwritable and y.requires_grad else y
     x = upsample(x) if up else x
     weight = weight * weight_scale if weight_scale != 1 else weight
@@ -232,10 +234,10 @@ def downsample(x: Tensor, *, zeros: bool = False) -> Tensor:
     """
     if zeros and not _rescaled_faster(x):
         return F.avg_pool2d(x, 2)
-    return _Pooled.apply(ops.downsample2x(x)) if zeros else ops.downsample2x(x)
+    return _Zeros.apply(ops.downsample2x(x)) if zeros else ops.downsample2x(x)
 
 
-class _Pooled(Function):
+class _Zeros(Function):
     """y itself. In a second backward it gets zeros."""
 
     @staticmethod
@@ -245,10 +247,10 @@ class _Pooled(Function):
 
     @staticmethod
     def backward(ctx, dy):
-        return _PooledBackward.apply(dy, ctx.y)
+        return _ZerosBackward.apply(dy, ctx.y)
 
 
-class _PooledBackward(Function):
+class _ZerosBackward(Function):
     """(dy, y) -> dy"""
 
     @staticmethod

@@ -175,6 +175,7 @@ class EqualizedConv2d(OpFunction):
         options = (options[0] / ctx.factor, *options[1:])
         # Less to read than y, and nothing that the next layer might not keep.
         kept = y if sign_bits is None else None
+        ctx.gives_zeros = sign_bits is None
         remember_epilogue(ctx, kept, r, bias, options, impl, x, weight, sign_bits)
         return y, r
 
