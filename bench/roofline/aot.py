@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from pggan_fast.kernels import conv_tiles
+from pggan_fast.kernels import conv, conv_tiles, conv_weight_gradient
 
 CAPABILITIES = (75, 80, 86, 90, 100, 120)
 # Bytes of shared memory that a block may have (CUDA programming guide, technical specifications per capability).
@@ -70,15 +70,24 @@ def compiling(module: ModuleType, capability: int) -> Iterator[list[Compiled]]:
                 setattr(module, name, kernel)
 
 
+def forget_plans() -> None:
+    """Let the next launch of a convolution be planned anew."""
+    for module in (conv, conv_weight_gradient):
+        module._cached_plan.cache_clear()
+
+
 @contextmanager
 def assumed_gpu(capability: int) -> Iterator[None]:
     """Inside, Triton takes itself to be on a GPU of this compute capability, as far as compiling goes."""
     before = driver._active
     driver.set_active(_Driver(capability))
     try:
+        # Tiles follow from the capability: those planned for another are not this one's.
+        forget_plans()
         with mock.patch.object(conv_tiles, "capability", lambda: divmod(capability, 10)):
             yield
     finally:
+        forget_plans()
         driver._active = before
 
 
