@@ -142,10 +142,7 @@ class TrainStep:
         return self.run(real, labels, alpha=alpha, penalties=self.next_penalties())
 
     def next_penalties(self) -> tuple[bool, ...]:
-        """Return, for each step of D of the next call, whether an update for the penalties alone follows it.
-
-        Counts these steps: whoever calls `run` calls this before.
-        """
+        """Count the next call's steps of D; return for each whether an update for the penalties alone follows it."""
         steps = range(self.d_updates, self.d_updates + self.d_steps)
         self.d_updates = steps.stop
         return tuple(self.lazy and index % self.penalty_every == 0 for index in steps)
@@ -280,9 +277,8 @@ class TrainStep:
     def _update(self, optimizer: Adam, loss: Tensor, stats: Stats) -> Tensor:
         """Take one optimizer step with the gradients' mean over the processes; leave them at None.
 
-        `loss` and `stats` become their means over the processes in the same reduction.
-        It is left out if the loss or a gradient is not finite, in all processes or none. Returns whether it was,
-        without asking the device.
+        `loss` and `stats` become their means over the processes in the same reduction. The step is left out if the
+        loss or a gradient is not finite, in all processes or none. Returns whether it was, without asking the device.
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.processes.average_([*gradients, loss, *stats.values()])
