@@ -21,6 +21,7 @@ from pggan_fast import _native, doctor
 MODULES = {
     "compile": "compile_ahead",
     "halo_tiles": "halo",
+    "halo_times": "halo",
     "steps_equal": "equality",
     "captured": "equality",
     "train": "equality",

@@ -25,13 +25,18 @@ CHECKED, TIMED = ((10, 12), (16, 16)) if REHEARSAL else ((270, 300), (1024, 1024
 
 
 def halo_tiles(part: Part) -> None:
-    """Compare every layer's result and gradients with the plain formula's in fp32; time it with and without tiles."""
+    """Compare every layer's result and gradients with the plain formula's in fp32."""
     set_precision("bf16")
     for dtype in (torch.bfloat16, torch.float16):
         for name in LAYERS:
             part.look(f"{name} {dtype}", lambda name=name, dtype=dtype: _errors(name, dtype))
+
+
+def halo_times(part: Part) -> None:
+    """Time every layer with and without tiles."""
+    set_precision("bf16")
     for name in LAYERS:
-        part.look(f"{name} timed", lambda name=name: _times(name))
+        part.look(name, lambda name=name: _times(name))
 
 
 def _inputs(name: str, dtype: torch.dtype, size: tuple[int, int], n: int) -> tuple[tuple[Tensor, ...], dict]:
@@ -65,8 +70,10 @@ def _errors(name: str, dtype: torch.dtype) -> dict[str, str]:
     expected = (plain, *torch.autograd.grad(plain, wide, upstream.float()))
     names = ("y", "dx", "dw", "db")
     errors = {what: relative(a.float(), b) for what, a, b in zip(names, found, expected, strict=True)}
-    # Values are rounded to 8 bits of mantissa a few times each, and weights once.
-    assert all(float(error) < 0.02 for error in errors.values()), f"too far from the reference: {errors}"
+    # Values are rounded to 8 bits of mantissa a few times each, and weights once. It takes three in a thousand
+    # across zero, where the gradient is five times another: sqrt(0.003) of its norm.
+    allowed = {"y": 0.02, "dx": 0.1, "dw": 0.1, "db": 0.1}
+    assert all(float(errors[what]) < allowed[what] for what in names), f"too far from the reference: {errors}"
     return errors
 
 

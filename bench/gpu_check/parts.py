@@ -42,13 +42,14 @@ def parts(rehearse: bool) -> list[Part]:
             # Blocks of their own, or an overrun inside the allocator's is not seen.
             found.append(Part(tool, command, 0.08, (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)))
     found += [
-        _own("halo_tiles", 0.03, timed=True),
+        _own("halo_tiles", 0.03),
         _own("steps_equal", 0.06),
         _own("captured", 0.08),
         _own("train", 0.08),
         _own("steps", 0.10, timed=True),
         _own("convolutions", 0.08, timed=True),
         _own("memory_bound", 0.09, timed=True),
+        _own("halo_times", 0.03, timed=True),
     ]
     return found
 

@@ -113,7 +113,7 @@ def test_a_rehearsal_runs_every_part_and_writes_the_report(tmp_path):
     ended = {line["what"]: line["result"] for line in found if line["part"] == "gpu_check"}
     assert ended == {part: "passed" for part in ended} | {"racecheck": "FAILED (9)"}
     assert not [line for line in found if "failed" in line]
-    ran = {"compile", "halo_tiles", "steps_equal", "captured", "train", "steps", "memory_bound"}
+    ran = {"compile", "halo_tiles", "halo_times", "steps_equal", "captured", "train", "steps", "memory_bound"}
     assert {line["part"] for line in found} >= ran
     exact = [line for line in found if line["part"] == "steps_equal" and "exact" in line["what"]]
     assert exact and all(float(line["D's gradients"]) < 1e-6 for line in exact)
