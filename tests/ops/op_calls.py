@@ -62,9 +62,9 @@ class Call(NamedTuple):
 
     @property
     def has_gpu_kernel(self) -> bool:
-        """Convolutions and matrix products are torch's own; only those on the CPU change a layout first."""
+        """Convolutions, matrix products and attention are torch's own; only those on the CPU change a layout first."""
         # Those of halo tiles are for few dtypes and channels: tests/cuda_on_cpu/test_conv_halo.py runs them.
-        return not self.op.startswith(("equalized_conv2d", "equalized_linear", "to_layout", "conv_halo"))
+        return not self.op.startswith(("equalized_conv2d", "equalized_linear", "to_layout", "conv_halo", "attention"))
 
     @property
     def overload(self) -> torch._ops.OpOverload:
