@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.roofline import sass
 from bench.roofline.aot import assumed_gpu, inspect
 from bench.traffic.count import Call
-from bench.traffic.kernels import TritonLaunch
+from bench.traffic.kernels import HaloLaunch, TritonLaunch
 from pggan_fast.kernels.gpu_limits import GPULimits
 
 CUDNN_SHARE = 0.7
@@ -23,6 +23,13 @@ CUDNN_SHARE = 0.7
 
 WARP_PRODUCT_SHARE = 0.62
 """The part of the rate of capability 9.0 that a single warp's products (mma.sync) reach; assumed, from publications."""
+
+
+HALO_INSTRUCTIONS = {"epilogue": 118, "pixel_norm": 124, "in_mask": 160, "out_mask": 130, "weight gradient": 165}
+"""Instructions of a warp for 16 pixels of 16 to 16 channels, counted in the machine code: docs/cuda-kernels.md."""
+HALO_PRODUCTS = 9 * 16 * 16
+HALO_BORDER = 1.3
+"""Most bytes from and to L2 by those of the tensors, counted: docs/cuda-kernels.md."""
 
 
 class Floor(NamedTuple):
@@ -50,6 +57,8 @@ class Floor(NamedTuple):
 def floor(call: Call, gpu: GPULimits) -> Floor:
     """Return the floors of a counted call. Without its machine code: of its bytes and its operations alone."""
     hbm = call.bytes / gpu.hbm_bytes_per_second
+    if isinstance(call.launch, HaloLaunch):
+        return _halo_floor(call, call.launch, gpu)
     if not isinstance(call.launch, TritonLaunch):
         tensor = call.operations / (CUDNN_SHARE * gpu.half_flops)
         return Floor(call.name, call.launches, hbm, 0.0, tensor, 0.0)
@@ -70,6 +79,20 @@ def floor(call: Call, gpu: GPULimits) -> Floor:
         code.registers,
         code.shared_bytes,
         math.prod(launch.grid) / (gpu.multiprocessors * _resident(code, gpu)),
+    )
+
+
+def _halo_floor(call: Call, launch: HaloLaunch, gpu: GPULimits) -> Floor:
+    share = WARP_PRODUCT_SHARE if gpu.capability >= (9, 0) else 1.0
+    # Wider layers have more products for the same pixels, and instructions grow no faster.
+    instructions = HALO_INSTRUCTIONS[launch.fused] * max(1.0, launch.products / HALO_PRODUCTS)
+    return Floor(
+        call.name,
+        call.launches,
+        call.bytes / gpu.hbm_bytes_per_second,
+        HALO_BORDER * call.bytes / gpu.l2_bytes_per_second,
+        launch.operations / (share * gpu.half_flops),
+        launch.pixels / 16 * instructions / gpu.issue_per_second,
     )
 
 

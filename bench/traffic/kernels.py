@@ -29,7 +29,7 @@ from pggan_fast.kernels import (
     upfirdn2d,
 )
 from pggan_fast.ops import conv as ops_conv
-from pggan_fast.ops import conv_gradients, dispatch
+from pggan_fast.ops import conv_gradients, conv_halo_gradients, dispatch
 from pggan_fast.ops import linear as ops_linear
 
 MAPS_ALONE = 0.0
@@ -59,6 +59,8 @@ NATIVE = {
     "upfirdn2d": (1, {}),
     "fold_weight": (1, {}),
     "unfold_weight": (1, {}),
+    "conv_halo": (1, {}),
+    "conv_halo_weight_gradient": (2, {}),
 }
 """{op: (launches, {argument: passes})} of csrc/cuda. `bias_act_backward` launches once more for a bias."""
 
@@ -105,6 +107,33 @@ class TritonLaunch(NamedTuple):
         return dict(zip(self.kernel.arg_names, self.args, strict=False)) | self.options
 
 
+class HaloLaunch(NamedTuple):
+    """A convolution by halo tiles, or its weight gradient."""
+
+    fused: str
+    """What the op is told to do with its input or result; "weight gradient" for the other one."""
+    pixels: int
+    """Of the output; of the weight gradient, of the tensor that no stride reads."""
+    products: int
+    """Multiplications for each of these pixels."""
+
+    @property
+    def operations(self) -> float:
+        return 2.0 * self.pixels * self.products
+
+    @classmethod
+    def of(cls, name: str, given: dict) -> "HaloLaunch":
+        """Return the launch of an op's call with these arguments by name."""
+        if name == "conv_halo_weight_gradient":
+            a, b = given["a"], given["b"]
+            taps = 9 if given["stride"] == 1 else 16
+            return cls("weight gradient", a[:, 0].numel(), taps * a.shape[1] * b.shape[1])
+        weight = given["weight"]
+        phases = given["stride"] if given["transposed"] else 1
+        pixels = len(given["x"]) * given["out_h"] * given["out_w"]
+        return cls(given["fused"], pixels, weight.numel() // phases**2)
+
+
 def native_launches(op: str, given: dict) -> int:
     return NATIVE[op][0] + bool(given.get("needs_bias_grad"))
 
@@ -139,7 +168,9 @@ def _native(op: torch._ops.OpOverload):
 
     def rule(traffic: Traffic, *args, **kwargs):
         given, outputs = arguments(op, args, kwargs), op(*args, **kwargs)
-        traffic.add(name, native_bytes(name, given, outputs), native_launches(name, given))
+        halo = HaloLaunch.of(name, given) if name.startswith("conv_halo") else None
+        operations = 0.0 if halo is None else halo.operations
+        traffic.add(name, native_bytes(name, given, outputs), native_launches(name, given), operations, halo)
         return outputs
 
     return rule
@@ -163,6 +194,7 @@ def _as_on_an_h100(stack: ExitStack) -> None:
     """Native convolutions take our kernels where `auto` takes those for faster, tf32 being allowed."""
     for module in (ops_conv, conv_gradients):
         stack.enter_context(mock.patch.object(module, "takes_own_kernel", _takes_own_kernel_on_a_gpu))
+    stack.enter_context(mock.patch.object(conv_halo_gradients, "_has_kernels", lambda x: True))
     precision = lambda dtype: "tf32" if dtype == torch.float32 else "ieee"  # noqa: E731
     stack.enter_context(mock.patch.object(conv_tiles, "dot_precision", precision))
 

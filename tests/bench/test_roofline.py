@@ -8,7 +8,8 @@ from bench.roofline import sass  # noqa: E402
 from bench.roofline.__main__ import summary, table  # noqa: E402
 from bench.roofline.floors import CUDNN_SHARE, Floor, floor  # noqa: E402
 from bench.traffic.count import Call  # noqa: E402
-from bench.traffic.kernels import counted  # noqa: E402
+from bench.traffic.kernels import HaloLaunch, counted  # noqa: E402
+from bench.traffic.step import step_traffic  # noqa: E402
 from pggan_fast.kernels.conv import convolve  # noqa: E402
 from pggan_fast.kernels.gpu_limits import A100, H200  # noqa: E402
 
@@ -66,6 +67,18 @@ def test_torchs_convolutions_have_bytes_and_operations_alone():
     found = floor(Call("convolution", 43 * 10**8, 1, 79e10, None), H200)
     assert found.hbm == pytest.approx(1e-3) and found.tensor == pytest.approx(1e-3 / CUDNN_SHARE)
     assert (found.l2, found.issue, found.bound) == (0, 0, "tensor")
+
+
+def test_auto_takes_halo_tiles_for_the_last_blocks():
+    calls = step_traffic("auto", 256, 2, bf16=True, fmap_base=2048).calls  # 16 channels at 256 px
+    launches = [call.launch for call in calls if isinstance(call.launch, HaloLaunch)]
+    assert {"epilogue", "pixel_norm", "in_mask", "weight gradient"} <= {launch.fused for launch in launches}
+    plain = max(call.operations for call in calls if call.name == "conv_halo" and call.launch.fused == "epilogue")
+    assert plain == 2 * 9 * 16 * 16 * 2 * 256**2
+    call = Call("conv_halo", 43 * 10**8, 1, 0.0, HaloLaunch("epilogue", 1 << 24, 9 * 16 * 16))
+    found = floor(call, H200)
+    assert found.issue == pytest.approx((1 << 20) * 118 / H200.issue_per_second)
+    assert found.hbm == pytest.approx(1e-3) and found.l2 == pytest.approx(1.3 * 4.3e9 / 6e12)
 
 
 def test_the_table_adds_what_is_alike():
