@@ -1,7 +1,7 @@
 """Whether a convolution, in each of its three directions, goes to cuDNN or to a kernel of ours.
 
-What `tune` measured on this GPU goes before all else. From 128 channels on cuDNN takes the rest, whose tiles are larger
-than Triton's can be; below, the roofline of this GPU decides.
+What `tune` measured on this GPU goes before all else. From 64 channels on cuDNN takes the rest, since Triton's tiles are
+bound by L2 there; below, the roofline of this GPU decides.
 """
 
 from pggan_fast.kernels import conv_tiles, conv_weight_tiles
@@ -9,7 +9,7 @@ from pggan_fast.kernels.conv_table import measurement
 from pggan_fast.kernels.conv_tiles import MOST_NORMED_CHANNELS, Problem, Tile, default_tile, limits, on_tensor_cores
 from pggan_fast.kernels.conv_weight_tiles import WeightProblem, WeightTile, default_weight_tile
 
-CUDNN_CHANNELS = 128
+CUDNN_CHANNELS = 64
 """From so many channels on, cuDNN takes a convolution that was not measured."""
 
 CUDNN_EFFICIENCY = 0.7
