@@ -1,7 +1,7 @@
 """Whether a convolution, in each of its three directions, goes to cuDNN or to a kernel of ours.
 
-What `tune` measured on this GPU goes before all else. From 64 channels on cuDNN takes the rest, since Triton's tiles are
-bound by L2 there; below, the roofline of this GPU decides.
+What `tune` measured on this GPU goes before all else. From 64 channels on cuDNN takes the rest, since L2 binds Triton's
+tiles there; below, the roofline of this GPU decides.
 """
 
 from pggan_fast.kernels import conv_tiles, conv_weight_tiles
