@@ -347,7 +347,8 @@ def _run_backward(dy, y, factors, dx: Output, scalars, pixel_norm, needs_bias_gr
     db = out.new_empty(out.shape[1] if needs_bias_grad else 0, dtype=accumulation_dtype(out))
     if not out.numel():
         return dx.finish(), db.zero_()
-    t = tiling(out, dx.channels_last, pixel_norm, 2)
+    # With sums of the bias's gradient a thread has registers for half of the values.
+    t = tiling(out, dx.channels_last, pixel_norm, 3 if needs_bias_grad else 2)
     programs, rows = t.tiles, None
     if needs_bias_grad:
         programs = rows_of_sums(t, out)
@@ -361,7 +362,7 @@ def _run_backward(dy, y, factors, dx: Output, scalars, pixel_norm, needs_bias_gr
         t.tiles,
         SIGN_BITS=y is not None and y.dtype == torch.int32,
         **t.constants,
-        num_warps=t.warps,
+        num_warps=min(16, 2 * t.warps) if needs_bias_grad and pixel_norm and not dx.channels_last else t.warps,
     )
     if needs_bias_grad:
         launch(sum_rows_kernel, (cdiv(t.C, 32),), rows, db, programs, t.C, BLOCK_R=32, BLOCK_C=32, num_warps=4)

@@ -149,7 +149,8 @@ def default_tile(problem: Problem) -> Tile:
         block_in = min(32 if half else 16, c_in)
         if half and block_out == 128:
             block_in = min(64, c_in)  # half the barriers to a product
-        warps = 8 if block_out >= 128 else 4
+        # Capability 12 keeps fewer of the accumulator's values in registers.
+        warps = 8 if block_out >= (64 if capability() >= (12, 0) else 128) else 4
     else:
         block_out = c_out if problem.pixel_norm else min(c_out, 64)
         pixels = max(16, min(64, 4096 // block_out))
