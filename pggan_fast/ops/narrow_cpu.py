@@ -53,10 +53,16 @@ def convolution_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """`aten.convolution_backward`: (dx in x's dtype, dw in that of `computed_dtype`), None where the mask says so."""
     mask = [*output_mask, False]
-    if not is_widened(x):
+    if not is_widened(x) and not _leaves_taps_unwritten(x, dz, weight):
         return torch.ops.aten.convolution_backward(dz, x, weight, None, *arguments, mask)[:2]
     dx, dw, _ = torch.ops.aten.convolution_backward(dz.float(), x.float(), weight.float(), None, *arguments, mask)
     return dx if dx is None else dx.to(x.dtype), dw
+
+
+def _leaves_taps_unwritten(x: Tensor, dz: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN may return, in half precision, memory as it found it: for taps that no pixel reaches."""
+    larger = max(x.shape[2:], dz.shape[2:])  # of a transposed convolution it is the output
+    return x.is_cpu and x.dtype.itemsize == 2 and any(n < k for n, k in zip(larger, weight.shape[2:], strict=True))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
