@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge as _edge  # differentiates a tensor without holding its memory
 
-from pggan_fast.ops.conv_gradients import as_nonleaf_view
+from pggan_fast.ops.closed_conv import as_nonleaf_view
 from pggan_fast.ops.registry import will_need_grad
 
 

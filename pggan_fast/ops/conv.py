@@ -23,13 +23,12 @@ from pggan_fast.ops.bias_act import (
     remember_epilogue,
     zeros_like,
 )
+from pggan_fast.ops.closed_conv import as_nonleaf_view, conv_gradients
 from pggan_fast.ops.conv_gradients import (
-    as_nonleaf_view,
-    conv_gradients,
+    ScaledConvolution,
     fused,
     is_without_blocks,
     raw_convolution,
-    raw_gradients,
     takes_own_kernel,
 )
 from pggan_fast.ops.conv_halo_gradients import HaloConv2d
@@ -187,12 +186,10 @@ class EqualizedConv2d(OpFunction):
         if dr is None and is_zeros(dy):
             return input_zeros(x), zeros_like(weight), bias_zeros(ctx, dy), None, None, None, None
         output_mask = (will_need_grad(ctx, 0), will_need_grad(ctx, 1))
-        params = (ctx.geometry, ctx.factor, ctx.impl)
+        conv = ScaledConvolution(ctx.geometry, ctx.factor, ctx.impl)
         if sign_bits is not None and torch.is_grad_enabled():
             if output_mask == (True, False) and not will_need_grad(ctx, 2):
-                dx = _MaskedInputGradient.apply(
-                    dy, sign_bits, as_nonleaf_view(weight), x.detach(), ctx.epilogue, *params
-                )
+                dx = _MaskedInputGradient.apply(dy, sign_bits, as_nonleaf_view(weight), x.detach(), ctx.epilogue, conv)
                 return dx, *(None,) * 6
             y, sign_bits = fused().unpack_signs(sign_bits, dy), None
         if sign_bits is None:
@@ -200,36 +197,34 @@ class EqualizedConv2d(OpFunction):
         else:
             dz, db = fused().activation_backward(dy, sign_bits, ctx.epilogue, will_need_grad(ctx, 2))
             db = db.to(ctx.bias_dtype) if db.numel() else None
-        dx, dw = conv_gradients(dz, x, weight, output_mask, *params)
+        dx, dw = conv_gradients(dz, x, weight, output_mask, conv)
         return dx, dw, db, None, None, None, None
 
 
 class _MaskedInputGradient(OpFunction):
-    """(dy, sign bits, weight, like x, epilogue, the bare convolution's parameters) -> dx."""
+    """(dy, sign bits, weight, like x, epilogue, the bare convolution) -> dx."""
 
     @staticmethod
-    def forward(ctx, dy, sign_bits, weight, like, epilogue, *params):
+    def forward(ctx, dy, sign_bits, weight, like, epilogue, conv):
         dz, _ = fused().activation_backward(dy, sign_bits, epilogue, False)
         ctx.save_for_backward(dz, sign_bits, weight)
-        ctx.epilogue, ctx.params = epilogue, params
-        return raw_gradients(dz, like, weight, (True, False), *params)[0]
+        ctx.epilogue, ctx.conv = epilogue, conv
+        return conv.gradients(dz, like, weight, (True, False))[0]
 
     @staticmethod
     @no_third_derivative
     def backward(ctx, g):
         dz, sign_bits, weight = ctx.saved_tensors
-        geometry, factor, impl = ctx.params
+        geometry, factor, impl = ctx.conv
         d_dy = dw = None
         if ctx.needs_input_grad[0] and takes_own_kernel("forward", g, weight, geometry, impl):
             scale, *rest = ctx.epilogue
             d_dy = fused().masked_convolution(g, sign_bits, weight, geometry, (scale * factor, *rest))
         elif ctx.needs_input_grad[0]:
-            d_dy, _ = fused().activation_backward(
-                raw_convolution(g, weight, *ctx.params), sign_bits, ctx.epilogue, False
-            )
+            d_dy, _ = fused().activation_backward(ctx.conv.forward(g, weight), sign_bits, ctx.epilogue, False)
         if will_need_grad(ctx, 2):
-            dw = raw_gradients(dz, g, weight, (False, True), *ctx.params)[1]
-        return d_dy, None, dw, None, None, None, None, None
+            dw = ctx.conv.gradients(dz, g, weight, (False, True))[1]
+        return d_dy, None, dw, None, None, None
 
 
 def _factor(impl: str, x: Tensor, options: tuple) -> float:

@@ -1,11 +1,7 @@
-"""The bare convolution of equalized_conv2d and its gradients, by torch's kernels or ours: closed under differentiation.
-
-The convolution F(x, w), its input gradient B(dz, w) and its weight gradient W(dz, x) are each linear in both
-arguments, and each one's gradients are the other two, to any order. torch's own double backward computes W as a
-convolution with an image-sized kernel, which is far slower.
-"""
+"""The bare convolution of equalized_conv2d and its gradients, each by torch's kernels or by ours."""
 
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,14 +9,7 @@ from torch import Tensor
 from pggan_fast.ops.fold import empty_folded, fold_weight, unfold_gradient
 from pggan_fast.ops.layout import in_layout, is_channels_last, to_layout
 from pggan_fast.ops.narrow_cpu import computed_dtype, convolution, convolution_backward
-from pggan_fast.ops.registry import TRITON_INSTALLED, OpFunction, will_need_grad
-
-
-def as_nonleaf_view(weight: Tensor) -> Tensor:
-    """Return a view of a parameter, since `will_need_grad` cannot tell whether a leaf's gradient will be used."""
-    if weight.requires_grad and weight.is_leaf and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return weight.view_as(weight)
-    return weight
+from pggan_fast.ops.registry import TRITON_INSTALLED
 
 
 def fused() -> ModuleType:
@@ -40,71 +29,6 @@ def takes_own_kernel(direction: str, x: Tensor, weight: Tensor, geometry: tuple,
     return x.is_cuda and TRITON_INSTALLED and fused().is_faster(direction, x, weight, geometry, pixel_norm)
 
 
-def conv_gradients(dz, x, weight, output_mask, *conv_params) -> tuple[Tensor | None, Tensor | None]:
-    """Return (dx, dw) of the bare convolution: one call, or two differentiable ones where a graph is built.
-
-    conv_params are ((padding, up, down), the weight's factor, impl).
-    """
-    needs_dx, needs_dw = output_mask
-    if not needs_dx and not needs_dw:
-        return None, None
-    if not torch.is_grad_enabled():
-        return raw_gradients(dz, x, weight, output_mask, *conv_params)
-    dx = _InputGradient.apply(dz, as_nonleaf_view(weight), x.detach(), *conv_params) if needs_dx else None
-    dw = _WeightGradient.apply(dz, x, weight.detach(), *conv_params) if needs_dw else None
-    return dx, dw
-
-
-class _Convolution(OpFunction):
-    """F(x, w)."""
-
-    @staticmethod
-    def forward(ctx, x, weight, *conv_params):
-        ctx.save_for_backward(x, weight)
-        ctx.conv_params = conv_params
-        return raw_convolution(x, weight, *conv_params)
-
-    @staticmethod
-    def backward(ctx, dz):
-        x, weight = ctx.saved_tensors
-        output_mask = (ctx.needs_input_grad[0], will_need_grad(ctx, 1))
-        return *conv_gradients(dz, x, weight, output_mask, *ctx.conv_params), None, None, None
-
-
-class _InputGradient(OpFunction):
-    """B(dz, w); `like` has the shape of x and no gradient."""
-
-    @staticmethod
-    def forward(ctx, dz, weight, like, *conv_params):
-        ctx.save_for_backward(dz, weight)
-        ctx.conv_params = conv_params
-        return raw_gradients(dz, like, weight, (True, False), *conv_params)[0]
-
-    @staticmethod
-    def backward(ctx, g):
-        dz, weight = ctx.saved_tensors
-        d_dz = _Convolution.apply(g, weight, *ctx.conv_params) if ctx.needs_input_grad[0] else None
-        dw = _WeightGradient.apply(dz, g, weight.detach(), *ctx.conv_params) if will_need_grad(ctx, 1) else None
-        return d_dz, dw, None, None, None, None
-
-
-class _WeightGradient(OpFunction):
-    """W(dz, x); `like` has the shape and dtype of the weight and no gradient."""
-
-    @staticmethod
-    def forward(ctx, dz, x, like, *conv_params):
-        ctx.save_for_backward(dz, x)
-        ctx.conv_params = conv_params
-        return raw_gradients(dz, x, like, (False, True), *conv_params)[1]
-
-    @staticmethod
-    def backward(ctx, g):
-        dz, x = ctx.saved_tensors
-        d_dz = _Convolution.apply(x, g, *ctx.conv_params) if ctx.needs_input_grad[0] else None
-        dx = _InputGradient.apply(dz, g, x.detach(), *ctx.conv_params) if ctx.needs_input_grad[1] else None
-        return d_dz, dx, None, None, None, None
-
-
 def _arguments(k: int, padding: int, up: int, down: int) -> tuple:
     """(stride, padding, dilation, transposed, output_padding, groups) of the folded weight's convolution."""
     stride = max(up, down)
@@ -122,6 +46,23 @@ def _empty_output(x: Tensor, weight: Tensor, geometry: tuple) -> Tensor:
     n, _, h, w = x.shape
     h, w = ((size + 2 * geometry[0] - weight.shape[-1] + 1) // 2 for size in (h, w))
     return in_layout(x.new_empty(n, weight.shape[0], h, w), is_channels_last(x))
+
+
+class ScaledConvolution(NamedTuple):
+    """A `closed_conv.BareConvolution`: that of equalized_conv2d, with weights times `factor`."""
+
+    geometry: tuple[int, int, int]
+    """(padding, up, down)"""
+    factor: float
+    impl: str
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return raw_convolution(x, weight, *self)
+
+    def gradients(
+        self, dz: Tensor, x: Tensor, weight: Tensor, output_mask: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        return raw_gradients(dz, x, weight, output_mask, *self)
 
 
 def raw_convolution(x, weight, geometry, factor, impl) -> Tensor:

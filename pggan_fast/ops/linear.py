@@ -18,8 +18,8 @@ from pggan_fast.ops.bias_act import (
     remember_epilogue,
     zeros_like,
 )
+from pggan_fast.ops.closed_conv import as_nonleaf_view
 from pggan_fast.ops.conv import autocast_input
-from pggan_fast.ops.conv_gradients import as_nonleaf_view
 from pggan_fast.ops.dispatch import choose
 from pggan_fast.ops.fold import fold_weight
 from pggan_fast.ops.narrow_cpu import is_widened, product

@@ -61,8 +61,10 @@ def convolution_backward(
 
 def _leaves_taps_unwritten(x: Tensor, dz: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN may return, in half precision, memory as it found it: for taps that no pixel reaches."""
+    if not x.is_cpu or x.dtype.itemsize != 2:
+        return False
     larger = max(x.shape[2:], dz.shape[2:])  # of a transposed convolution it is the output
-    return x.is_cpu and x.dtype.itemsize == 2 and any(n < k for n, k in zip(larger, weight.shape[2:], strict=True))
+    return any(n < k for n, k in zip(larger, weight.shape[2:], strict=True))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
