@@ -1,5 +1,7 @@
 """Presets: every one is a set of settings that can run, with the published numbers."""
 
+import math
+
 import pytest
 import torch
 
@@ -22,7 +24,10 @@ def config(preset, **changes):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_allowed(preset):
     settings = config(preset)
-    hyperparameters(settings, settings.schedule().at(0), 0)
+    assert {name: getattr(settings, name) for name in PRESETS[preset]} == PRESETS[preset]
+    curves = hyperparameters(settings, settings.schedule().at(0), 0)
+    assert all(math.isfinite(value) for value in curves.values())
+    assert ("ema_decay" in curves) == (settings.ema_half_life_kimg is not None)
 
 
 # Channels and groups at 4 px and up, batch size; R1 and R2, augmentation and half-life (kimg) at the start and the end:
