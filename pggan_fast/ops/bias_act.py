@@ -135,7 +135,7 @@ def remember_epilogue(
     An affine map's gradient does not.
     """
     _, act, _, _, pixel_norm, _ = options
-    ctx.epilogue, ctx.impl, ctx.keeps_zeros = options[:-1], impl, not getattr(_this_thread, "omits_zeros", False)
+    ctx.epilogue, ctx.impl, ctx.keeps_zeros = options[:-1], impl, not _this_thread.omits_zeros
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.set_materialize_grads(False)
     if pixel_norm:
@@ -209,8 +209,11 @@ class BiasActBackward(OpFunction):
         return d_dy, d_dr if dr is not None else None, d_y, d_r, *[None] * 8
 
 
-# Zeros that flow through a second backward are never computed with: each is one value, expanded and marked.
-_this_thread = threading.local()
+class _ThisThread(threading.local):
+    omits_zeros = False  # whether `omit_zeros` is open
+
+
+_this_thread = _ThisThread()
 
 
 @contextmanager
@@ -219,12 +222,15 @@ def omit_zeros() -> Iterator[None]:
 
     An optimizer that gets every parameter's gradient from elsewhere saves the launches that write and add them.
     """
-    before = getattr(_this_thread, "omits_zeros", False)
+    before = _this_thread.omits_zeros
     _this_thread.omits_zeros = True
     try:
         yield
     finally:
         _this_thread.omits_zeros = before
+
+
+# Zeros that flow through a second backward are never computed with: each is one value, expanded and marked.
 
 
 def zeros_like(t: Tensor) -> Tensor:
