@@ -60,7 +60,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[[dict], None]:
-    """Keeps a finished record for the report."""
+    """Keep a finished record for the report."""
     return request.config.records.append
 
 
@@ -72,7 +72,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def timed(benchmark, request: pytest.FixtureRequest) -> Callable[..., dict]:
-    """Gates and times a case (for `seconds`, or --seconds) and returns its record."""
+    """Gate and time a case (for `seconds`, or --seconds) and return its record."""
 
     def run(case: Case, seconds: float | None = None) -> dict:
         options = request.config.option

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def row(name: str, data: PreparedData, reals: np.ndarray, out: Path, kimg: float) -> str:
-    """Trains if that has not been done, and measures."""
+    """Train if that has not been done, and measure."""
     config = settings(name, data.path, out, kimg)
     started = time.monotonic()
     if not (out / "final").is_dir() and not train(RunFolder.create(config)):

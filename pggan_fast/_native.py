@@ -1,4 +1,4 @@
-"""Loads the native modules that the installation has, and says why the others are missing.
+"""Load the native modules that the installation has, and say why the others are missing.
 
 `_C` holds the CPU kernels, `_C_cuda` the CUDA ones. Loading a module registers its kernels with
 torch's dispatcher; it has no Python interface. Importing this file never raises.

@@ -94,7 +94,7 @@ def _allocator_switch() -> ctypes.c_bool:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Puts back the number of threads that a test sets."""
+    """Put back the number of threads that a test sets."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

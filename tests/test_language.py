@@ -9,6 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FIRST_WORDS = {"Of", "As", "What"}
+# A verb is in the imperative: "Return", not "Returns". A noun has another word behind it: "Runs of".
+THIRD_PERSON = re.compile(
+    r"(Adds|Applies|Builds|Calls|Checks|Computes|Converts|Counts|Creates|Drops|Finds|Follows|Gets|Gives|Keeps|Lets|Loads"
+    r"|Makes|Moves|Prints|Puts|Raises|Reads|Refuses|Removes|Replaces|Resumes|Returns|Runs|Saves|Says|Sets|Shows|Starts"
+    r"|Stops|Takes|Tells|Trains|Tries|Turns|Waits|Writes|Yields)\b(?! (of|that|whose|in|tracked) )"
+)
+
 
 # A former word, whole or as a part of a name, and what is said instead.
 INSTEAD = {
@@ -63,7 +70,7 @@ def offenders(folder: Path) -> list[str]:
         f"{path.relative_to(folder)}: {text.splitlines()[0]}"
         for path in sorted(folder.rglob("*.py"))
         for text in docstrings(path)
-        if text.split()[0].strip(",.:;") in FIRST_WORDS
+        if text.split()[0].strip(",.:;") in FIRST_WORDS or THIRD_PERSON.match(text)
     ]
 
 
@@ -92,7 +99,8 @@ def test_docstrings_begin_with_a_sentence(folder):
 
 def test_one_that_does_not_is_found(tmp_path):
     (tmp_path / "a.py").write_text('def f():\n    """What f does."""\n\n\ndef g():\n    """Whatever."""\n')
-    assert offenders(tmp_path) == ["a.py: What f does."]
+    (tmp_path / "b.py").write_text('"""Returns x."""\n\n\ndef g():\n    """Runs of g."""\n')
+    assert offenders(tmp_path) == ["a.py: What f does.", "b.py: Returns x."]
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout: git knows the files")

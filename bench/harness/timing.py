@@ -87,7 +87,7 @@ def captured(case: Case) -> Case:
 
 
 class Round:
-    """Calls every variant of a case once per call and keeps the seconds of each."""
+    """Call every variant of a case once per call and keep the seconds of each."""
 
     def __init__(self, case: Case):
         self.case = case

@@ -43,7 +43,10 @@ class Call(NamedTuple):
 
 
 class Traffic(TorchDispatchMode):
-    """Counts, inside it, launches and bytes by name. `rules` maps ops to functions that count and compute them."""
+    """The launches and bytes of what runs inside its `with`, by name.
+
+    `rules` maps ops to functions that count and compute them.
+    """
 
     def __init__(self, rules: dict[Any, Any] | None = None):
         super().__init__()

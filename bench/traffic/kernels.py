@@ -177,7 +177,7 @@ def _native(op: torch._ops.OpOverload):
 
 
 def _inside(op: torch._ops.OpOverload, run: Callable):
-    """Counts what the Python function behind an op does."""
+    """Count what the Python function behind an op does."""
 
     def rule(traffic: Traffic, *args, **kwargs):
         with traffic:

@@ -31,7 +31,7 @@ PROVIDERS = ("eager", "native", "triton", "auto")
 
 @contextmanager
 def _meta_as_gpu(bf16: bool) -> Iterator[None]:
-    """Lets steps run on meta tensors: autocast as our ops see it, and the baseline's Adam as on a GPU."""
+    """Let steps run on meta tensors: autocast as our ops see it, and the baseline's Adam as on a GPU."""
     # CUDA's default is foreach.
     adam = partial(torch.optim.Adam, foreach=True)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Puts our functions in the place of other codebases' op modules, whether those are imported already or will be."""
+"""Put our functions in the place of other codebases' op modules, whether those are imported already or will be."""
 
 import importlib
 import importlib.util
@@ -88,7 +88,7 @@ def contents_of(modules: dict[str, Contents], name: str) -> Contents | None:
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds the modules of one codebase before a search along the path would."""
+    """The finder of one codebase's modules, before a search along the path would."""
 
     def __init__(self, modules: dict[str, Contents]):
         self.modules, self.made = modules, []
@@ -175,7 +175,7 @@ def _rebind(exchanged: dict[int, object]) -> list[Callable[[], None]]:
 
 
 def _setter(module: ModuleType, key: str, value: object) -> Callable[[], None]:
-    """Sets an attribute back to what it was, or deletes it if it was absent."""
+    """Set an attribute back to what it was, or deletes it if it was absent."""
 
     def undo() -> None:
         if value is not _ABSENT:

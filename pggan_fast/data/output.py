@@ -15,7 +15,7 @@ INSIDE = ".partial"
 
 
 def check_free(out: Path) -> None:
-    """Raises UserError unless `out` is absent or an empty folder."""
+    """Raise UserError unless `out` is absent or an empty folder."""
     _check_free(out, allowed=())
 
 

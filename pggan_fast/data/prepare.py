@@ -202,7 +202,7 @@ def _items(config: PrepareConfig, source: Source, start: int = 0) -> Iterator[It
 
 
 def _check_result(config: PrepareConfig, writer: DatasetWriter) -> None:
-    """Raises UserError, and keeps nothing, if no image is left or most files cannot be read."""
+    """Raise UserError, and keep nothing, if no image is left or most files cannot be read."""
     unreadable = {name: why for name, why in writer.skipped.items() if not why.startswith(SMALLER)}
     shown = f"--images {printable(str(config.images))}"
     first = some_of(f"{name}: {reason}" for name, reason in (unreadable or writer.skipped).items())

@@ -60,7 +60,7 @@ class Match:
 
 
 class Rewriter:
-    """Finds and replaces patterns in one graph.
+    """The replacement of patterns in one graph.
 
     A chain is taken only where the example values prove that the fused call computes the same: one dtype all along, a
     bias of one value for each channel, nothing between that others read or write over.

@@ -52,7 +52,7 @@ class MetricCallback:
 
 
 def check_metrics(config: TrainConfig) -> None:
-    """Raises UserError, before a run is made, if its metrics do not exist or cannot measure its images."""
+    """Raise UserError, before a run is made, if its metrics do not exist or cannot measure its images."""
     if not config.metrics:
         return
     data = PreparedData(config.data)

@@ -105,7 +105,7 @@ class MinibatchDiscrimination(nn.Module):
 
 
 def spectral_norm(layer: Layer) -> Layer:
-    """Makes the layer's weight divide by its largest singular value at run time (Miyato et al. 2018), in place.
+    """Make the layer's weight divide by its largest singular value at run time (Miyato et al. 2018), in place.
 
     The singular value is torch's estimate: one power iteration per forward in training mode. The constant of the
     equalized learning rate would undo the bound, and is taken away.

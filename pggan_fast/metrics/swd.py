@@ -30,7 +30,7 @@ Images = Tensor | np.ndarray
 
 
 class SlicedWasserstein:
-    """Takes batches of two sets of images and gives the distance between the sets.
+    """The distance between two sets of images, which come in batches.
 
     Batches are uint8 [N, C, H, W], of any N and any C: with one channel a patch has 49 values instead of 147, which
     gives on average what the image repeated in three channels gives. All images have one size, sides of 16 px or

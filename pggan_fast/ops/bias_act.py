@@ -56,7 +56,7 @@ def bias_act(
     eps: float = 1e-8,
     impl: str = "auto",
 ) -> Tensor:
-    """Computes, in this order and in one pass over memory:
+    """Compute, in this order and in one pass over memory:
 
     1. `scale * x + bias`, the bias broadcast over everything but channels;
     2. the activation: "linear", "relu", or "lrelu" with `slope` below zero;
@@ -89,7 +89,7 @@ def pixel_norm(x: Tensor, eps: float = 1e-8, *, impl: str = "auto") -> Tensor:
 
 
 def check_epilogue(op: str, channels: torch.Size, bias: Tensor | None, options: tuple) -> None:
-    """Refuses what `bias_act` cannot compute, for every op that ends in it. `channels` is [C]."""
+    """Refuse what `bias_act` cannot compute, for every op that ends in it. `channels` is [C]."""
     _, act, slope, gain, _, _ = options
     if act not in ("linear", "relu", "lrelu"):
         raise ValueError(f"{op}: act is {act!r}, allowed: linear, relu, lrelu")
@@ -130,7 +130,7 @@ class BiasAct(OpFunction):
 def remember_epilogue(
     ctx: Any, y: Tensor, r: Tensor, bias: Tensor | None, options: tuple, impl: str, *also: Tensor
 ) -> None:
-    """Saves the choice that backward repeats, `also`, then y and r where backward reads them.
+    """Save the choice that backward repeats, `also`, then y and r where backward reads them.
 
     An affine map's gradient does not.
     """

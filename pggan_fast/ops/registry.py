@@ -72,7 +72,7 @@ def _imported(path: str) -> Callable:
 
 
 def _decomposed(run: Callable) -> Callable:
-    """Lets torch.compile see the kernels inside an op, as torch.library.triton_op does; torch.export keeps the op."""
+    """Let torch.compile see the kernels inside an op, as torch.library.triton_op does; torch.export keeps the op."""
 
     def rule(mode, op, types, args, kwargs):
         if torch.compiler.is_exporting():
@@ -199,7 +199,7 @@ def fake_like(x: torch.Tensor) -> torch.Tensor:
 
 
 def below_autograd(op: torch._ops.OpOverload, *args: Any) -> Any:
-    """Calls an op from inside an autograd.Function that is its autograd formula."""
+    """Call an op from inside an autograd.Function that is its autograd formula."""
     if not _transforms_active():
         with _BelowAutograd():
             return op._op(*args)

@@ -36,7 +36,7 @@ class Processes:
         return self.rank == 0
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor by its mean over the processes; all of one dtype, on the device."""
+        """Replace each tensor by its mean over the processes; all of one dtype, on the device."""
         if self.count == 1:
             return
         reductions = []

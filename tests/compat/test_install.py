@@ -15,7 +15,7 @@ TOPS = ("torch_utils", "training", "op", "model", "basicsr", "vendored")
 
 @pytest.fixture
 def imports(tmp_path, monkeypatch):
-    """Writes stand-ins into a folder of the path; everything that is imported of them is forgotten at the end."""
+    """Write stand-ins into a folder of the path; everything that is imported of them is forgotten at the end."""
 
     def forget():
         for name in [n for n in sys.modules if n.partition(".")[0] in TOPS]:

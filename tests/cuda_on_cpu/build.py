@@ -110,7 +110,7 @@ def load(variant: str = "plain") -> ModuleType:
 
 @functools.cache
 def define_ops() -> torch.library.Library:
-    """Gives the ops of pggan_fast to the harness's namespace, without kernels."""
+    """Give the ops of pggan_fast to the harness's namespace, without kernels."""
     import pggan_fast  # noqa: F401  (defines its ops)
 
     library = torch.library.Library("pggan_fast_cuda_on_cpu", "FRAGMENT")

@@ -27,14 +27,14 @@ def harness(request):
 
 
 def python(variant: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a process that can load the harness built with a sanitizer."""
+    """Run a process that can load the harness built with a sanitizer."""
     build.build(variant)
     environment = {**os.environ, **build.sanitizer_environment(variant), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *arguments], cwd=build.ROOT, env=environment, capture_output=True, text=True)
 
 
 def run_planted(variant: str, call: str) -> subprocess.CompletedProcess[str]:
-    """Calls a kernel with a planted bug."""
+    """Call a kernel with a planted bug."""
     return python(variant, "-c", f"from tests.cuda_on_cpu import build\nbuild.load({variant!r}).{call}\nprint('done')")
 
 

@@ -1,4 +1,4 @@
-"""Runs every kernel of csrc/cuda on small tensors, in every variant that a launch chooses between.
+"""Run every kernel of csrc/cuda on small tensors, in every variant that a launch chooses between.
 
 python -m tests.cuda_on_cpu.workload VARIANT   in the harness of this variant; prints the number of launches
 """

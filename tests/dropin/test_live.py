@@ -321,7 +321,7 @@ def test_a_convolution_that_others_read_is_left_alone():
 
 
 class Final(nn.Sequential):
-    """Refuses subclasses."""
+    """A module whose forward refuses subclasses of Tensor."""
 
     def __init_subclass__(cls):
         raise TypeError("no subclasses, please")

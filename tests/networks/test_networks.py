@@ -109,7 +109,7 @@ def test_shapes(resolution):
 
 
 class CountConvolutions(TorchDispatchMode):
-    """Counts forward convolutions, whether torch's or the fused op that holds one."""
+    """Count forward convolutions, whether torch's or the fused op that holds one."""
 
     NAMES = ("aten::convolution", "pggan_fast::equalized_conv2d")
 

@@ -14,7 +14,7 @@ from tests.tolerances import AUTOCAST, EXACT, rms
 
 
 class Convolutions(TorchDispatchMode):
-    """Counts convolutions by what they compute, wherever they are called from: y, dx or dw."""
+    """Count convolutions by what they compute, wherever they are called from: y, dx or dw."""
 
     def __init__(self):
         super().__init__()

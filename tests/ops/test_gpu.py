@@ -23,7 +23,7 @@ OURS = [call for call in CALLS if call.has_gpu_kernel or call.op.startswith("equ
 
 @pytest.fixture(params=["gpu_rehearsed"] if REHEARSED else ["gpu_native", "gpu_triton"])
 def kernel(request) -> Iterator[Callable[[Call], Callable]]:
-    """Gives the op of a call, in one implementation's kernels."""
+    """Return the op of a call, in one implementation's kernels."""
     impl = request.param.removeprefix("gpu_")
     if not REHEARSED and (reason := unavailable_reason(impl, "cuda")):
         pytest.skip(reason)

@@ -126,7 +126,7 @@ def saved_in(run):
 
 
 def another_number(processes, folder):
-    """Resumes what another number of processes has begun."""
+    """Resume what another number of processes has begun."""
     return {"finished": run_in(folder / "another", processes, folder)}
 
 

@@ -86,7 +86,7 @@ def start(folder, out, keep=KEPT):
 
 
 def finish(folder, child):
-    """Waits for it."""
+    """Wait for a child that must end well."""
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0, (folder / "log.txt").read_text()[-4000:]
 
@@ -136,7 +136,7 @@ def names(folder):
 
 
 def kill_runs(folder, kills, seed):
-    """Returns the number of runs and the moments of the kills: the images of the newest checkpoint at each."""
+    """Return the number of runs and the moments of the kills: the images of the newest checkpoint at each."""
     write_data(folder / "data")
     chance = random.Random(seed)
     straight = folder / "straight"

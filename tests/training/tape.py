@@ -12,7 +12,7 @@ READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.defa
 
 
 class Tape(TorchDispatchMode):
-    """Runs and records the calls of operators inside its `with`. Refuses those that would wait for a device."""
+    """The calls of operators inside its `with`, which run; those that would wait for a device are refused."""
 
     def __init__(self):
         super().__init__()

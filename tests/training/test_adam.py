@@ -16,7 +16,7 @@ def parameters():
 
 
 def steps(optimizer, parameters, count, first=0):
-    """Gives every parameter but the second a gradient, and steps; the third step is skipped."""
+    """Give every parameter but the second a gradient, and steps; the third step is skipped."""
     for index in range(first, first + count):
         random = torch.Generator().manual_seed(index)
         for number, p in enumerate(parameters):

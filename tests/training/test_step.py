@@ -126,7 +126,7 @@ def test_state_goes_through_a_file_and_continues_bit_for_bit(tmp_path):
 
 
 class WeightGradients(TorchDispatchMode):
-    """Counts convolutions' weight gradients."""
+    """Count convolutions' weight gradients."""
 
     count = 0
 

@@ -56,7 +56,7 @@ class Array:
         return from_array(np.array(self._images[index]))
 
     def _check_first(self) -> None:
-        """Raises ValueError unless the array's shape and dtype are those of images."""
+        """Raise ValueError unless the array's shape and dtype are those of images."""
         first = self._images[:1]
         if first.nbytes > 1 << 30:
             raise ValueError(f"images of {first.nbytes:,} bytes each")

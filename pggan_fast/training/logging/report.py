@@ -66,7 +66,7 @@ th, td { padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--rule); tex
 
 
 class Report:
-    """Writes report.html anew at every tick, from stats.jsonl and the sample grids."""
+    """The writer of report.html, anew at every tick, from stats.jsonl and the sample grids."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run

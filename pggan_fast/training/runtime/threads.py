@@ -22,7 +22,7 @@ MOST_PATIENCE = 160.0
 
 
 class Threads:
-    """Follows the load: `follow` is called at every step, and looks every two seconds.
+    """A choice that follows the load: `follow` is called at every step, and looks every two seconds.
 
     Results depend on the number of threads to rounding, and so on the load.
     """
