@@ -8,6 +8,8 @@ their step; a CUDA graph under capture neither reads nor writes a cache that was
 through `weight.data`, NumPy or a captured graph's replay must be followed by `invalidate`.
 """
 
+import ctypes
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -69,7 +71,7 @@ class cache_folded_weights(AbstractContextManager):  # noqa: N801 - used like a 
         if torch.compiler.is_compiling():
             return lambda parameters: None
         if not torch._C._is_key_in_tls(_KEY):
-            torch._C._stash_obj_in_tls(_KEY, [])
+            _stash([])
         thread_caches = torch._C._get_obj_in_tls(_KEY)
         cache = _Cache(thread_caches)
         with _lock:
@@ -87,6 +89,15 @@ class cache_folded_weights(AbstractContextManager):  # noqa: N801 - used like a 
         cache.entries.clear()
         with _lock:
             _every_cache.discard(cache)
+
+
+def _stash(thread_caches: list[_Cache]) -> None:
+    """Let this thread's torch state own the list."""
+    before = sys.getrefcount(thread_caches)
+    torch._C._stash_obj_in_tls(_KEY, thread_caches)
+    if sys.getrefcount(thread_caches) == before:
+        # Older releases of torch (2.11 is one) take over a reference of the caller's: here is one to take.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thread_caches))
 
 
 def cached(weight: Tensor, key: tuple, make: Callable[[], Tensor]) -> Tensor:

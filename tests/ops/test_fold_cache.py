@@ -1,6 +1,8 @@
 """No copy of a weight outlives what it was made from: every kind of write, of thread, and of overlap."""
 
+import ctypes
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -301,3 +303,25 @@ def test_a_backward_pass_finds_the_cache_of_its_thread(monkeypatch):
 
 def test_the_former_name_still_works():
     assert kept_weights is cache_folded_weights
+
+
+def test_the_list_of_caches_outlives_the_call_that_made_it(monkeypatch):
+    """Older releases of torch keep an object without a reference of their own: its memory would become another's."""
+    stash, lists, counts = torch._C._stash_obj_in_tls, [], []
+
+    def stash_without_a_reference(key, value):
+        before = sys.getrefcount(value)
+        stash(key, value)
+        if sys.getrefcount(value) > before:
+            ctypes.pythonapi.Py_DecRef(ctypes.py_object(value))
+
+    def use():
+        with cache_folded_weights():
+            lists.append(torch._C._get_obj_in_tls(fold_cache._KEY))
+        counts.append(sys.getrefcount(lists[0]))  # `lists` has one, the argument is one, and torch's is the third
+
+    monkeypatch.setattr(torch._C, "_stash_obj_in_tls", stash_without_a_reference)
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert counts == [3]
