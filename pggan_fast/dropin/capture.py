@@ -175,10 +175,12 @@ class Accelerated:
             graph.ends = report.located(ends.reason, ends.user_stack)
         run = captured.forward
         try:
-            rewriter = Rewriter(copy.deepcopy(captured.graph), self.options)
+            rewritten = fx.GraphModule(captured, copy.deepcopy(captured.graph))
+            rewriter = Rewriter(rewritten.graph, self.options)
             if rewriter.run():
-                rewriter.graph.lint()
-                run = fx.GraphModule(captured, rewriter.graph).forward
+                rewritten.graph.lint()
+                rewritten.recompile()
+                run = rewritten.forward
             graph.rows = self._rows(rewriter)
         except Exception as error:
             run = captured.forward

@@ -46,6 +46,27 @@ def is_per_channel(node: Any, x: fx.Node) -> bool:
     return same and channels == target[1] and all(n == 1 for n in rest)
 
 
+def note_modes(graph: fx.Graph) -> None:
+    """Note at each node under which modes it runs: whether gradients are on, and what autocasts it is inside.
+
+    The calls that change a mode compute nothing. What is computed together must be under the same modes.
+    """
+    grad, entered = torch.is_grad_enabled(), ()
+    for node in graph.nodes:
+        if node.op == "call_function" and node.meta.get("example_value") is None and not overwrites(node):
+            if node.target is torch._C._set_grad_enabled:
+                grad = node.args[0]
+            elif node.args and node.args[0] in entered:
+                entered = tuple(e for e in entered if e is not node.args[0])
+            else:
+                entered += (node,)
+        node.meta["modes"] = grad, entered
+
+
+def modes_of(node: Any) -> tuple | None:
+    return node.meta.get("modes") if isinstance(node, fx.Node) else None
+
+
 # ---- What is written over: autograd forbids that for what it keeps for backward
 
 
@@ -89,7 +110,13 @@ def aliases_of(value: fx.Node) -> set[fx.Node]:
 
 
 def overwritten(node: fx.Node) -> set[fx.Node]:
-    """All nodes in whose memory the node writes."""
+    """All nodes in whose memory the node may write."""
+    if isinstance(node.target, torch._ops.HigherOrderOperator):  # a checkpoint, an autograd.Function
+        bodies = [getattr(node.graph.owning_module, n.target, None) for n in node.all_input_nodes if n.op == "get_attr"]
+        graphs = [body.graph for body in bodies if isinstance(body, fx.GraphModule)]
+        if len(graphs) == len(bodies) and not any(overwrites(n) for graph in graphs for n in graph.nodes):
+            return set()
+        return {a for source in node.all_input_nodes for a in aliases_of(source)}
     targets = [node.args[0] if node.args else node.kwargs.get("input"), node.kwargs.get("out")]
     return {a for t in targets if isinstance(t, fx.Node) for a in aliases_of(t)} if overwrites(node) else set()
 

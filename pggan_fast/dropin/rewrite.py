@@ -18,6 +18,8 @@ from pggan_fast.dropin.graph import (
     is_per_channel,
     is_written_over,
     leaves,
+    modes_of,
+    note_modes,
     out_of_place,
     overwrites,
     overwritten,
@@ -68,6 +70,7 @@ class Rewriter:
 
     def __init__(self, graph: fx.Graph, options: Options):
         self.graph, self.options = graph, options
+        note_modes(graph)
         self.replaced: list[tuple[dict, str]] = []
         """(meta of the node where the chain begins, what) for each call that was put in."""
         self.reasons: dict[fx.Node, str] = {}
@@ -106,6 +109,9 @@ class Rewriter:
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         first, last = min(order[n] for n in match.nodes), max(order[n] for n in match.nodes)
         members = set(match.nodes)
+        if len({modes_of(n) for n in members}) > 1:
+            self.reasons[match.nodes[0]] = "autocast or gradients are switched while it is computed"
+            return False
         read = {source for n in match.nodes for source in n.all_input_nodes}
         if any(first < order[n] < last and n not in members and overwritten(n) & read for n in order):
             self.reasons[match.nodes[0]] = "something is written over while it is computed"
@@ -202,7 +208,7 @@ class Rewriter:
         op = meaning(weight)
         if op is None or not is_number(op.other) or not _may_scale(conv) or shape_of(op.x) != shape_of(weight):
             return weight, 1.0
-        if dtype_of(op.x) == dtype_of(weight) and not overwrites(weight):
+        if dtype_of(op.x) == dtype_of(weight) and not overwrites(weight) and modes_of(weight) == modes_of(conv):
             if op.name == "mul":
                 return op.x, float(op.other)
             if op.name == "div" and op.other != 0:
@@ -341,6 +347,8 @@ class Rewriter:
         if op.options["slope"] < 0 or overwrites(node):
             return None
         fresh = op.x.op == "call_function" and op.x.target in _KEEP_INPUTS_ALONE and aliases_of(op.x) == {op.x}
+        if modes_of(op.x) != modes_of(node):  # made without gradients it would get them
+            return None
         if not fresh or set(op.x.users) != {node} or dtype_of(op.x) != dtype_of(node) or leaves(node):
             return None
         return Match(fused.activate, [f"{op.name} in place"], [node], (op.x,), {"act": op.name, **op.options})
