@@ -11,10 +11,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pggan_fast.utils.regular_file import irregular_kind
+
 
 def read_npy(file: Path | BinaryIO) -> np.ndarray:
     """Return the array in `file`. Raises ValueError if it is damaged, cut off or holds pickled objects."""
     if isinstance(file, Path):
+        _check_regular(file)
         with open(file, "rb") as opened:
             return read_npy(opened)
     shape, dtype, order = _header(file)
@@ -24,12 +27,18 @@ def read_npy(file: Path | BinaryIO) -> np.ndarray:
 
 def map_npy(path: Path) -> np.ndarray:
     """Return the array in the file at `path`, mapped read-only. Raises ValueError as `read_npy`."""
+    _check_regular(path)
     with open(path, "rb") as file:
         shape, dtype, order = _header(file)
         start = file.tell()
     if not math.prod(shape):  # nothing can be mapped
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, "r", start, shape, order)
+
+
+def _check_regular(path: Path) -> None:
+    if kind := irregular_kind(path):
+        raise ValueError(f"is {kind}, must be a file")
 
 
 def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, str]:

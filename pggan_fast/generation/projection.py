@@ -29,6 +29,7 @@ from pggan_fast.utils.images import SMALLEST_TILE, grid, save_png, to_uint8
 from pggan_fast.utils.memory import advice_when_out_of_memory
 from pggan_fast.utils.options import check_options, option
 from pggan_fast.utils.progress_bar import bar_over
+from pggan_fast.utils.regular_file import irregular_kind
 
 CHUNK = 32  # candidates that are generated at once
 SHELL = 2.5  # the length of a Gaussian latent has a standard deviation of 0.71 in any number of dimensions
@@ -217,6 +218,8 @@ def _schedule(share: float) -> float:
 
 def _read_target(path: Path, G: BaseGenerator, resolution: int) -> np.ndarray:
     """Return the image as uint8 [C, H, W] of the generator's size. Raises UserError if it is none."""
+    if kind := irregular_kind(path):
+        raise UserError(f"--image {path}: is {kind}, must be a file")
     with quiet_decoders():
         try:
             return fit(read(path.name, path), resolution, crop="center", channels=G.image_channels, base=G.base).copy()

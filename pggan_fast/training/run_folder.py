@@ -24,6 +24,7 @@ from pggan_fast.utils.distributed import process_count
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.options import flag, from_json, to_json
 from pggan_fast.utils.program import command
+from pggan_fast.utils.regular_file import irregular_kind
 from pggan_fast.utils.schema import Each, Optional, read_json
 
 CONFIG = {
@@ -142,10 +143,12 @@ class RunFolder:
         _write(self.stats_file, b"".join(kept))
 
     def _refuse_links(self) -> None:
-        """Raise UserError for a part that is a link: what it names is not this run's to change."""
+        """Raise UserError for links, whose targets are not this run's to change, and statistics that are no file."""
         for name in ("config.json", "stats.jsonl", "report.html", "samples", "final", "tensorboard", "wandb", "mlflow"):
             if (self.path / name).is_symlink():
                 raise UserError(f"--resume {self.path}: {name} is a link; put what it names there instead")
+        if kind := irregular_kind(self.stats_file):
+            raise UserError(f"--resume {self.path}: {self.stats_file.name} is {kind}, must be a file")
 
     def _check(self) -> None:
         config, data = self.config, self.data

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.regular_file import irregular_kind
 
 LARGEST = 1 << 63  # of whole numbers: beyond it they do not fit what they are used for
 SHOWN = 60  # characters of a value in a message
@@ -94,6 +95,8 @@ def read_json(path: Path, schema: Schema) -> Any:
 
     Errors of the system, a missing file among them, pass.
     """
+    if kind := irregular_kind(path):
+        raise UserError(f"{path}: is damaged ({kind}, must be a file)")
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -26,6 +26,7 @@ from pggan_fast.utils.options import (
     shown_value,
     without_none,
 )
+from pggan_fast.utils.regular_file import irregular_kind
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -163,6 +164,8 @@ def _read(path: Path) -> dict[Any, Any]:
     kind = SUFFIXES.get(path.suffix.lower())
     if kind is None:
         raise UserError(f"--config {path}: must end in {', '.join(SUFFIXES)}")
+    if irregular := irregular_kind(path):
+        raise UserError(f"--config {path}: is {irregular}, must be a file")
     try:
         with path.open("rb") as file:
             contents = file.read(MOST_BYTES + 1)

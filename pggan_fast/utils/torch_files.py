@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 
+from pggan_fast.utils.regular_file import irregular_kind
+
 
 def load_weights_only(path: Path, allowed: Sequence[Any] = ()) -> Any:
     """Return what the file holds, tensors on the CPU. `allowed`: classes beside tensors, as `safe_globals` takes them.
 
     Raise ValueError, in one line, for a damaged file and for one that names other classes.
     """
+    if kind := irregular_kind(path):
+        raise ValueError(f"is {kind}, must be a file")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
             warnings.simplefilter("ignore")  # what torch warns about on its way to an error

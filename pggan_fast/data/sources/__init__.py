@@ -14,6 +14,7 @@ from pggan_fast.data.sources.tfrecords import LEVEL, TfRecords
 from pggan_fast.data.sources.torch_dataset import TorchDataset
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.program import program
+from pggan_fast.utils.regular_file import irregular_kind
 
 __all__ = [
     "Array",
@@ -68,6 +69,8 @@ def _kind(images: Path, option: str) -> str:
         if not images.exists():
             raise UserError(f"{shown}: no such folder or file")
         if not images.is_dir():
+            if kind := irregular_kind(images):
+                raise UserError(f"{shown}: is {kind}, must be a folder or file")
             return images.suffix.lower()
         if is_prepared(images):
             raise UserError(f"{shown}: is prepared data already; train on it with --data")

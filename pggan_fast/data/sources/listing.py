@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 from pggan_fast.data.names import is_ignored, printable, to_bytes
 from pggan_fast.utils.errors import UserError
@@ -50,16 +52,28 @@ def list_files(root: Path, option: str) -> Listing:
             name = f"{inside}/{entry.name}" if inside else entry.name
             if is_ignored(entry.name) or is_ignored(f"{entry.name}/x.png"):
                 found.ignored.append(printable(name))
-            elif entry.is_dir():
+                continue
+            about = _stat(entry, f"{option} {printable(str(folder / entry.name))}")
+            if about is None:
+                found.left_out[printable(name)] = "a link that leads nowhere"
+            elif S_ISDIR(about.st_mode):
                 waiting.append((name, (*above, here)))
-            elif not entry.is_file():
-                is_link = entry.is_symlink()
-                found.left_out[printable(name)] = "a link that leads nowhere" if is_link else "no regular file"
+            elif not S_ISREG(about.st_mode):
+                found.left_out[printable(name)] = "no regular file"
             else:
-                about = entry.stat()
                 # The time of the last change of any kind tells of files that were replaced with their old date.
                 found.files[name] = f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
     return found
+
+
+def _stat(entry: os.DirEntry[str], shown: str) -> os.stat_result | None:
+    """Return what `entry` is, links followed; None for a link to nothing, itself or too far. Raises UserError."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP or (isinstance(error, FileNotFoundError) and entry.is_symlink()):
+            return None
+        raise UserError(f"{shown}: cannot be read ({error.strerror})") from error
 
 
 def fingerprint(entries: Iterable[tuple[str, str]]) -> str:

@@ -44,7 +44,7 @@ def read_line(text: str) -> dict[str, Any] | None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the values of all lines of a stats.jsonl; foreign ones are left out, and there may be no file."""
-    if not path.exists():
+    if not path.is_file():
         return []
     texts = path.read_bytes().decode("utf-8", "replace").split("\n")
     return [line for line in map(read_line, texts) if line is not None]
