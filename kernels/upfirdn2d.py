@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pggan_fast.kernels.tensors import (
+    accumulation_dtype,
     arrange,
     cdiv,
     check_floating,
@@ -126,10 +127,9 @@ def upfirdn2d(
     if f.ndim == 2 or taps <= SHORT:
         return _one_pass(x, f, (upx, upy), (downx, downy), (x0, x1, y0, y1), flip_filter, gain, x.dtype)
     # The pass that shrinks the image the most, or lets it grow the least, comes first.
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     passes = [(f[None, :], (upx, 1), (downx, 1), (x0, x1, 0, 0)), (f[:, None], (1, upy), (1, downy), (0, 0, y0, y1))]
     first, second = passes if downx >= upx else passes[::-1]
-    between = _one_pass(x, *first, flip_filter, gain, wide)
+    between = _one_pass(x, *first, flip_filter, gain, accumulation_dtype(x))
     return _one_pass(between, *second, flip_filter, 1.0, x.dtype)
 
 

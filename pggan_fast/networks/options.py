@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeVar
 
-from pggan_fast.networks.resolutions import check_base, check_resolution
+from pggan_fast.networks.resolutions import HIGHEST, LOWEST, SQUARE, check_base, check_resolution
 from pggan_fast.utils.schema import OneOf, Optional, Schema, number
 
 Network = TypeVar("Network", bound=type)
@@ -22,7 +22,7 @@ MOST_CHANNELS = 1 << 16
 MOST_LATENTS = 1 << 20
 MOST_BLOCKS = 64
 
-A_RESOLUTION = number(4, 1024, whole=True)
+A_RESOLUTION = number(LOWEST, HIGHEST, whole=True)
 A_CHANNEL_COUNT = number(1, MOST_CHANNELS, whole=True)
 
 
@@ -41,10 +41,10 @@ def option(default: Any, schema: Schema) -> Any:
 class NetworkOptions:
     """Options of every generator and discriminator. Raises ValueError for a value that is not allowed."""
 
-    resolution: int = option(1024, A_RESOLUTION)
+    resolution: int = option(HIGHEST, A_RESOLUTION)
     _: KW_ONLY
     image_channels: int = option(3, A_CHANNEL_COUNT)
-    base: Sequence[int] = option((4, 4), [number(1, 1 << 12, whole=True)])
+    base: Sequence[int] = option(SQUARE, [number(1, 1 << 12, whole=True)])
     label_dim: int = option(0, number(0, MOST_LATENTS, whole=True))
     fmap_base: int = option(8192, number(1, 1 << 32))
     fmap_decay: float = option(1.0, number(0, 16))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast.ops.registry import define
+from pggan_fast.reference import accumulation_dtype
 
 CHANNELS = (16, 32)
 FUSED = ("epilogue", "pixel_norm", "in_mask", "out_mask")
@@ -50,7 +51,7 @@ def _conv_halo(
     Returns y [N, C_out, out_h, out_w] in x's dtype, r [N, 1, out_h, out_w] in fp32 with pixel norm, else empty, and
     y's packed signs if `needs_signs` with fused="epilogue", else empty.
     """
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = accumulation_dtype(x.dtype)
     source = x.to(wide)
     if fused == "in_mask":
         source = source * _slopes(mask, source, positive_slope, negative_slope)
@@ -92,7 +93,7 @@ def _slopes(mask: Tensor, like: Tensor, positive: float, negative: float) -> Ten
 def _fake(x, weight, bias, mask, transposed, stride, out_h, out_w, fused, scale, positive, negative, eps, needs_signs):
     n, c_out = x.shape[0], weight.shape[1 if transposed else 0]
     y = x.new_empty(n, c_out, out_h, out_w).contiguous(memory_format=torch.channels_last)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = accumulation_dtype(x.dtype)
     r = x.new_empty((n, 1, out_h, out_w) if fused == "pixel_norm" else 0, dtype=wide)
     signs = x.new_empty((n, out_h, out_w, 1) if needs_signs and fused == "epilogue" else 0, dtype=torch.int32)
     return y, r, signs
@@ -124,7 +125,7 @@ def _weight_gradient(
     a: [N, CA, H, W], channels_last. b: [N, CB, H', W'], a's dtype, channels_last. mask: packed signs of a's shape.
     Returns, in fp32 (fp64 for fp64), dw's CA k k CB values and behind them the CA sums of a.
     """
-    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+    wide = accumulation_dtype(a.dtype)
     source, k = a.to(wide), 3 if stride == 1 else 4
     source = source * (positive_slope if mask is None else _slopes(mask, source, positive_slope, negative_slope))
     shape = (a.shape[1], b.shape[1], k, k)
@@ -134,7 +135,7 @@ def _weight_gradient(
 
 def _weight_gradient_fake(a, b, mask, stride, scale, positive_slope, negative_slope):
     k = 3 if stride == 1 else 4
-    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+    wide = accumulation_dtype(a.dtype)
     return a.new_empty(a.shape[1] * (k * k * b.shape[1] + 1), dtype=wide)
 
 
