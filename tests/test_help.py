@@ -9,7 +9,7 @@ from pggan_fast import cli
 from pggan_fast.utils.options import Parser
 
 MOST_IN_ONE_LIST = 6
-METAVAR = re.compile(r"[A-Z]+(,\.\.\.|:N,\.\.\.|x[A-Z]+)?(\|[A-Z]+)?")  # or another form instead
+METAVAR = re.compile(r"[A-Z]+(,\.\.\.|:[NX],\.\.\.|x[A-Z]+)?(\|[A-Z]+)?")  # or another form instead
 SENTENCE = re.compile(r"[A-Z].*\.( \((default: .+|required)\))?|[A-Z].* \(default: .+\)\.")
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from pggan_fast.generation.editing import latents_option, move_option, offset_of, parse_moves, read_latents
 from pggan_fast.generation.trained import (
     alpha_of,
     check_run_or_weights,
+    fixed_label,
     generator_of_run,
     run_option,
     trained_generator,
@@ -53,8 +55,14 @@ class GenerateConfig:
     batch_size: int = option(CHUNK, help="Number of images that are generated at once.")
     count: int = option(16, help="Number of images.", group="images")
     seed: int = option(0, help="Seed of the first image; the following ones count up.")
+    latents: str | None = latents_option(
+        "Latents to generate images of, .npy files as project writes them, in place of seeds."
+    )
+    move: str | None = move_option()
     label: str | None = option(
-        None, help="Name or number of a class (default: the seed modulo the number of classes).", metavar="CLASS"
+        None,
+        help="Name or number of a class (default: the seed modulo the number of classes; that of project's latents).",
+        metavar="CLASS",
     )
     truncation: float | None = option(
         None, help="Bound of the latents' components; those beyond plus or minus it are sampled again (default: none)."
@@ -70,6 +78,12 @@ class GenerateConfig:
         check_run_or_weights(self.run, self.weights)
         if self.truncation is not None and not 0 < self.truncation < math.inf:
             raise UserError(f"--truncation {self.truncation}: must be above 0 and finite")
+        if self.move is not None:
+            parse_moves(self.move)
+        if self.latents is not None:
+            for name in ("ensemble", "count", "seed", "truncation"):
+                if getattr(self, name) != getattr(GenerateConfig, name):
+                    raise UserError(f"--{name} {getattr(self, name)}: not with --latents")
 
 
 def check_seeds(first: int, count: int) -> None:
@@ -91,53 +105,72 @@ def generate_images(config: GenerateConfig) -> list[Path]:
         if config.ensemble:
             members += [_load(Path(path.strip())) for path in config.ensemble.split(",")]
             _check_alike(config, members)
-        paths = _free_paths(config)
-        images = _images(config, members, find_device(config.device))
+        given = None
+        if config.latents is not None:
+            G, metadata = members[0]
+            given = read_latents(config.latents, G, metadata["classes"], config.label)
+        count = config.count if given is None else len(given[0])
+        paths = _free_paths(config, count)
+        images = _images(config, members, given, find_device(config.device))
         if config.grid:
-            ordered = dict(bar_over(images, "images", total=config.count))
-            stacked = np.stack([ordered[index] for index in range(config.count)])
-            save_png(paths[0], grid(stacked, columns=math.ceil(math.sqrt(config.count))))
+            ordered = dict(bar_over(images, "images", total=count))
+            stacked = np.stack([ordered[index] for index in range(count)])
+            save_png(paths[0], grid(stacked, columns=math.ceil(math.sqrt(count))))
             return paths
         written = 0
         try:
-            for index, image in bar_over(images, "images", total=config.count):
+            for index, image in bar_over(images, "images", total=count):
                 save_png(paths[index], image)
                 written += 1
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{written:,} of {config.count:,} images written to {config.out}") from None
+            raise KeyboardInterrupt(f"{written:,} of {count:,} images written to {config.out}") from None
     return paths
 
 
-def _free_paths(config: GenerateConfig) -> list[Path]:
+def _free_paths(config: GenerateConfig, count: int) -> list[Path]:
     """Return the files to write, of which none exists. Raises UserError."""
-    seeds = range(config.seed, config.seed + config.count)
-    names = ["grid.png"] if config.grid else [f"seed{seed:06d}.png" for seed in seeds]
+    numbers, of = range(config.seed, config.seed + count), "seed" if config.latents is None else "latent"
+    names = ["grid.png"] if config.grid else [f"{of}{number:06d}.png" for number in numbers]
     there = {entry.name for entry in os.scandir(config.out)} if config.out.is_dir() else set()
     for name in names:
         if name in there:
-            raise UserError(f"--out {config.out}: holds {name} already; choose another folder or seed")
+            raise UserError(
+                f"--out {config.out}: holds {name} already; choose another folder{' or seed' * (of == 'seed')}"
+            )
     return [config.out / name for name in names]
 
 
 def _images(
-    config: GenerateConfig, members: list[tuple[Generator, dict[str, Any]]], device: torch.device
+    config: GenerateConfig,
+    members: list[tuple[Generator, dict[str, Any]]],
+    given: tuple[torch.Tensor, list[int] | None] | None,
+    device: torch.device,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index, uint8 image [H, W, C]) of all images, one generator's after the other's."""
+    """Yield (index, uint8 image [H, W, C]) of all images, one generator's after the other's.
+
+    They are of seeds, or of `given` latents [N, latent_dim] with their classes, whose indices are then the seeds.
+    """
     G, metadata = members[0]
     turns = max(1, G.label_dim)
     label = fixed_label(config.label, metadata["classes"], G.label_dim)
+    count = config.count if given is None else len(given[0])
     for position, (G, metadata) in enumerate(members):
         # By seed, so that one gives the same image whatever else is asked for, and each generator has all classes.
-        seeds = [
-            seed for seed in range(config.seed, config.seed + config.count) if seed // turns % len(members) == position
-        ]
+        seeds = [seed for seed in range(config.seed, config.seed + count) if seed // turns % len(members) == position]
         G = G.to(device, memory_format=torch.channels_last).eval()
-        alpha = alpha_of(metadata, device)
+        alpha, offset = alpha_of(metadata, device), offset_of(G, config.move)
         for start in range(0, len(seeds), config.batch_size):
             batch = seeds[start : start + config.batch_size]
-            z = torch.cat([_latent(G.latent_dim, seed, config.truncation) for seed in batch]).to(device)
-            labels = labels_of_seeds(batch, G.label_dim, label, device)
-            images = generate(G, z, labels, resolution=metadata["resolution"], alpha=alpha, batch_size=len(batch))
+            if given is None:
+                z = torch.cat([_latent(G.latent_dim, seed, config.truncation) for seed in batch])
+                labels = labels_of_seeds(batch, G.label_dim, label, device)
+            else:
+                z = given[0][batch]
+                labels = None if given[1] is None else torch.tensor([given[1][index] for index in batch], device=device)
+            z = z if offset is None else z + offset
+            images = generate(
+                G, z.to(device), labels, resolution=metadata["resolution"], alpha=alpha, batch_size=len(batch)
+            )
             yield from ((seed - config.seed, image) for seed, image in zip(batch, images, strict=True))
         G.cpu()  # one generator at a time on the device
 
@@ -169,20 +202,6 @@ def _check_alike(config: GenerateConfig, members: list[tuple[Generator, dict[str
     }.items():
         if any(value != values[0] for value in values):
             raise UserError(f"--ensemble {config.ensemble}: {what} differ between the generators, must be the same")
-
-
-def fixed_label(label: str | None, classes: list[str], label_dim: int) -> int | None:
-    """Return the index of the class `label`, a name or number; None for None. Raises UserError if it is unknown."""
-    if label is None:
-        return None
-    if not label_dim:
-        raise UserError(f"--label {label}: this generator was trained without labels")
-    if label in classes:
-        return classes.index(label)
-    if label.isascii() and label.isdecimal() and len(label) < 10 and int(label) < label_dim:
-        return int(label)
-    known = ", ".join(classes) or "names unknown"
-    raise UserError(f"--label {label}: must be 0 to {label_dim - 1} or one of: {known}")
 
 
 def labels_of_seeds(

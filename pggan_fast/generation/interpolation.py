@@ -9,11 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pggan_fast.generation.images import check_seeds, fixed_label, labels_of_seeds
-from pggan_fast.generation.trained import alpha_of, check_run_or_weights, run_option, trained_generator, weights_option
+from pggan_fast.generation.editing import latents_option, read_latents
+from pggan_fast.generation.images import check_seeds, labels_of_seeds
+from pggan_fast.generation.trained import (
+    alpha_of,
+    check_run_or_weights,
+    fixed_label,
+    run_option,
+    trained_generator,
+    weights_option,
+)
 from pggan_fast.generation.video import OUT_HELP, save_video, video_path
+from pggan_fast.networks import Generator
 from pggan_fast.networks.sampling import generate, latents
 from pggan_fast.utils.device import find_device
 from pggan_fast.utils.errors import UserError
@@ -34,6 +44,9 @@ class InterpolateConfig:
     weights: Path | None = weights_option()
     device: str = option("auto", help="Device to generate on: auto, cpu, cuda, cuda:N, xpu or mps.", metavar="NAME")
     seed: int = option(0, help="Seed of the first latent; the following ones count up.", group="walks and frames")
+    latents: str | None = latents_option(
+        "Latents that one walk passes through, .npy files as project writes them, in place of seeds."
+    )
     keys: int = option(6, help="Number of latents that each walk passes through; it ends where it begins.")
     count: int = option(1, help="Number of walks that are shown side by side.")
     frames: int = option(60, help="Number of frames from one latent to the next.")
@@ -45,6 +58,10 @@ class InterpolateConfig:
             if not least <= getattr(self, name) <= MOST:
                 raise UserError(f"--{name} {getattr(self, name)}: must be from {least} to {MOST}")
         check_seeds(self.seed, self.keys * self.count)
+        if self.latents is not None:
+            for name in ("seed", "keys", "count"):
+                if getattr(self, name) != getattr(InterpolateConfig, name):
+                    raise UserError(f"--{name} {getattr(self, name)}: not with --latents")
         check_run_or_weights(self.run, self.weights)
 
 
@@ -59,13 +76,16 @@ def _interpolate(config: InterpolateConfig) -> Path:
     G, metadata = trained_generator(config.run, config.weights)
     device = find_device(config.device)
     G = G.to(device, memory_format=torch.channels_last).eval()
-    label = fixed_label(config.label, metadata["classes"], G.label_dim)
-    # The class of a walk follows from its first seed; in steps of `keys`, so that walks side by side take turns.
-    turns = [config.seed // config.keys + index for index in range(config.count)]
-    labels = labels_of_seeds(turns, G.label_dim, label, device)
+    if config.latents is not None:
+        keys, labels = _keys_from_files(config, config.latents, G, metadata["classes"], device)
+    else:
+        label = fixed_label(config.label, metadata["classes"], G.label_dim)
+        # The class of a walk follows from its first seed; in steps of `keys`, so that walks side by side take turns.
+        turns = [config.seed // config.keys + index for index in range(config.count)]
+        labels = labels_of_seeds(turns, G.label_dim, label, device)
+        seeds = range(config.seed, config.seed + config.keys * config.count)
+        keys = torch.cat([latents(G, 1, seed) for seed in seeds]).unflatten(0, (config.count, config.keys))
     alpha = alpha_of(metadata, device)
-    seeds = range(config.seed, config.seed + config.keys * config.count)
-    keys = torch.cat([latents(G, 1, seed) for seed in seeds]).unflatten(0, (config.count, config.keys))
     walks = torch.stack([walk(each, config.frames) for each in keys])
 
     def frames() -> Iterator[np.ndarray]:
@@ -77,6 +97,20 @@ def _interpolate(config: InterpolateConfig) -> Path:
     return out
 
 
+def _keys_from_files(
+    config: InterpolateConfig, files: str, G: Generator, classes: list[str], device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Return the latents of one walk [1, K, latent_dim] and its class [1]; None without classes. Raises UserError."""
+    z, labels = read_latents(files, G, classes, config.label)
+    if len(z) < 2:
+        raise UserError(f"--latents {files}: one latent, must be two or more to walk between")
+    if labels is None:
+        return z[None].to(device), None
+    if len(set(labels)) > 1:
+        raise UserError(f"--latents {files}: are of several classes; give --label CLASS for the whole walk")
+    return z[None].to(device), torch.tensor(labels[:1], device=device)
+
+
 def walk(keys: Tensor, frames: int) -> Tensor:
     """Return latents [K * frames, D] that go from each of `keys` [K, D] to the next and from the last to the first.
 
@@ -86,7 +120,7 @@ def walk(keys: Tensor, frames: int) -> Tensor:
     share = torch.arange(frames, device=keys.device, dtype=keys.dtype)[:, None] / frames
     parts = []
     for start, end in zip(keys, keys.roll(-1, dims=0), strict=True):
-        a, b = start / start.norm(), end / end.norm()
+        a, b = F.normalize(start, dim=0), F.normalize(end, dim=0)  # zeros, which a file may hold, stay zeros
         angle = torch.acos((a @ b).clamp(-1, 1))
         rotated = torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b
         # Equal or opposite latents have no one great circle; they are as good as never sampled.

@@ -17,8 +17,15 @@ from torch import Tensor
 
 from pggan_fast.data.dataset import check_free
 from pggan_fast.data.preprocessing import fit, quiet_decoders, read
-from pggan_fast.generation.images import check_seeds, fixed_label
-from pggan_fast.generation.trained import alpha_of, check_run_or_weights, run_option, trained_generator, weights_option
+from pggan_fast.generation.images import check_seeds
+from pggan_fast.generation.trained import (
+    alpha_of,
+    check_run_or_weights,
+    fixed_label,
+    run_option,
+    trained_generator,
+    weights_option,
+)
 from pggan_fast.metrics.features import EfficientNetLite0
 from pggan_fast.networks.base import BaseGenerator
 from pggan_fast.networks.sampling import latents

@@ -64,3 +64,17 @@ def alpha_of(metadata: dict[str, Any], device: torch.device | str = "cpu") -> fl
     A 0-d tensor on `device` in a transition, else the float 1.0, with which networks leave the former layers out.
     """
     return torch.tensor(metadata["alpha"], device=device) if metadata["alpha"] < 1 else 1.0
+
+
+def fixed_label(label: str | None, classes: list[str], label_dim: int) -> int | None:
+    """Return the index of the class `label`, a name or number; None for None. Raises UserError if it is unknown."""
+    if label is None:
+        return None
+    if not label_dim:
+        raise UserError(f"--label {label}: this generator was trained without labels")
+    if label in classes:
+        return classes.index(label)
+    if label.isascii() and label.isdecimal() and len(label) < 10 and int(label) < label_dim:
+        return int(label)
+    known = ", ".join(classes) or "names unknown"
+    raise UserError(f"--label {label}: must be 0 to {label_dim - 1} or one of: {known}")

@@ -138,6 +138,11 @@ class Page:
         self.evaluate(f"(() => {{ const e = document.querySelector({selector!r}); e.focus(); e.select(); }})()")
         self.call("Input.insertText", text=text)
 
+    def choose(self, selector: str, file: Path) -> None:
+        """Choose a file in an input that takes one."""
+        node = self.call("Runtime.evaluate", expression=f"document.querySelector({selector!r})")["result"]["objectId"]
+        self.call("DOM.setFileInputFiles", files=[str(file)], objectId=node)
+
     def close(self) -> None:
         self.call("Page.close")
 

@@ -87,9 +87,9 @@ def assert_equal(found, expected):
 
 def from_generate(exported, tmp_path, **options):
     """Return what `pggan-fast generate` writes for one image, uint8 [H, W, 3]."""
-    (path,) = generate_images(
-        GenerateConfig(out=tmp_path / "images", weights=exported[1] / "g.safetensors", count=1, **options)
-    )
+    if "latents" not in options:
+        options["count"] = 1
+    (path,) = generate_images(GenerateConfig(out=tmp_path / "images", weights=exported[1] / "g.safetensors", **options))
     return np.asarray(Image.open(path))
 
 
@@ -121,6 +121,34 @@ def test_sliders(exported, page):
     assert_equal(found, generate(G, z, torch.tensor([0]))[0])
     assert np.abs(found.astype(int) - at_rest).mean() > 3  # it did change
     page.click("#reset")
+    assert np.array_equal(shown(page), at_rest)
+
+
+def test_sliders_name_the_command(exported, page, tmp_path):
+    page.press("#direction1", "ArrowRight", 12)
+    page.press("#direction3", "ArrowLeft", 5)
+    command = page.evaluate("document.getElementById('command').textContent")
+    assert command.endswith("--seed 0 --count 1 --move 2:1.2,4:-0.5 --out FOLDER")
+    assert_equal(shown(page), from_generate(exported, tmp_path, move="2:1.2,4:-0.5"))
+
+
+def test_a_latent_from_a_file_is_edited(exported, page, tmp_path):
+    file = tmp_path / "latent.npy"
+    np.save(file, latents(exported[0], 1, 77).numpy())
+    at_rest = shown(page)
+    page.choose("#latents", file)
+    page.wait_for("document.getElementById('command').textContent.includes('--latents latent.npy')")
+    page.press("#direction0", "ArrowLeft", 10)
+    command = page.evaluate("document.getElementById('command').textContent")
+    assert command.endswith("--latents latent.npy --move 1:-1 --out FOLDER")
+    assert_equal(shown(page), from_generate(exported, tmp_path, latents=str(file), move="1:-1", label="cat"))
+    page.click("#reset")
+    np.save(tmp_path / "short.npy", np.zeros(7, np.float32))
+    page.choose("#latents", tmp_path / "short.npy")
+    page.wait_for("document.getElementById('problem').textContent !== ''")
+    assert page.evaluate("document.getElementById('problem').textContent") == (
+        "short.npy: must be of shape 50 or Nx50, is 7"
+    )
     assert np.array_equal(shown(page), at_rest)
 
 

@@ -5,6 +5,7 @@ const element = (id) => document.getElementById(id);
 const view = element("view"), status = element("status");
 const numbered = ["seed", "to"];
 let session, ort, wanted = 0, playing = null;
+let loaded = null; // {name, rows} of a file of latents, which take the place of seeds
 
 // The bytes of a part of this file: gzip, then base64.
 async function part(id) {
@@ -47,7 +48,8 @@ function readState() {
 
 // The latent of image `index` of the grid.
 function latent(state, index) {
-  let z = latentOf(state.seed + index, page.latent, state.truncation);
+  let z = loaded ? loaded.rows[index % loaded.rows.length].slice()
+    : latentOf(state.seed + index, page.latent, state.truncation);
   if (state.share > 0) z = between(z, latentOf(state.to + index, page.latent, state.truncation), state.share);
   state.offsets.forEach((offset, k) => {
     if (offset) page.directions[k].forEach((value, i) => { z[i] += offset * value; });
@@ -100,11 +102,14 @@ async function draw() {
 
 // The command that makes the same images, where there is one.
 function describe(state) {
-  const moved = state.share > 0 || state.offsets.some(Boolean);
-  const parts = ["pggan-fast generate", page.source, `--seed ${state.seed} --count ${state.side ** 2}`];
-  if (state.truncation !== null) parts.push(`--truncation ${state.truncation}`);
+  const moves = state.offsets.map((offset, k) => offset ? `${k + 1}:${offset}` : "").filter(Boolean);
+  const parts = ["pggan-fast generate", page.source];
+  if (loaded) parts.push(`--latents ${loaded.name.replace(/[^\w.-]/g, "?")}`); // ? stands for any letter to a shell
+  else parts.push(`--seed ${state.seed} --count ${state.side ** 2}`);
+  if (moves.length) parts.push(`--move ${moves.join(",")}`);
+  if (!loaded && state.truncation !== null) parts.push(`--truncation ${state.truncation}`);
   if (state.label !== null) parts.push(`--label ${state.label}`);
-  element("command").textContent = moved ? "" : parts.concat("--out FOLDER").join(" ");
+  element("command").textContent = state.share > 0 ? "" : parts.concat("--out FOLDER").join(" ");
 }
 
 // One inference at a time: whatever changes meanwhile is drawn after it.
@@ -130,6 +135,20 @@ async function update() {
 function fail(error) {
   document.body.dataset.state = "failed";
   status.textContent = `failed: ${error.message ?? error}`;
+}
+
+// Take the latents of the chosen file, or seeds again where none is chosen.
+async function readFile() {
+  const [file] = element("latents").files;
+  try {
+    loaded = file ? { name: file.name, rows: latentsOfNpy(await file.arrayBuffer(), page.latent) } : null;
+    element("problem").textContent = "";
+  } catch (error) {
+    loaded = null;
+    element("latents").value = "";
+    element("problem").textContent = `${file.name}: ${error.message}`;
+  }
+  await update();
 }
 
 function showValue(slider) {
@@ -188,6 +207,7 @@ for (const slider of document.querySelectorAll("input[type=range]")) {
   slider.addEventListener("input", () => showValue(slider));
 }
 document.querySelector("form").addEventListener("input", update);
+element("latents").addEventListener("change", readFile);
 document.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
 element("before").addEventListener("click", () => step(-1));
 element("after").addEventListener("click", () => step(1));

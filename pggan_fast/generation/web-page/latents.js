@@ -93,10 +93,29 @@ function latentOf(seed, size, truncation) {
 // Between two latents along their great circle, the length going evenly from one's to the other's.
 function between(a, b, share) {
   const dot = (x, y) => x.reduce((sum, value, i) => sum + value * y[i], 0);
-  const lengthA = Math.sqrt(dot(a, a)), lengthB = Math.sqrt(dot(b, b));
+  const lengthA = Math.sqrt(dot(a, a)) || 1, lengthB = Math.sqrt(dot(b, b)) || 1; // a file may hold zeros
   const angle = Math.acos(Math.max(-1, Math.min(1, dot(a, b) / (lengthA * lengthB))));
   const sine = Math.sin(angle), length = lengthA + share * (lengthB - lengthA);
   if (sine <= 1e-6) return a.map((value) => (value / lengthA) * length);
   const weightA = Math.sin((1 - share) * angle) / sine / lengthA, weightB = Math.sin(share * angle) / sine / lengthB;
   return a.map((value, i) => (weightA * value + weightB * b[i]) * length);
+}
+
+// The latents in a .npy file, as `project` writes them: an array of Float32Array [size].
+function latentsOfNpy(buffer, size) {
+  const bytes = new Uint8Array(buffer), view = new DataView(buffer);
+  if (bytes.length < 12 || String.fromCharCode(...bytes.subarray(1, 6)) !== "NUMPY") throw new Error("is no .npy file");
+  const wide = bytes[6] > 1, start = wide ? 12 : 10;
+  const length = wide ? view.getUint32(8, true) : view.getUint16(8, true);
+  const header = new TextDecoder().decode(bytes.subarray(start, start + length)), data = start + length;
+  const sides = /'shape': \(([\d, ]*)\)/.exec(header), shape = sides?.[1].match(/\d+/g)?.map(Number);
+  if (!shape || !/'descr': '<f4'/.test(header) || !/'fortran_order': False/.test(header)) {
+    throw new Error("must hold fp32 numbers in C order");
+  }
+  const count = shape.length === 1 ? 1 : shape[0];
+  if (shape.length > 2 || shape[shape.length - 1] !== size || !count || bytes.length !== data + 4 * count * size) {
+    throw new Error(`must be of shape ${size} or Nx${size}, is ${shape.join("x")}`);
+  }
+  return Array.from({ length: count }, (_, row) =>
+    Float32Array.from({ length: size }, (_, i) => view.getFloat32(data + 4 * (row * size + i), true)));
 }
