@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,11 +15,14 @@ import torch
 from pggan_fast import Discriminator, Generator
 from pggan_fast.data.batches import Batches
 from pggan_fast.training import PreparedData, RunFolder, TrainStep, train
+from pggan_fast.training import step as step_module
 from pggan_fast.training import trainer as trainer_module
 from pggan_fast.training.losses import Relativistic
+from pggan_fast.training.runtime.cuda_graph import CUDAGraphStep
 from pggan_fast.utils.batch_split import take
 from pggan_fast.utils.distributed import Processes, join
 from tests.training.runs import config
+from tests.training.tape import TapeRecorder
 
 SMALL = dict(fmap_base=64, fmap_max=8)
 LAZY = {"penalty_every": 2, "penalty_on": "raw", "augment": "diffaugment"}
@@ -71,6 +75,42 @@ def one_step(processes, folder):
         losses = {name: (own[name].item(), scalars[name].item()) for name in ("d_loss", "g_loss")}
         found[name] = {"D": errors[0], "G": errors[1], "losses": losses}
     return found
+
+
+def captured(processes, folder):
+    """Recorded steps against plain ones: whether every bit is the same, and how many reductions a recording holds."""
+    step_module.cache_folded_weights = lambda: nullcontext(lambda parameters: None)  # a tape does not see what is kept
+    found = {}
+    for name, options in [
+        ("fp32", {}),
+        ("fp16", {"precision": "fp16", "micro_batch": 4}),
+        ("lazy", {"objective": Relativistic(r1_weight=1.0, r2_weight=2.0)} | LAZY),
+    ]:
+        plain, step = build(processes, **options), build(processes, **options)
+        recorder = TapeRecorder(lambda step=step: state_of(step))
+        graph, equal = CUDAGraphStep(step, recorder), True
+        for index in range(8):
+            n = 24 // processes.count
+            real = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(10 * index + processes.rank)) * 2 - 1
+            if index == 7 and processes.rank == 1:
+                real[0, 0, 0, 0] = float("nan")  # played back, one process alone has it: nobody may update D
+            torch.manual_seed(index)
+            expected = plain(real, alpha=torch.tensor(0.1 * index))
+            torch.manual_seed(index)
+            scalars = graph(real, alpha=torch.tensor(0.1 * index))
+            # What is no number is so in both.
+            equal &= all(torch.equal(scalars[k].nan_to_num(), expected[k].nan_to_num()) for k in expected)
+        equal &= all(torch.equal(a, b) for a, b in zip(state_of(step), state_of(plain), strict=True))
+        reductions = [sum("c10d" in str(call[0]) for call in tape.calls) for tape in recorder.tapes]
+        found[name] = {"equal": equal, "reductions": reductions, "bad_steps": step.bad_steps.item()}
+    return found
+
+
+def state_of(step):
+    tensors = [*step.G.parameters(), *step.D.parameters(), *step.G_ema.parameters(), *step._counters().values()]
+    for optimizer in (step.optimizer_G, step.optimizer_D):
+        tensors += [tensor for state in optimizer.state.values() for tensor in state.values()]
+    return tensors + list(step.augment.buffers() if step.augment is not None else ())
 
 
 def a_skipped_step(processes, folder):

@@ -31,6 +31,8 @@ class Tape(TorchDispatchMode):
         with torch.no_grad():
             for func, args, kwargs, result in self.calls:
                 made = func(*args, **kwargs)
+                if func.namespace == "c10d":  # a reduction over processes, which a CUDA graph has in its order
+                    made[-1].wait()
                 for old, new in zip(tree_flatten(result)[0], tree_flatten(made)[0], strict=True):
                     if isinstance(old, torch.Tensor) and old is not new and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
@@ -42,6 +44,7 @@ class TapeRecorder:
     def __init__(self, state):
         self.state = state  # a function that lists every tensor that a step changes
         self.recordings = 0
+        self.tapes = []
 
     def warm_up(self, work):
         return work()
@@ -52,6 +55,7 @@ class TapeRecorder:
         random = torch.get_rng_state()
         with Tape() as tape:
             results = work()
+        self.tapes.append(tape)
         with torch.no_grad():
             for tensor, value in before:
                 tensor.copy_(value)

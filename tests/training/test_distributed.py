@@ -95,6 +95,16 @@ def test_a_batch_shared_out_gives_what_one_process_makes_of_it(request, count, b
             assert own == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+def test_a_recorded_step_holds_its_reductions(tmp_path):
+    """Over gloo, on a tape: the same bits as plain steps, in every process, and a step left out by all or none."""
+    for found in job(2, tmp_path, "captured")["captured"]:
+        assert all(kind["equal"] for kind in found.values()), found
+        assert all(kind["bad_steps"] == 1 for kind in found.values()), found
+        # A mean over the processes for D's step and for G's, for each kind of step that is recorded.
+        assert found["fp32"]["reductions"] == [2] and found["fp16"]["reductions"] == [2]
+        assert all(count >= 2 for count in found["lazy"]["reductions"]) and len(found["lazy"]["reductions"]) == 2
+
+
 @pytest.mark.parametrize("count", ["two", "three"])
 def test_a_step_is_left_out_by_all_or_none(request, count):
     for found in request.getfixturevalue(count)["a_skipped_step"]:
