@@ -20,7 +20,11 @@ RELABELS = {"detach", "alias", "lift_fresh", "view_as", "_reshape_alias", "_unsa
 # Their first argument is written, not read.
 OVERWRITES = {"fill_", "zero_", "copy_", "normal_", "uniform_"}
 NO_META_KERNEL = {"_fused_adam_", "_amp_foreach_non_finite_check_and_unscale_"}
-CONVOLUTIONS = {"convolution", "convolution_backward"}
+CONVOLUTIONS = {
+    *("convolution", "convolution_backward"),
+    # Those of images, with sign bits: a 16th of a tensor.
+    *("conv_rgb_expand", "conv_rgb_reduce", "conv_rgb_weight_gradient"),
+}
 # Their last two arguments are the factors.
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 

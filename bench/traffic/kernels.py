@@ -29,7 +29,7 @@ from pggan_fast.kernels import (
     upfirdn2d,
 )
 from pggan_fast.ops import conv as ops_conv
-from pggan_fast.ops import conv_gradients, conv_halo_gradients, dispatch
+from pggan_fast.ops import conv_gradients, conv_halo_gradients, dispatch, sign_bits
 from pggan_fast.ops import linear as ops_linear
 
 MAPS_ALONE = 0.0
@@ -48,6 +48,8 @@ NATIVE = {
     "bias_act_": (1, {"x": 2.0}),
     "bias_act_double_backward": (1, {}),
     "bias_act_backward": (1, {}),
+    "bias_act_with_sign_bits_": (1, {"x": 2.0}),
+    "bias_act_backward_by_sign_bits": (1, {}),
     "upsample2x": (1, {}),
     "downsample2x": (1, {}),
     "fade_in": (1, {}),
@@ -61,6 +63,9 @@ NATIVE = {
     "unfold_weight": (1, {}),
     "conv_halo": (1, {}),
     "conv_halo_weight_gradient": (2, {}),
+    "conv_rgb_expand": (1, {}),
+    "conv_rgb_reduce": (1, {}),
+    "conv_rgb_weight_gradient": (2, {}),
 }
 """{op: (launches, {argument: passes})} of csrc/cuda. `bias_act_backward` launches once more for a bias."""
 
@@ -232,6 +237,8 @@ def counted(impl: str) -> Iterator[Traffic]:
         stack.enter_context(mock.patch.object(dispatch, "unavailable_reason", lambda impl, device: None))
         for module in MODULES:
             stack.enter_context(mock.patch.object(module, "launch", launch))
+        if impl != "triton":
+            stack.enter_context(mock.patch.object(sign_bits, "has_gpu_kernels", lambda t: True))
         if impl == "auto":
             _as_on_an_h100(stack)
         stack.enter_context(dispatch.use_impl("native" if impl == "auto" else impl))

@@ -4,17 +4,10 @@
 #include "../shared/bias_act.h"
 #include "bias_act_kernels.cuh"
 #include "conv_halo_weight_gradient_kernels.cuh"
+#include "sign_bits.cuh"
 
 namespace pggan_fast {
 namespace {
-
-// Blocks that stay on the GPU and take tile after tile: as many as run at once. A few more tiles than that per block
-// are no worse, so the guess of four a multiprocessor is safe.
-int blocks_at_once(int64_t tiles) {
-  int multiprocessors = 1;
-  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device_index());
-  return int(std::min<int64_t>(tiles, 4 * int64_t(multiprocessors)));
-}
 
 void check_gpu(const char* op) {
   int major = 0;
@@ -65,33 +58,10 @@ void with_channels(int64_t channels, F f) {
   if (channels == 16) f(Constant<16>{});
   else f(Constant<32>{});
 }
-template <class F>
-void with_operand_type(const Tensor& x, F f) {
-  switch (dtype_of(x)) {
-    case Dtype::f32:
-      return f(float{});
-    case Dtype::bf16:
-      return f(torch::headeronly::BFloat16{});
-    case Dtype::f16:
-      return f(torch::headeronly::Half{});
-    default:
-      STD_TORCH_CHECK(false, "conv_halo: tensors must be float32, bfloat16 or float16");
-  }
-}
-
 // Whether a tile with its filters leaves room for two blocks on every GPU; ops/conv_halo.py's `exists` says the same.
 template <class T, int CI, int CO, Kind kind>
 constexpr bool kExists = sizeof(T) == 4 ? kind == Kind::plain && CI + CO < 64
                                         : kind == Kind::plain || (kind == Kind::strided ? CI : CO) == 16;
-
-Tensor empty_words(const std::vector<int64_t>& sizes) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t i = sizes.size() - 1; i-- > 0;) strides[i] = strides[i + 1] * sizes[i + 1];
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), aoti_torch_dtype_int32(),
-                                                  device_type(), device_index(), &handle));
-  return Tensor(handle);
-}
 
 std::tuple<Tensor, Tensor, Tensor> conv_halo(Tensor x, Tensor weight, std::optional<Tensor> bias,
                                              std::optional<Tensor> mask, bool transposed, int64_t stride, int64_t out_h,
@@ -148,7 +118,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_halo(Tensor x, Tensor weight, std::optio
   a.h = int(h), a.w = int(w), a.out_h = int(out_h), a.out_w = int(out_w);
   a.scale = float(scale * positive_slope), a.bias_scale = float(positive_slope), a.eps = float(eps);
   a.slope = positive_slope == 0 ? 0.0f : float(negative_slope / positive_slope);
-  with_operand_type(x, [&](auto type) {
+  with_short_type("conv_halo", x, [&](auto type) {
     with_channels(c_in, [&](auto c_in) {
       with_channels(c_out, [&](auto c_out) {
         with_kind(kind, [&](auto kind) {
@@ -199,7 +169,7 @@ Tensor conv_halo_weight_gradient(Tensor a, Tensor b, std::optional<Tensor> mask,
   g.slope = positive_slope == 0 ? 0.0f : float(negative_slope / positive_slope);
   const int64_t row_len = c_a * (side * side * c_b + 1);
   Tensor sums = empty_vector(row_len, ScalarType::Float);
-  with_operand_type(a, [&](auto type) {
+  with_short_type("conv_halo_weight_gradient", a, [&](auto type) {
     with_channels(c_a, [&](auto c_a) {
       with_channels(c_b, [&](auto c_b) {
         with_bool(stride == 2, [&](auto strided) {

@@ -26,7 +26,7 @@ def inplace_composite(x, bias, *options):
     return r
 
 
-def _through_activation(v: Tensor, y: Tensor, act: str, slope: float, gain: float) -> Tensor:
+def through_activation(v: Tensor, y: Tensor, act: str, slope: float, gain: float) -> Tensor:
     """Return `v * gain * act'`, the derivative read off the sign of y: k / scale of the formulas above."""
     negative_slope = effective_slope(act, slope)
     if negative_slope == 0:
@@ -42,7 +42,7 @@ def backward_composite(dy, dr, y, r, scale, act, slope, gain, pixel_norm, needs_
         du = r * (du - y_wide * (du * y_wide).mean(dim=1, keepdim=True))
         if dr is not None:
             du = du - r.square() * y_wide * dr / y.shape[1]
-    d_biased = _through_activation(du, y_wide, act, slope, gain)
+    d_biased = through_activation(du, y_wide, act, slope, gain)
     dx = torch.empty_like(y).copy_(scale * d_biased)
     dims = [0, *range(2, y.ndim)]
     return dx, d_biased.sum(dim=dims) if needs_bias_grad else dx.new_empty(0, dtype=dtype)
@@ -57,7 +57,7 @@ def forward_tangents(y, r, t_x, t_bias, scale, act, slope, gain, pixel_norm):
     h = torch.zeros_like(y) if t_x is None else scale * t_x.to(y.dtype)
     if t_bias is not None:
         h = h + t_bias.to(y.dtype).reshape(1, -1, *[1] * (y.ndim - 2))
-    h = _through_activation(h, y, act, slope, gain)
+    h = through_activation(h, y, act, slope, gain)
     if not pixel_norm:
         return h.to(narrow), None
     q = (h * y).mean(dim=1, keepdim=True)
@@ -85,7 +85,7 @@ def backward_tangents(dy, dr, y, r, t_dy, t_dr, t_y, t_r, scale, act, slope, gai
                 t_du = t_du - factor * moved / y.shape[1]
         if dr is not None:
             t_du = t_du - dr * r.square() * t_y / y.shape[1]
-    t_biased = _through_activation(t_du, y, act, slope, gain)
+    t_biased = through_activation(t_du, y, act, slope, gain)
     return (scale * t_biased).to(narrow), t_biased.sum(dim=[0, *range(2, y.ndim)])
 
 
@@ -95,7 +95,7 @@ def double_backward_composite(g, g_bias, dy, dr, y, r, scale, act, slope, gain, 
     h = torch.zeros_like(y_wide) if g is None else scale * g.to(dtype)
     if g_bias is not None:
         h = h + g_bias.to(dtype).reshape(1, -1, *[1] * (y.ndim - 2))
-    h = _through_activation(h, y_wide, act, slope, gain)
+    h = through_activation(h, y_wide, act, slope, gain)
     if not pixel_norm:
         return torch.empty_like(y).copy_(h), *_factors(y, False, 3)
     m = (dy_wide * y_wide).mean(dim=1, keepdim=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast import reference
-from pggan_fast.ops import conv_halo_gradients
+from pggan_fast.ops import conv_halo_gradients, conv_rgb_gradients
 from pggan_fast.ops.bias_act import (
     EPILOGUE_SCHEMA,
     bias_act_inplace,
@@ -32,6 +32,7 @@ from pggan_fast.ops.conv_gradients import (
     takes_own_kernel,
 )
 from pggan_fast.ops.conv_halo_gradients import HaloConv2d
+from pggan_fast.ops.conv_rgb_gradients import RGBConv2d
 from pggan_fast.ops.dispatch import choose, requested_impl
 from pggan_fast.ops.registry import (
     OpFunction,
@@ -44,6 +45,15 @@ from pggan_fast.ops.registry import (
     refuse_derivatives,
     through_dispatcher,
     will_need_grad,
+)
+from pggan_fast.ops.sign_bits import (
+    activation_backward,
+    are_enough,
+    bias_act_with_sign_bits_inplace,
+    empty_sign_bits,
+    has_passes,
+    pack_signs,
+    unpack_signs,
 )
 from pggan_fast.reference import accumulation_dtype, weight_factor
 
@@ -111,6 +121,8 @@ def equalized_conv2d(
         return _composite(x, weight, bias, padding, up, down, *options, impl)[0]
     if conv_halo_gradients.takes(x, weight, (padding, up, down), options, impl):
         return HaloConv2d.apply(x, weight, bias, (padding, up, down), options, torch.is_grad_enabled())[0]
+    if conv_rgb_gradients.takes(x, weight, (padding, up, down), options, impl):
+        return RGBConv2d.apply(x, weight, bias, options, torch.is_grad_enabled())[0]
     return EqualizedConv2d.apply(x, weight, bias, (padding, up, down), options, impl, torch.is_grad_enabled())[0]
 
 
@@ -144,6 +156,8 @@ def _differentiable(x, weight, bias, geometry, options, impl) -> tuple[Tensor, T
         return _composite(x, weight, bias, *geometry, *options, impl)
     if conv_halo_gradients.takes(x, weight, geometry, options, impl):
         return HaloConv2d.apply(x, weight, bias, geometry, options, torch.is_grad_enabled())
+    if conv_rgb_gradients.takes(x, weight, geometry, options, impl):
+        return RGBConv2d.apply(x, weight, bias, options, torch.is_grad_enabled())
     return EqualizedConv2d.apply(x, weight, bias, geometry, options, impl, torch.is_grad_enabled())
 
 
@@ -191,11 +205,11 @@ class EqualizedConv2d(OpFunction):
             if output_mask == (True, False) and not will_need_grad(ctx, 2):
                 dx = _MaskedInputGradient.apply(dy, sign_bits, as_nonleaf_view(weight), x.detach(), ctx.epilogue, conv)
                 return dx, *(None,) * 6
-            y, sign_bits = fused().unpack_signs(sign_bits, dy), None
+            y, sign_bits = unpack_signs(sign_bits, dy), None
         if sign_bits is None:
             dz, db = epilogue_backward(ctx, dy, dr, y, r, ctx.needs_input_grad[2])
         else:
-            dz, db = fused().activation_backward(dy, sign_bits, ctx.epilogue, will_need_grad(ctx, 2))
+            dz, db = activation_backward(dy, sign_bits, ctx.epilogue, will_need_grad(ctx, 2), ctx.impl)
             db = db.to(ctx.bias_dtype) if db.numel() else None
         dx, dw = conv_gradients(dz, x, weight, output_mask, conv)
         return dx, dw, db, None, None, None, None
@@ -206,7 +220,7 @@ class _MaskedInputGradient(OpFunction):
 
     @staticmethod
     def forward(ctx, dy, sign_bits, weight, like, epilogue, conv):
-        dz, _ = fused().activation_backward(dy, sign_bits, epilogue, False)
+        dz, _ = activation_backward(dy, sign_bits, epilogue, False, conv.impl)
         ctx.save_for_backward(dz, sign_bits, weight)
         ctx.epilogue, ctx.conv = epilogue, conv
         return conv.gradients(dz, like, weight, (True, False))[0]
@@ -221,7 +235,7 @@ class _MaskedInputGradient(OpFunction):
             scale, *rest = ctx.epilogue
             d_dy = fused().masked_convolution(g, sign_bits, weight, geometry, (scale * factor, *rest))
         elif ctx.needs_input_grad[0]:
-            d_dy, _ = fused().activation_backward(ctx.conv.forward(g, weight), sign_bits, ctx.epilogue, False)
+            d_dy, _ = activation_backward(ctx.conv.forward(g, weight), sign_bits, ctx.epilogue, False, impl)
         if will_need_grad(ctx, 2):
             dw = ctx.conv.gradients(dz, g, weight, (False, True))[1]
         return d_dy, None, dw, None, None, None
@@ -240,7 +254,16 @@ def _is_fused(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: 
 
 
 def _writes_sign_bits(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: str) -> bool:
-    return _is_fused(x, weight, geometry, options, impl) and fused().keeps_sign_bits(geometry, options)
+    if _is_fused(x, weight, geometry, options, impl):
+        return fused().keeps_sign_bits(geometry, options)
+    return geometry[1] == 1 and _has_passes_for_sign_bits(x, weight, options, impl)
+
+
+def _has_passes_for_sign_bits(x: Tensor, weight: Tensor, options: tuple, impl: str) -> bool:
+    """Whether the epilogue after torch's convolution can write sign bits, and its backward read them."""
+    if impl != "native" or not are_enough(options) or not has_passes(x, weight.shape[0]):
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _forward_kernel(impl, x, weight, bias, padding, up, down, *options):
@@ -258,13 +281,17 @@ def _sign_bits_kernel(impl, x, weight, bias, padding, up, down, *options):
     if _is_fused(x, weight, geometry, options, impl):
         y, _, sign_bits = fused().forward(x, weight, bias, geometry, options, keep_sign_bits=True)
         return y, sign_bits
+    if _has_passes_for_sign_bits(x, weight, options, impl):
+        (scale, _, slope, gain, *_), factor = options, _factor(impl, x, options)
+        y = raw_convolution(x, weight, geometry, factor, impl)
+        return y, bias_act_with_sign_bits_inplace(y, bias, scale / factor, slope, gain)
     y, _ = _forward_kernel(impl, x, weight, bias, padding, up, down, *options)
-    return y, fused().pack_signs(y)
+    return y, pack_signs(y)
 
 
 def _sign_bits_fake(*arguments):
     y, _ = _forward_kernel("native", *arguments)
-    return y, fused().empty_sign_bits(y)
+    return y, empty_sign_bits(y)
 
 
 _ARGUMENTS = (

@@ -20,9 +20,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pggan_fast.kernels import bias_act as bias_act_kernels
 from pggan_fast.kernels import conv_choice, conv_tiles
-from pggan_fast.kernels.activation import sign_bits_shape
 from pggan_fast.kernels.conv import convolve
 from pggan_fast.kernels.conv_weight_gradient import weight_gradient
 from pggan_fast.kernels.conv_weight_tiles import WeightProblem
@@ -103,36 +101,11 @@ def forward(
     )
 
 
-def activation_backward(dy: Tensor, sign_bits: Tensor, epilogue: tuple, needs_bias_grad: bool) -> tuple[Tensor, Tensor]:
-    """Return (dz, db) of the epilogue without pixel norm; db is empty unless needed. Linear in dy, and self-adjoint."""
-    return bias_act_kernels.backward_by_signs(dy, sign_bits, *epilogue[:-1], needs_bias_grad)
-
-
 def masked_convolution(g: Tensor, sign_bits: Tensor, weight: Tensor, geometry: Geometry, epilogue: tuple) -> Tensor:
     """Return the convolution of g through the backward of the activation, in one launch."""
     scale, act, slope, gain, _ = epilogue
     slopes = dict(positive_slope=gain, negative_slope=gain * effective_slope(act, slope))
     return _convolution(g, weight, geometry, scale=scale, activation_mask=sign_bits, **slopes)
-
-
-def empty_sign_bits(y: Tensor) -> Tensor:
-    """Return an empty tensor for the sign bits that `forward` writes."""
-    return y.new_empty(sign_bits_shape(y), dtype=torch.int32)
-
-
-def pack_signs(y: Tensor) -> Tensor:
-    """Return the sign bits of y, in plain PyTorch."""
-    n, c, h, w = y.shape
-    bits = torch.zeros(n, h, w, -(-c // 32) * 32, dtype=torch.int64, device=y.device)
-    bits[..., :c] = (y > 0).movedim(1, -1)
-    return (bits.unflatten(-1, (-1, 32)) << torch.arange(32, device=y.device)).sum(-1).to(torch.int32)
-
-
-def unpack_signs(sign_bits: Tensor, like: Tensor) -> Tensor:
-    """Return 1 or -1 for each bit, in the shape, dtype and layout of `like`."""
-    bits = sign_bits.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=sign_bits.device) & 1
-    channels = bits.flatten(3)[..., : like.shape[1]].movedim(3, 1)
-    return torch.empty_like(like).copy_(2 * channels - 1)
 
 
 def convolution(x: Tensor, weight: Tensor, geometry: Geometry, factor: float = 1.0) -> Tensor:

@@ -84,7 +84,8 @@ def test_a_step_reaches_its_aims(resolution, batch):
         assert all(over["eager"]["median"] >= 1 / 0.45 for over in launches["speedups"].values())
     counts = moved["counts"]
     assert counts["triton"] <= (1.6 if resolution >= 256 else 1.85) * counts["convolutions"]
-    assert counts["auto"] <= (1.65 if resolution >= 1024 else 2.35) * counts["convolutions"]
+    most = 1.55 if resolution >= 1024 else 1.8 if resolution >= 256 else 2.35
+    assert counts["auto"] <= most * counts["convolutions"]
     assert counts["convolutions"] < counts["triton"] < counts["auto"] <= counts["native"] < counts["eager"] / 1.9
 
 

@@ -41,7 +41,9 @@ class Kernel(NamedTuple):
     name: str  # without _kernel
     types: tuple[str, ...]  # among its template arguments
     vector: int  # elements that it loads and stores at once
-    flags: tuple[bool | str, ...]  # channels_last, and pixel norm; of conv_halo its other template arguments
+    flags: tuple[
+        bool | str, ...
+    ]  # channels_last, and pixel norm; of conv_halo and its like the other template arguments
     registers: int
     shared: int  # bytes
     stack: int
@@ -129,7 +131,7 @@ def _kernel(name: str, registers: int, stack: int, shared: int, local: int) -> K
     types = tuple(TYPES[a] for a in arguments if a in TYPES)
     vector = next((int(a) for a in arguments if a.isdigit()), 1)
     flags = tuple(a == "true" for a in arguments if a in ("true", "false"))
-    if kernel.startswith("conv_halo"):
+    if kernel.startswith(("conv_halo", "conv_rgb", "bias_act_signs")):
         vector, flags = 16 // {"fp32": 4}.get(types[0], 2), tuple(arguments[1:])
     return Kernel(kernel, types, vector, flags, registers, shared, stack, local)
 

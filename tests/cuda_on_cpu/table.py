@@ -32,6 +32,15 @@ least) are read a second time, which makes 3 of 2 passes over memory in the forw
 in the double backward. Of a group of more than 4 samples in `minibatch_stddev` those beyond the fourth are read three
 times, from cache where that holds them.
 
+## Sign bits and images
+
+`bias_act_with_sign_bits_` writes leaky ReLU over a convolution's output and a bit for each value, by which
+`bias_act_backward_by_sign_bits` takes a gradient back: 2 1/16 tensors in half precision where y would make 3.
+`conv_rgb_expand`, `conv_rgb_reduce` and `conv_rgb_weight_gradient` are 1 x 1 convolutions between images of 1 or 3
+channels and such tensors, and their gradients: single passes over the wide tensor, the image's pixels in shared memory.
+All are for channels_last tensors whose channels are a power of two, at least 16, so that a thread has the same
+channels of every pixel; others go the general way. A thread has 64 bytes on the way at a time.
+
 ## Convolutions by halo tiles
 
 `conv_halo` is for 16 and 32 channels, channels_last, where an implicit matrix product reads each value nine times

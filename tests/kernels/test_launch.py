@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 pytest.importorskip("triton")
 from pggan_fast.kernels import bias_act, conv, conv_weight_gradient, fade, fold, resample, stddev, tensors, upfirdn2d  # noqa: E402
 from pggan_fast.ops import conv_fused  # noqa: E402
+from pggan_fast.ops import sign_bits as sign_bits_ops  # noqa: E402
 
 
 class Kernel:
@@ -55,7 +56,7 @@ def calls(device: str) -> None:
     x, weight, bias = (empty(*s, device=device) for s in ((2, 16, 32, 32), (16, 16, 3, 3), (16,)))
     epilogue = (1.0, "lrelu", 0.2, 1.0)
     _, _, sign_bits = conv_fused.forward(x, weight, bias, (1, 1, 1), (*epilogue, False, 1e-8), keep_sign_bits=True)
-    conv_fused.activation_backward(x, sign_bits, (*epilogue, False), True)
+    sign_bits_ops.activation_backward(x, sign_bits, (*epilogue, False), True, "triton")
     conv_fused.gradients(x, x, weight, (1, 1, 1), (True, True))
     bias_act.forward(x, bias, *epilogue, True, 1e-8)
     fade.fade_in_backward(x, None, 0.5)

@@ -1,5 +1,6 @@
 """Arguments for every op of torch.ops.pggan_fast, the gradients' own ops included, as the dispatcher takes them."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ EPS = 1e-8
 IMAGE, FACTORS = (2, 5, 3, 4), (2, 1, 3, 4)
 
 HALO = ("pixel_norm", 0.7, 1.3, 0.2, EPS, False)
+# scale, the slopes of positive and of other values
+SLOPES = (0.7, 0.2, 1.3)
 HALO_SIGNS = ("epilogue", 0.7, 1.3, 0.2, EPS, True)
 
 
@@ -63,8 +66,10 @@ class Call(NamedTuple):
     @property
     def has_gpu_kernel(self) -> bool:
         """Convolutions, matrix products and attention are torch's own; only those on the CPU change a layout first."""
-        # Those of halo tiles are for few dtypes and channels: tests/cuda_on_cpu/test_conv_halo.py runs them.
-        return not self.op.startswith(("equalized_conv2d", "equalized_linear", "to_layout", "conv_halo", "attention"))
+        # Those of halo tiles, of images and by sign bits are for few dtypes and channels: files of their own in
+        # tests/cuda_on_cpu run them.
+        for_few = ("conv_halo", "conv_rgb", "bias_act_with_sign_bits", "bias_act_backward_by_sign_bits")
+        return not self.op.startswith(("equalized_conv2d", "equalized_linear", "to_layout", "attention", *for_few))
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -75,6 +80,10 @@ class Call(NamedTuple):
         """The op's Triton implementation, where it has one."""
         packet = getattr(torch.ops.pggan_fast_triton, self.op, None)
         return None if packet is None else packet.default
+
+
+def bits(*shape: int) -> Tensor:
+    return torch.arange(math.prod(shape), dtype=torch.int32).view(shape) * 0x1234567
 
 
 def channels_last(t: Tensor) -> Tensor:
@@ -145,6 +154,19 @@ CALLS = [
     Call("conv_halo", "norm", lambda t: (t(2, 3, 5, 4), t(4, 3, 3, 3), t(4), None, False, 1, 5, 4, *HALO), False),
     Call("conv_halo", "signs", lambda t: (t(2, 3, 3, 4), t(3, 4, 4, 4), t(4), None, True, 2, 6, 8, *HALO_SIGNS), False),
     Call("conv_halo_weight_gradient", "down", lambda t: (t(2, 4, 3, 4), t(2, 3, 6, 8), None, 2, 0.7, 1.3, 0.2), False),
+    Call("bias_act_with_sign_bits_", "lrelu", lambda t: (t(*IMAGE), t(5), 0.7, 0.2, 1.3), False),
+    Call("bias_act_backward_by_sign_bits", "bias", lambda t: (t(2, 37, 3, 4), bits(2, 3, 4, 2), *SLOPES, True), False),
+    Call("bias_act_backward_by_sign_bits", "none", lambda t: (t(*IMAGE), bits(2, 3, 4, 1), *SLOPES, False), False),
+    Call("conv_rgb_expand", "signs", lambda t: (t(2, 3, 3, 4), t(37, 3, 1, 1), t(37), None, *SLOPES, True), False),
+    Call(
+        "conv_rgb_expand",
+        "mask",
+        lambda t: (t(2, 1, 3, 4), t(5, 1, 1, 1), None, bits(2, 3, 4, 1), *SLOPES, True),
+        False,
+    ),
+    Call("conv_rgb_reduce", "bias", lambda t: (t(*IMAGE), t(3, 5, 1, 1), t(3), None, *SLOPES), False),
+    Call("conv_rgb_reduce", "mask", lambda t: (t(*IMAGE), t(3, 5, 1, 1), None, bits(2, 3, 4, 1), *SLOPES), False),
+    Call("conv_rgb_weight_gradient", "mask", lambda t: (t(*IMAGE), t(2, 3, 3, 4), bits(2, 3, 4, 1), *SLOPES), False),
     Call("upsample2x", "even", lambda t: (t(2, 3, 3, 4),)),
     Call("upsample2x", "extra", lambda t: (t(2, 3, 3, 4), 0.25, 1, 1)),
     Call("downsample2x", "even", lambda t: (t(2, 3, 4, 6),)),
