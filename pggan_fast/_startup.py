@@ -40,12 +40,19 @@ def prepare() -> None:
         if sys.platform.startswith("linux") and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
             os.environ["GOMP_SPINCOUNT"] = str(SPINS)  # libgomp reads it once, when torch is loaded
         _answer_signals()
+    elif signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
 
 
 def imported() -> None:
-    """Note that everything is imported: from here on a request to stop waits until a run can be saved."""
+    """Note that everything is imported: from here on a request to stop waits until a run can be saved.
+
+    Commands without a run get Python's KeyboardInterrupt, for which somebody is ready now.
+    """
     global _importing
     _importing = False
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def stop_is_asked() -> bool:
@@ -98,14 +105,19 @@ def _answer_signals() -> None:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    if _importing:  # nothing is written yet, and an exception would end in a traceback through torch
-        try:
-            os.write(2, b"pggan-fast: interrupted\n")
-        finally:
-            os._exit(INTERRUPTED)
+    if _importing:
+        _leave(number, _frame)
     if _asked["stop"] and number == signal.SIGINT:
         raise KeyboardInterrupt
     _asked["stop"] = True
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    """End the process: nothing is written yet, and an exception would end in a traceback through torch."""
+    try:
+        os.write(2, b"pggan-fast: interrupted\n")
+    finally:
+        os._exit(INTERRUPTED)
 
 
 def _save(_number: int, _frame: FrameType | None) -> None:

@@ -44,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments)
     if arguments[:1] and arguments[0] in _startup.LONG_COMMANDS:
         spin_briefly()
-    _startup.imported()
     with lasting_streams():
         return _run(arguments)
 
@@ -52,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     command = arguments[0] if arguments else "--help"
     try:
+        _startup.imported()
         if command in ("-h", "--help"):
             print(_overview())
         elif command == "--version":

@@ -128,8 +128,9 @@ def export_weights(config: ExportConfig) -> Path:
             state_dict = STATE_DICTS[config.format](G)
         except ValueError as error:
             raise UserError(f"--format {config.format}: {error}") from error
-        with _whole_or_not(config.out) as temporary:
-            torch.save(state_dict, temporary)
+        # Of a file that it opens by its name, torch does not say that the disk is full.
+        with _whole_or_not(config.out) as temporary, open(temporary, "wb") as file:
+            torch.save(state_dict, file)
         return config.out
     if config.format == "html":
         option_name, path = ("--run", config.run) if config.run else ("--weights", config.weights)

@@ -1,6 +1,7 @@
 """import and export on the command line: files of others in, files for others out, errors of one line."""
 
 import json
+import resource
 import sys
 import types
 
@@ -180,4 +181,18 @@ def test_a_full_disk_leaves_nothing_of_an_export(capsys, tmp_path, files, monkey
     weights, out = tmp_path / "out" / "generator.safetensors", tmp_path / "new" / "g.pt"
     code, _, error = run(capsys, "export", "--weights", weights, "--format", format_, "--out", out)
     assert code == 2 and f"--out {out}: cannot be written" in error and error.count("\n") == 1
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("format_", ["safetensors", "gan-zoo", "torch-export"])
+def test_a_file_that_may_not_grow_names_the_systems_reason(capsys, tmp_path, files, format_):
+    run(capsys, "import", "--from", "gan-zoo", "--weights", files["gan-zoo"][0], "--out", tmp_path / "out")
+    weights, out = tmp_path / "out" / "generator.safetensors", tmp_path / "new" / "g.safetensors"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        code, _, error = run(capsys, "export", "--weights", weights, "--format", format_, "--out", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2 and "File too large" in error and str(out) in error and error.count("\n") == 1
     assert list(out.parent.iterdir()) == []

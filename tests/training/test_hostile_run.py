@@ -274,6 +274,27 @@ def test_a_signal_while_torch_is_imported_leaves_nothing(data, tmp_path, name):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", ["prepare", "generate", "export", "doctor", "--help"])
+def test_ctrl_c_while_torch_is_imported_for_other_commands(tmp_path, command):
+    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pggan_fast", command], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (130, "pggan-fast: interrupted\n")
+
+
+def test_ctrl_c_after_the_import_ends_in_one_line(tmp_path):
+    (tmp_path / "images.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pggan_fast", "prepare", "--images", "torch:images:Images", "--out", "out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (130, "pggan-fast: interrupted\n")
+
+
 def test_hangup_saves_and_leaves(data, tmp_path, monkeypatch):
     run = RunFolder.create(config(data, tmp_path / "run"))
     take, calls = type(run.data).images, []
