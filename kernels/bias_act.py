@@ -86,6 +86,9 @@ def forward_kernel(
             u = _activated(x_ptr, bias_ptr, c, C, offs, mask, scale, positive_slope, negative_slope, ACC)
         if NORM:
             u *= factor[None, :]
+        if y_ptr.dtype.element_ty == tl.float16:
+            # Backward reads the activation's sign off y: what is above zero stays there.
+            u = tl.where((u > 0) & (u < 2.0**-24), 2.0**-24, u)
         tl.store(y_ptr + offs, u.to(y_ptr.dtype.element_ty), mask=mask)
 
 

@@ -18,7 +18,9 @@ void forward_channels_last(const BiasActForward& a, const Block& block, const Ac
   T* y = static_cast<T*>(a.y) + block.first * c;
   if (!a.epilogue.pixel_norm) {
     for (int64_t i = 0; i < block.count; ++i, x += c, y += c)
-      for_vectors<A>(c, [&](int64_t j, auto n) { store(y + j, act(scale * load(x + j, n) + load(bias + j)), n); });
+      for_vectors<A>(c, [&](int64_t j, auto n) {
+        store(y + j, with_its_sign<T>(act(scale * load(x + j, n) + load(bias + j))), n);
+      });
     return;
   }
   // Few pixels at a time: x is in the first-level cache when the second pass reads it again, and the square roots of
@@ -46,7 +48,7 @@ void forward_channels_last(const BiasActForward& a, const Block& block, const Ac
       const Vec<A> factor = broadcast<A>(factors[k]);
       for_vectors<A>(c, [&](int64_t j, auto n) {
         __builtin_prefetch(x + most * c + j);
-        store(y + j, act(scale * load(x + j, n) + load(bias + j)) * factor, n);
+        store(y + j, with_its_sign<T>(act(scale * load(x + j, n) + load(bias + j)) * factor), n);
       });
     }
   }

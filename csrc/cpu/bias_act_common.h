@@ -24,6 +24,17 @@ struct Activation {
   }
 };
 
+// Backward reads the activation's sign off y: a value above zero that fp16 would round to zero becomes its smallest.
+template <class T>
+inline Vec<Acc<T>> with_its_sign(Vec<Acc<T>> v) {
+  if constexpr (std::is_same_v<T, Half>) {
+    const Vec<float> least = broadcast<float>(0x1p-24f);
+    return v > Vec<float>{} ? (v < least ? least : v) : v;
+  } else {
+    return v;
+  }
+}
+
 // A per-channel vector (zeros if null) with room for a whole vector behind its end.
 template <class A>
 inline const A* padded(const void* values, int64_t c, int which) {

@@ -37,7 +37,9 @@ void forward_planes(const BiasActForward& a, const Planes& planes, const Acc<T>*
     const T* x = static_cast<const T*>(a.x) + offset;
     T* y = static_cast<T*>(a.y) + offset;
     const Vec<A> shift = broadcast<A>(bias[channel]);
-    for_vectors<A>(planes.count, [&](int64_t i, auto n) { store(y + i, act(scale * load(x + i, n) + shift), n); });
+    for_vectors<A>(planes.count, [&](int64_t i, auto n) {
+      store(y + i, with_its_sign<T>(act(scale * load(x + i, n) + shift)), n);
+    });
   });
 }
 
@@ -117,7 +119,7 @@ void forward_contiguous(const BiasActForward& a, const Block& block, const Acc<T
     for_vectors<A>(count, [&](int64_t i, auto n) {
       __builtin_prefetch(x + p + i);
       __builtin_prefetch(y + p + i, 1);
-      store(y + i, act(scale * load(x + i, n) + shift) * load(factors + i), n);
+      store(y + i, with_its_sign<T>(act(scale * load(x + i, n) + shift) * load(factors + i)), n);
     });
   }
 }

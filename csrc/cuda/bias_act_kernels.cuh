@@ -20,6 +20,13 @@ struct Coefficients {
   }
 };
 
+// Backward reads the activation's sign off y: a value above zero that fp16 would round to zero becomes its smallest.
+template <class T>
+__device__ inline Acc<T> with_its_sign(Acc<T> v) {
+  if constexpr (std::is_same_v<T, torch::headeronly::Half>) return v > 0 && v < 0x1p-24f ? 0x1p-24f : v;
+  else return v;
+}
+
 template <class T, int V, bool channels_last, bool norm>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     bias_act_forward_kernel(const T* x, const Acc<T>* bias, T* y, Acc<T>* r, Coefficients<Acc<T>> e, Tiling t) {
@@ -65,6 +72,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
         for (int i = 0; i < V; ++i) {
           values[i] = activated(x_k.v[i], shift(vec_index, i));
           if (norm) values[i] *= factor[channels_last ? 0 : i];
+          values[i] = with_its_sign<T>(values[i]);
         }
         store_rounded(y + offset, values);
       });

@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 # Left out by `prepare` and `evaluate` alike, and named in one line.
-IGNORED_FOLDERS = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
+IGNORED_FOLDERS = (
+    *("__macosx", "@eadir", "#recycle", "#snapshot", "@recycle", "$recycle.bin"),
+    *("system volume information", "lost+found"),
+)
 IGNORED_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 IGNORED_STEMS = ("readme", "license", "licence", "changelog", "copying", "notice", "makefile", "dockerfile")
 IGNORED_SUFFIXES = frozenset(

@@ -27,6 +27,8 @@ def work_folder(out: Path, suffix: str) -> Path:
     """
     try:
         place = Path(os.path.realpath(out))  # a link stays one
+        if place.is_symlink():
+            raise UserError(f"--out {printable(str(out))}: is a link that leads to itself")
         if (place / suffix / MANIFEST).is_file() and not (place / suffix / WORK).exists():
             move_into_place(place / suffix, out, MANIFEST)  # it was stopped while it did that
         _check_free(out, allowed=(suffix,))

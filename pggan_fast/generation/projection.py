@@ -120,6 +120,10 @@ def _project_image(config: ProjectConfig) -> dict[str, Any]:
     features, network = _find_features(config, G.image_channels, device)
     print(f"{config.image} at {target.shape[2]}x{target.shape[1]} px; distance: pixels and {network}", flush=True)
 
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)  # an error before the work
+    except OSError as error:
+        raise UserError(f"--out {config.out}: cannot be made ({error.strerror})") from error
     found = project(G, torch.from_numpy(target), config, features=features, label=label, stage=stage)
 
     shown = target.transpose(1, 2, 0)

@@ -137,6 +137,23 @@ def test_labels_of_dataset_tool(tmp_path, labels):
     assert classes(tmp_path, tmp_path / "in") == ({"0": 1, "2": 1} if labels else {})
 
 
+@pytest.mark.parametrize(
+    "labels", [[["0.png", 1], ["0.png", 2]], [["./0.png", 1], ["0.png", 0]], [["0.png", 1e300]], [["0.png", -1.0]]]
+)
+def test_labels_that_are_none_or_two(tmp_path, labels):
+    save(tmp_path / "in")
+    (tmp_path / "in" / "000.png").rename(tmp_path / "in" / "0.png")
+    (tmp_path / "in" / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert "dataset.json gives" in fails(tmp_path, tmp_path / "in")
+
+
+@pytest.mark.parametrize("name", ["#recycle", "#snapshot", "@Recycle", "@eaDir", "$RECYCLE.BIN", ".Trash-1000"])
+def test_what_storage_systems_keep_beside_images_is_no_class(tmp_path, name):
+    for each in ("cat", "dog", name):
+        save(tmp_path / "in" / each, 2)
+    assert classes(tmp_path, tmp_path / "in") == {"cat": 2, "dog": 2}
+
+
 def test_a_zip_of_another_system(tmp_path):
     png = io.BytesIO()
     Image.new("RGB", (16, 16)).save(png, "PNG")
@@ -146,6 +163,12 @@ def test_a_zip_of_another_system(tmp_path):
             entry.filename = entry.orig_filename = name
             file.writestr(entry, png.getvalue())
     assert classes(tmp_path, tmp_path / "a.zip") == {"cat": 1, "dog": 1}
+
+
+def test_an_output_that_is_a_link_to_itself_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "out").symlink_to("out")
+    monkeypatch.setattr(Folder, "items", None)  # nothing is read
+    assert "--out" in (message := fails(tmp_path, save(tmp_path / "in"))) and "leads to itself" in message
 
 
 @pytest.mark.parametrize("kind", ["link", "here"])

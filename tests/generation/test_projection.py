@@ -133,3 +133,13 @@ def test_mistakes_are_one_line(weights, tmp_path, monkeypatch, capsys, changes, 
     code, _, error = run(capsys, "project", "--weights", weights[1], "--image", "good.png", "--out", "out", *changes)
     assert code == 2 and error.startswith(f"pggan-fast: error: {message}") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_made_is_said_before_the_work(weights, tmp_path, monkeypatch, capsys):
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "image.png")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(projection, "project", None)
+    out = tmp_path / "file" / "out"
+    arguments = ["--weights", weights[1], "--image", tmp_path / "image.png", "--features", "none", "--out", out]
+    code, _, error = run(capsys, "project", *arguments)
+    assert (code, error) == (2, f"pggan-fast: error: --out {out}: cannot be made (Not a directory)\n")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pggan_fast import reference
 from tests.ops.samples import laid_out
 
 LAYOUT = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -236,3 +237,23 @@ def test_stddev(implementation, batch, dtype, layout):
         assert_same(y[:, 3:], y_right[:, 3:], value)
         assert torch.equal(dx.isnan(), dx_right.isnan()), value
         torch.testing.assert_close(dx.nan_to_num(), dx_right.nan_to_num(), rtol=0, atol=16 * torch.finfo(dtype).eps)
+
+
+@LAYOUT
+@pytest.mark.parametrize("pixel_norm", [True, False])
+@pytest.mark.parametrize("options", [{"act": "relu"}, {"act": "lrelu"}, {"act": "lrelu", "slope": 3.0}], ids=str)
+def test_a_value_that_rounds_to_zero_keeps_its_sign(implementation, options, pixel_norm, layout):
+    """In fp16, where it happens: backward takes the slope of a value above zero, as eager does before a norm."""
+    if torch.float16 not in implementation.dtypes:
+        return
+    x = torch.tensor([6e-8, -6e-8, 200.0], dtype=torch.float16).reshape(1, 3, 1, 1).repeat(1, 1, 2, 5)
+    options = {**options, "scale": 0.1, "pixel_norm": pixel_norm}
+
+    def computed(x: Tensor, function: Callable) -> list[Tensor]:
+        return gradients(lambda x: function(x, **options), [x], torch.ones_like(x))
+
+    y, dx = computed(laid_out(x, layout), implementation.function("bias_act"))
+    _, exact = computed(x.double(), reference.bias_act)
+    # Slopes differ by a factor of 3 at least; fp16 rounds the gradient to 2 ** -11 and its sums over channels more.
+    torch.testing.assert_close(dx[:, :2].double(), exact[:, :2], rtol=1e-2, atol=0)
+    assert (y[:, :2].abs() <= 2.0**-24).all()

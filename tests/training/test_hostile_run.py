@@ -267,6 +267,7 @@ def test_a_signal_while_torch_is_imported_leaves_nothing(data, tmp_path, name):
     done = subprocess.run(
         [*COMMAND, "--data", data, "--out", tmp_path / "run"],
         env={**os.environ, "PYTHONPATH": str(hook)},
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup it is ignored
         capture_output=True,
         text=True,
     )
@@ -305,7 +306,11 @@ def test_hangup_saves_and_leaves(data, tmp_path, monkeypatch):
         return take(self, resolution)
 
     monkeypatch.setattr(type(run.data), "images", images)
-    assert train(run) is False and calls
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+    try:
+        assert train(run) is False and calls
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert np.all([path.is_file() for path in checkpoints(run.checkpoints)])
 
 

@@ -48,7 +48,8 @@ def read_labels(
             if _is_vector(label):
                 return dict.fromkeys(names), f"{LABELS_FILE}: is left out, its labels are no classes"
             raise UserError(f"{place}: {LABELS_FILE} gives {printable(name)} the label {label!r:.40}, no class")
-        found[root + _slashes(name)] = str(index)
+        if found.setdefault(root + _slashes(name), str(index)) != str(index):
+            raise UserError(f"{place}: {LABELS_FILE} gives {printable(name)} two labels")
     classes = {name: found[name] for name in names if name in found}
     if not classes:
         raise UserError(f"{place}: {LABELS_FILE} has labels of other files, {printable(labels[0][0])} is not there")
@@ -70,7 +71,7 @@ def _index(label: object) -> int | None:
     if isinstance(label, bool):
         return None
     if isinstance(label, float):
-        return int(label) if label.is_integer() and label >= 0 else None
+        label = int(label) if label.is_integer() else -1
     if isinstance(label, int):
         return label if 0 <= label < 1 << 48 else None
     if _is_vector(label) and sorted(label) == [0] * (len(label) - 1) + [1]:
