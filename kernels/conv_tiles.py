@@ -159,6 +159,8 @@ def default_tile(problem: Problem) -> Tile:
         operands = (pixels + block_out) * block_in * problem.dtype.itemsize
         # Triton keeps one stage fewer in shared memory, of which there are 64 KB.
         stages = 3 if 2 * operands <= 60 << 10 else 2
+        if block_out > 256 and capability() >= (10, 0):
+            warps = 16  # of 32 threads there, not 64: eight have no registers for the accumulator
     shape = tile_shape(pixels, problem.phase_h, problem.phase_w)
     return Tile(*shape, block_in, block_out, warps, stages)
 

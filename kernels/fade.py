@@ -1,30 +1,21 @@
-"""fade_in, fade_reals and gradients: the blends of a transition, on the tiles of kernels/resample.py."""
+"""fade_in, fade_reals and gradients: the blends of a transition, on the tiles of resample.py or flat_rows.py."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from pggan_fast.kernels.flat_rows import (
+    fade_in_backward_rows_kernel,
+    fade_in_rows_kernel,
+    fade_reals_rows_kernel,
+    fade_weight,
+    lerp,
+    rows_grid,
+    takes_rows,
+)
 from pggan_fast.kernels.resample import empty_like_layout, grid_of, high_rows, load_quads, low_tile, store_quads
-from pggan_fast.kernels.tensors import arrange, check_floating, is_channels_last, launch, scalar, scalar_args
-
-
-@triton.jit
-def _weight(alpha_ptr, constant, ACC: tl.constexpr):
-    """Return the weight of the new path: one value of memory, or a constant where alpha is None."""
-    if alpha_ptr is not None:
-        return tl.load(alpha_ptr).to(ACC)
-    else:
-        return scalar(constant, ACC)
-
-
-@triton.jit
-def _lerp(old, new, weight):
-    """torch.lerp: steps from the nearer of the two images.
-
-    A weight of 0 or 1 gives one of them to the bit, and a large one does not swallow the digits of the other.
-    """
-    return tl.where(tl.abs(weight) < 0.5, old + (new - old) * weight, new + (old - new) * (1 - weight))
+from pggan_fast.kernels.tensors import arrange, check_floating, is_channels_last, launch, scalar_args
 
 
 @triton.jit
@@ -66,9 +57,9 @@ def fade_in_kernel(
     """Write out = lerp(low's nearest neighbour, high, alpha)."""
     ACC: tl.constexpr = tl.float64 if out_ptr.dtype.element_ty == tl.float64 else tl.float32
     a, b, c, d, offs, mask = _load(high_ptr, R, K, h, w, extra_h, extra_w, ACC, CHANNELS_LAST, BLOCK_R, BLOCK_K)
-    weight = _weight(alpha_ptr, constant, ACC)
+    weight = fade_weight(alpha_ptr, constant, ACC)
     v = tl.load(low_ptr + offs, mask=mask, other=0).to(ACC)
-    a, b, c, d = _lerp(v, a, weight), _lerp(v, b, weight), _lerp(v, c, weight), _lerp(v, d, weight)
+    a, b, c, d = lerp(v, a, weight), lerp(v, b, weight), lerp(v, c, weight), lerp(v, d, weight)
     _store(out_ptr, R, K, h, w, extra_h, extra_w, a, b, c, d, CHANNELS_LAST, BLOCK_R, BLOCK_K)
 
 
@@ -92,7 +83,7 @@ def fade_in_backward_kernel(
     """Write d_low = (1 - alpha) * sums over 2x2 blocks of dy, d_high = alpha * dy."""
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
     a, b, c, d, offs, mask = _load(dy_ptr, R, K, h, w, extra_h, extra_w, ACC, CHANNELS_LAST, BLOCK_R, BLOCK_K)
-    weight = _weight(alpha_ptr, constant, ACC)
+    weight = fade_weight(alpha_ptr, constant, ACC)
     # Scaled first: the sum of what 1 - weight leaves nothing of may be no number.
     rest = 1 - weight
     total = rest * a + rest * b + rest * c + rest * d
@@ -120,12 +111,12 @@ def fade_reals_kernel(
     """Write out = lerp(2x2 means of images, images, alpha); bytes become -1..1."""
     ACC: tl.constexpr = tl.float64 if out_ptr.dtype.element_ty == tl.float64 else tl.float32
     a, b, c, d, _, _ = _load(images_ptr, R, K, h, w, extra_h, extra_w, ACC, CHANNELS_LAST, BLOCK_R, BLOCK_K)
-    weight = _weight(alpha_ptr, constant, ACC)
+    weight = fade_weight(alpha_ptr, constant, ACC)
     if images_ptr.dtype.element_ty == tl.uint8:
         a, b = a * (2.0 / 255) - 1, b * (2.0 / 255) - 1
         c, d = c * (2.0 / 255) - 1, d * (2.0 / 255) - 1
     v = (a + b + c + d) * 0.25
-    a, b, c, d = _lerp(v, a, weight), _lerp(v, b, weight), _lerp(v, c, weight), _lerp(v, d, weight)
+    a, b, c, d = lerp(v, a, weight), lerp(v, b, weight), lerp(v, c, weight), lerp(v, d, weight)
     _store(out_ptr, R, K, h, w, extra_h, extra_w, a, b, c, d, CHANNELS_LAST, BLOCK_R, BLOCK_K)
 
 
@@ -134,9 +125,12 @@ def _check(op: str, condition: bool, *tensors: Tensor) -> None:
         raise ValueError(f"{op}: tensors of shapes {', '.join(str(list(t.shape)) for t in tensors)} do not match")
 
 
-def _launch(kernel, tensors: tuple, high: Tensor, alpha: Tensor | None, constant: float, dtype: torch.dtype) -> None:
-    """Launch a kernel on `tensors`, laid out as `high` is, for the tiles of `high`."""
-    grid = grid_of(high, is_channels_last(high))
+def _launch(
+    kernel, rows_kernel, tensors: tuple, high: Tensor, alpha: Tensor | None, constant: float, dtype: torch.dtype
+) -> None:
+    """Launch one of two kernels on `tensors`, laid out as `high` is, for the tiles of `high`."""
+    flat = takes_rows(high)
+    kernel, grid = (rows_kernel, rows_grid(high)) if flat else (kernel, grid_of(high, is_channels_last(high)))
     launch(kernel, grid.programs, *tensors, alpha, *scalar_args(dtype, constant), *grid.sizes, **grid.constants)
 
 
@@ -149,7 +143,7 @@ def fade_in(low: Tensor, high: Tensor, alpha: Tensor | None, constant: float) ->
     if y.numel():
         channels_last = is_channels_last(high)
         tensors = (arrange(low, channels_last), arrange(high, channels_last), y)
-        _launch(fade_in_kernel, tensors, high, alpha, constant, y.dtype)
+        _launch(fade_in_kernel, fade_in_rows_kernel, tensors, high, alpha, constant, y.dtype)
     return y
 
 
@@ -161,7 +155,7 @@ def fade_in_backward(dy: Tensor, alpha: Tensor | None, constant: float) -> tuple
     d_low, d_high = empty_like_layout(dy, [n, c, h // 2, w // 2]), empty_like_layout(dy, dy.shape)
     if dy.numel():
         tensors = (arrange(dy, is_channels_last(dy)), d_low, d_high)
-        _launch(fade_in_backward_kernel, tensors, dy, alpha, constant, dy.dtype)
+        _launch(fade_in_backward_kernel, fade_in_backward_rows_kernel, tensors, dy, alpha, constant, dy.dtype)
     return d_low, d_high
 
 
@@ -172,5 +166,6 @@ def fade_reals(images: Tensor, alpha: Tensor | None, constant: float, dtype: tor
     y = empty_like_layout(images, images.shape, dtype)
     check_floating("fade_reals", y, *([images] if images.dtype != torch.uint8 else []))
     if y.numel():
-        _launch(fade_reals_kernel, (arrange(images, is_channels_last(images)), y), images, alpha, constant, dtype)
+        tensors = (arrange(images, is_channels_last(images)), y)
+        _launch(fade_reals_kernel, fade_reals_rows_kernel, tensors, images, alpha, constant, dtype)
     return y

@@ -2,7 +2,7 @@
 
 A program takes BLOCK_R rows of BLOCK_K values of the low resolution and the four high values that cover each: every
 value is read and written once. Along a row of memory, values are pixels (contiguous) or a pixel's channels
-(channels_last). Arithmetic is in fp32 (fp64 for fp64).
+(channels_last; of few channels see kernels/flat_rows.py). Arithmetic is in fp32 (fp64 for fp64).
 """
 
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pggan_fast.kernels.flat_rows import downsample_rows_kernel, rows_grid, takes_rows, upsample_rows_kernel
 from pggan_fast.kernels.tensors import (
     arrange,
     cdiv,
@@ -171,9 +172,10 @@ def upsample(x: Tensor, scale: float, extra_h: int, extra_w: int) -> Tensor:
         y[..., 2 * w :].zero_()
     if x.numel():
         channels_last = is_channels_last(x)
-        grid = grid_of(y, channels_last)
+        flat = takes_rows(y)
+        grid = rows_grid(y) if flat else grid_of(y, channels_last)
         launch(
-            upsample_kernel,
+            upsample_rows_kernel if flat else upsample_kernel,
             grid.programs,
             arrange(x, channels_last),
             y,
@@ -191,9 +193,10 @@ def downsample(x: Tensor, scale: float) -> Tensor:
     y = empty_like_layout(x, [n, c, h // 2, w // 2])
     if y.numel():
         channels_last = is_channels_last(x)
-        grid = grid_of(x, channels_last)
+        flat = takes_rows(x)
+        grid = rows_grid(x) if flat else grid_of(x, channels_last)
         launch(
-            downsample_kernel,
+            downsample_rows_kernel if flat else downsample_kernel,
             grid.programs,
             arrange(x, channels_last),
             y,

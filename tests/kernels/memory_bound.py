@@ -94,6 +94,7 @@ def _filtering(up: int, down: int, taps: int) -> Callable:
 
 STDDEV = (4, 1, 1e-8, True, 0)
 SHAPES = [(8, 512, 16, 16), (8, 64, 256, 256), (4, 16, 1024, 1024)]
+RGB = (8, 3, 256, 256)
 CASES = [
     *(Case("bias_act", bias_act, s, _forward(False)) for s in SHAPES),
     *(Case("bias_act, norm", bias_act, s, _forward(True)) for s in SHAPES),
@@ -112,6 +113,12 @@ CASES = [
         SHAPES[1],
         lambda t, s: fade.fade_reals(t(*s, dtype=torch.uint8), None, 0.5, t.dtype),
     ),
+    Case("upsample2x", resample, RGB, lambda t, s: resample.upsample(t(*_halved(s)), 1.0, 0, 0)),
+    Case("downsample2x", resample, RGB, lambda t, s: resample.downsample(t(*s), 0.25)),
+    Case("fade_in", fade, RGB, lambda t, s: fade.fade_in(t(*_halved(s)), t(*s), None, 0.5)),
+    Case("fade_in backward", fade, RGB, lambda t, s: fade.fade_in_backward(t(*s), None, 0.5)),
+    Case("fade_reals", fade, RGB, lambda t, s: fade.fade_reals(t(*s), None, 0.5, t.dtype)),
+    Case("fade_reals, bytes", fade, RGB, lambda t, s: fade.fade_reals(t(*s, dtype=torch.uint8), None, 0.5, t.dtype)),
     Case("upfirdn2d, blur", upfirdn2d, SHAPES[1], _filtering(1, 1, 4)),
     Case("upfirdn2d, up", upfirdn2d, SHAPES[1], lambda t, s: _filtering(2, 1, 4)(t, _halved(s))),
     Case("upfirdn2d, down", upfirdn2d, SHAPES[1], _filtering(1, 2, 4)),

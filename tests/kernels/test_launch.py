@@ -10,7 +10,18 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 pytest.importorskip("triton")
-from pggan_fast.kernels import bias_act, conv, conv_weight_gradient, fade, fold, resample, stddev, tensors, upfirdn2d  # noqa: E402
+from pggan_fast.kernels import (
+    bias_act,
+    conv,
+    conv_weight_gradient,
+    fade,
+    flat_rows,
+    fold,
+    resample,
+    stddev,
+    tensors,
+    upfirdn2d,
+)  # noqa: E402
 from pggan_fast.ops import conv_fused  # noqa: E402
 from pggan_fast.ops import sign_bits as sign_bits_ops  # noqa: E402
 
@@ -116,7 +127,9 @@ def test_a_launch_that_was_planned_before_searches_nothing():
     assert not {"_make_plan", "default_tile", "choose_tile", "programs", "tile_shape", "next_power_of_2"} & set(seen)
 
 
-@pytest.mark.parametrize("module", [bias_act, conv, conv_weight_gradient, fade, fold, resample, stddev, upfirdn2d])
+@pytest.mark.parametrize(
+    "module", [bias_act, conv, conv_weight_gradient, fade, flat_rows, fold, resample, stddev, upfirdn2d]
+)
 def test_no_host_function_calls_tritons_arithmetic(module):
     """`triton.cdiv` and `triton.next_power_of_2` take microseconds a call."""
     source = inspect.getsource(module)

@@ -25,6 +25,10 @@ def least_share(case: Case, kernel: str, layout: str) -> float:
     """Return the part of the bytes moved that must go by 128 bits a thread."""
     if kernel in SMALL:
         return 0
+    if kernel == "downsample_rows_kernel":
+        return 0.2  # four values of a block, one by one, then vectors of their sums
+    if kernel not in SMALL and kernel.endswith("_rows_kernel"):
+        return 0.5  # rows of 3 channels: vectors, and one by one what lies under or beside them
     if case.label.startswith("upfirdn2d"):
         # Contiguous taps begin at any pixel, so that no width but one element's fits their loads. Elsewhere each pixel
         # loads its taps' coefficients, the same few for all.

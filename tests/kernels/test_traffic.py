@@ -19,6 +19,7 @@ from pggan_fast.kernels.conv_weight_gradient import weight_gradient  # noqa: E40
 # Biases, rows of sums and appended maps beside the tensors, which are small here.
 ALLOWED = 0.05
 TAPPED = ("convolution_kernel", "weight_gradient_kernel", "upfirdn2d_kernel")
+TAPPED += tuple(f"{op}_rows_kernel" for op in ("upsample", "downsample", "fade_in", "fade_in_backward", "fade_reals"))
 
 
 class Launches:
@@ -130,13 +131,17 @@ def test_folding(seen, run, transposed):
     check(seen)
 
 
-def test_resampling(seen):
-    low, high, alpha = random(2, 16, 16, 16), random(2, 16, 32, 32), torch.tensor(0.3)
+@pytest.mark.parametrize("channels", [16, 3])
+def test_resampling(seen, channels):
+    """Flat rows of few channels read values one by one that vectors have read before, from cache."""
+    low, high, alpha = random(2, channels, 16, 16), random(2, channels, 32, 32), torch.tensor(0.3)
     resample.upsample(low, 1.0, 0, 0)
     resample.downsample(high, 0.25)
     fade.fade_in(low, high, alpha, 0.3)
     fade.fade_in_backward(high, alpha, 0.3)
+    fade.fade_reals(high, alpha, 0.3, torch.float32)
     check(seen)
+    assert {name.endswith("_rows_kernel") for name in seen.expected} == {channels == 3}
 
 
 @pytest.mark.parametrize(("up", "down", "taps"), [(1, 1, 4), (2, 1, 4), (1, 2, 4), (2, 1, 12)])
