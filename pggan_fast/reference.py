@@ -47,11 +47,14 @@ def bias_act(
     u = x.to(accumulation_dtype(x.dtype)) * scale
     if bias is not None:
         u = u + bias.to(u.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
-    negative_slope = effective_slope(act, slope)
-    # A product with 0 would make NaN of infinity.
-    u = torch.relu(u) if negative_slope == 0 else torch.where(u > 0, u, u * negative_slope)
-    u = u * gain
+    u = leaky_relu(u, effective_slope(act, slope)) * gain
     return (_normalize(u, eps) if pixel_norm else u).to(x.dtype)
+
+
+def leaky_relu(u: Tensor, slope: float) -> Tensor:
+    """u where it is above zero, otherwise `u * slope`."""
+    # A product with 0 would make NaN of infinity.
+    return torch.relu(u) if slope == 0 else torch.where(u > 0, u, u * slope)
 
 
 def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
@@ -178,6 +181,30 @@ def upfirdn2d(
     y = F.pad(y, (x0, x1, y0, y1)).reshape(n * c, 1, h * upy + y0 + y1, w * upx + x0 + x1)
     y = F.conv2d(y, taps[None, None], stride=(downy, downx))
     return y.reshape(n, c, *y.shape[2:]).to(x.dtype).contiguous(memory_format=layout_of(x))
+
+
+def filtered_lrelu(
+    x: Tensor,
+    fu: Tensor | None = None,
+    fd: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    up: int = 1,
+    down: int = 1,
+    padding: int | Sequence[int] = 0,
+    gain: float = 2**0.5,
+    slope: float = 0.2,
+    clamp: float | None = None,
+    flip_filter: bool = False,
+) -> Tensor:
+    """Add a bias [C], upsample with fu, `gain * lrelu`, clamp, downsample with fd (Karras et al. 2021, section 3.2)."""
+    u = x.to(accumulation_dtype(x.dtype))
+    u = u if bias is None else u + bias.to(u.dtype)[:, None, None]
+    u = upfirdn2d(u, fu, up=up, padding=padding, flip_filter=flip_filter, gain=up**2)
+    u = leaky_relu(u, slope) * gain
+    # hardtanh lets no gradient pass on the limits themselves.
+    u = u if clamp is None else F.hardtanh(u, -clamp, clamp)
+    return upfirdn2d(u, fd, down=down, flip_filter=flip_filter).to(x.dtype)
 
 
 def each_axis(value: int | Sequence[int]) -> tuple[int, int]:

@@ -96,6 +96,17 @@ def upfirdn2d(x, f=None, *, up=1, down=1, padding=0, flip_filter=False, gain=1.0
     return y
 
 
+def filtered_lrelu(
+    x, fu, fd, bias=None, *, up=1, down=1, padding=0, gain=2**0.5, slope=0.2, clamp=None, flip_filter=False
+):
+    """Of the dense matrices of upfirdn2d, with the activation between."""
+    x = x if bias is None else x + bias.reshape(-1, 1, 1)
+    u = upfirdn2d(x, fu, up=up, padding=padding, flip_filter=flip_filter, gain=gain * up**2)
+    u = torch.maximum(u, torch.zeros_like(u)) + slope * torch.minimum(u, torch.zeros_like(u))
+    u = u if clamp is None else torch.minimum(torch.maximum(u, u.new_tensor(-clamp)), u.new_tensor(clamp))
+    return upfirdn2d(u, fd, down=down, flip_filter=flip_filter)
+
+
 def pixel_norm(x, eps=1e-8):
     return x / (x.pow(2).mean(1, keepdim=True) + eps).sqrt()
 

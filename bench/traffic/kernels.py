@@ -59,6 +59,8 @@ NATIVE = {
     "minibatch_stddev_backward": (2, {}),
     "minibatch_stddev_double_backward": (3, {"dy": MAPS_ALONE}),
     "upfirdn2d": (1, {}),
+    "filtered_lrelu": (1, {}),
+    "filtered_lrelu_masked": (1, {}),
     "fold_weight": (1, {}),
     "unfold_weight": (1, {}),
     "conv_halo": (1, {}),

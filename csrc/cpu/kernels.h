@@ -116,6 +116,24 @@ struct Upfirdn2d {
   void* y;
 };
 
+// planes x h x w pixels to a grid of gh x gw, and that to oh x ow: see pggan_fast/ops/filtered_lrelu.py. Filters in the
+// order of a correlation, at most 24 taps each; the first one's along rows has the gain. With `read_mask` the grid's
+// values are multiplied by what it says, otherwise activated, and `written_mask`, if there, says how.
+struct FilteredLrelu {
+  Dtype dtype;
+  int64_t planes, channels, h, w, gh, gw, oh, ow;
+  int64_t up, down, x0, y0, left, top, up_taps, down_taps;
+  const double* up_columns;
+  const double* up_rows;
+  const double* down_filter;
+  double slope, clamp;
+  const void* x;
+  const void* bias;  // A[channels] or null
+  const uint8_t* read_mask;
+  uint8_t* written_mask;
+  void* y;
+};
+
 // Planes too small for rows of whole vectors are filtered this many at a time: a vector of the widest level's.
 constexpr int64_t kPlanesAtOnce = 16;
 static inline bool upfirdn2d_has_small_planes(const Upfirdn2d& a) {
@@ -141,6 +159,7 @@ struct Kernels {
   void (*stddev_write_maps)(const Stddev&, int64_t begin, int64_t end);
   void (*relayout)(const Relayout&, int64_t begin, int64_t end);
   void (*upfirdn2d)(const Upfirdn2d&, int64_t begin, int64_t end);
+  void (*filtered_lrelu)(const FilteredLrelu&, int64_t begin, int64_t end);
 };
 
 // A work item of bias_act with pixel norm is a block of this many pixels, of one sample (contiguous) or of all samples

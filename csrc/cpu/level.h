@@ -1,6 +1,7 @@
 // All kernels of one instruction set. The includer defines LEVEL, a namespace, and KERNELS, the name of the table.
 #include "bias_act_kernels.h"
 #include "fade_kernels.h"
+#include "filtered_lrelu_kernels.h"
 #include "kernels.h"
 #include "layout_kernels.h"
 #include "resample_kernels.h"
@@ -25,6 +26,7 @@ const Kernels KERNELS = {
     LEVEL::stddev_write_maps,
     LEVEL::relayout,
     LEVEL::upfirdn2d,
+    LEVEL::filtered_lrelu,
 };
 
 }  // namespace pggan_fast

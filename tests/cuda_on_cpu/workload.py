@@ -73,6 +73,20 @@ def filterings(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: 
     op(x, torch.randn(70, 90), 1, 1, 1, 1, 45, 45, 35, 35)
 
 
+def activations(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: int) -> None:
+    ops = torch.ops.pggan_fast_cuda_on_cpu
+    x, bias = dense(shape, dtype, layout, offset), torch.randn(shape[1])
+    for (up, down), clamp in product(((2, 2), (4, 2), (1, 3)), (0.5, None)):
+        fu, fd = torch.randn(6 * up), torch.randn(6 * down)
+        sides = (10, 9, 10, 9)
+        y, mask = ops.filtered_lrelu(x, bias, fu, fd, up, down, *sides, False, 1.3, 0.2, clamp)
+        ops.filtered_lrelu(x, None, fu, fd, up, down, *sides, True, 1.3, 0.0, clamp, False)
+        grid = [(size - 1) * down + 6 * down for size in y.shape[2:]]
+        before, behind = 6 * down - 1, 6 * up - 1 - 10
+        back = (fd, fu, down, up, before, before, behind, behind, *grid, *shape[2:])
+        ops.filtered_lrelu_masked(y, mask, *back, True, 1.3, 0.2)
+
+
 def deviations(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: int) -> None:
     ops = torch.ops.pggan_fast_cuda_on_cpu
     n, c, h, w = shape
@@ -135,7 +149,9 @@ def run(dtypes: tuple[torch.dtype, ...], offsets: tuple[int, ...]) -> None:
         for call in CALLS:
             if call.has_gpu_kernel:
                 getattr(torch.ops.pggan_fast_cuda_on_cpu, call.op)(*call.arguments(Make(dtype, layout)))
-        for family, shape, offset in product((epilogues, resamplings, filterings, deviations), (FITS, ODD), offsets):
+        for family, shape, offset in product(
+            (epilogues, resamplings, filterings, activations, deviations), (FITS, ODD), offsets
+        ):
             family(shape, dtype, layout, offset)
         epilogues(WIDE, dtype, layout, 0)
     for dtype, to in product(dtypes, repeat=2):

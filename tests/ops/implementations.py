@@ -116,6 +116,11 @@ def _filter_arguments(x, f, up, down, padding, flip_filter, gain) -> tuple:
     )
 
 
+def _filtered_arguments(x, fu, fd, bias, up, down, padding, gain, slope, clamp, flip_filter) -> tuple:
+    fu, fd = (torch.ones(1) if f is None else f for f in (fu, fd))
+    return (x, bias, fu, fd, up, down, *reference.each_side(padding), flip_filter, gain, slope, clamp)
+
+
 # From the arguments of the public function to those of the op.
 _ARGUMENTS = {
     "bias_act": lambda dim, clamp, **given: given.values(),
@@ -128,6 +133,7 @@ _ARGUMENTS = {
     "fade_reals": _reals_arguments,
     "minibatch_stddev": _stddev_arguments,
     "upfirdn2d": _filter_arguments,
+    "filtered_lrelu": _filtered_arguments,
 }
 
 CUDA_ON_CPU = Implementation(lambda: None, _torch_op, cuda_kernels_on_cpu)

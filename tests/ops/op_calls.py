@@ -181,6 +181,24 @@ CALLS = [
     Call("upfirdn2d", "up", lambda t: (t(2, 3, 3, 4), t.filter(4), 2, 2, 1, 1, 2, 1, 2, 1, False, 4.0)),
     Call("upfirdn2d", "down", lambda t: (t(2, 3, 6, 5), t.filter(4, 3), 1, 1, 2, 2, 1, 1, 1, 1, True)),
     Call("upfirdn2d", "apart", lambda t: (t(2, 3, 4, 5), t.filter(10), 3, 2, 1, 3, 9, 8, -1, 9)),
+    Call(
+        "filtered_lrelu",
+        "up",
+        lambda t: (t(2, 3, 3, 4), t(3), t.filter(6), t.filter(4), 2, 1, 4, 3, 5, 3, False, 1.3, 0.2, 0.9),
+    ),
+    Call(
+        "filtered_lrelu",
+        "down",
+        lambda t: (t(2, 3, 6, 5), None, t.filter(1), t.filter(5), 1, 2, 1, 2, -1, 1, True, 1.0, 0.0, None, True),
+    ),
+    Call(
+        "filtered_lrelu_masked",
+        "down",
+        lambda t: (
+            *(t(2, 3, 4, 5), torch.arange(144, dtype=torch.uint8).view(2, 3, 3, 2, 4), t.filter(4), t.filter(6)),
+            *(1, 2, -1, 3, 4, 1, 9, 8, 5, 4, False, 1.3, 0.2),
+        ),
+    ),
     Call("minibatch_stddev", "strided", lambda t: (t(4, 6, 2, 3), 2, 2, EPS, True, 0)),
     Call("minibatch_stddev", "consecutive", lambda t: (t(6, 4, 2, 3), 3, 1, EPS, False, 1)),
     Call("minibatch_stddev_backward", "strided", lambda t: (t(4, 8, 2, 3), t(4, 6, 2, 3), 4, 2, EPS, True, 0)),

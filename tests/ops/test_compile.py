@@ -21,6 +21,7 @@ LABELS = {
     "fade_in": ("tensor", "number"),
     "fade_reals": ("tensor", "uint8"),
     "minibatch_stddev": ("n8", "n6_consecutive"),
+    "filtered_lrelu": ("same_size", "no_bias"),
     "upfirdn2d": ("blur", "up_1d", "lopsided"),
 }
 COMPILABLE = [s for s in SAMPLES if s.label in LABELS[s.op]]

@@ -149,7 +149,8 @@ def test_meta_device(sample):
     tensors = sample.tensors(torch.float32)
     expected = getattr(ops, sample.op)(*tensors.values(), **sample.options)
     there = [t.to("meta").requires_grad_(t.is_floating_point()) for t in tensors.values()]
-    actual = getattr(ops, sample.op)(*there, **sample.options)
+    options = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in sample.options.items()}
+    actual = getattr(ops, sample.op)(*there, **options)
     assert actual.is_meta and actual.shape == expected.shape and actual.dtype == expected.dtype
     leaves = [t for t in there if t.requires_grad]
     if leaves:

@@ -20,6 +20,7 @@ def _tensors(*shapes: tuple) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes)
 
 
+FU, FD = torch.tensor([1.0, 3, 2]) / 6, torch.tensor([1.0, 2, 3, 1]) / 7
 IMAGE, WEIGHT = (4, 3, 4, 4), (4, 3, 3, 3)
 # (the op of its tensors, the tensors' shapes)
 CALLS: dict[str, tuple[Callable[..., Tensor], tuple]] = {
@@ -40,6 +41,10 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple]] = {
     "upfirdn2d": (
         lambda x, **i: ops.upfirdn2d(x, torch.ones(4, 3) / 12, up=2, padding=(2, 1, 2, 1), **i),
         ((2, 3, 3, 4),),
+    ),
+    "filtered_lrelu": (
+        lambda x, b, **i: ops.filtered_lrelu(x, FU, FD, b, up=2, down=2, padding=3, clamp=0.9, **i),
+        ((2, 3, 3, 4), (3,)),
     ),
     "fade_in": (lambda low, high, **i: ops.fade_in(low, high, 0.3, **i), ((2, 3, 2, 2), (2, 3, 4, 4))),
     "fade_reals": (lambda x, **i: ops.fade_reals(x, 0.3, **i), (IMAGE,)),
