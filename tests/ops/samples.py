@@ -310,7 +310,7 @@ def _filterings() -> list[Sample]:
 def _filtered_activations() -> list[Sample]:
     """filtered_lrelu with StyleGAN3's factors and taps, and with others of every kind; its bias is a constant here."""
 
-    def activation(label: str, taps: tuple, shape: tuple = (2, 3, 7, 9), **options):
+    def activation(label: str, taps: tuple, shape: tuple = (2, 2, 5, 6), **options):
         random = torch.Generator().manual_seed(len(label))
         fu, fd, bias = (torch.randn(t, generator=random) for t in (*taps, shape[1]))
         return Sample("filtered_lrelu", label, {"x": shape}, {"fu": fu, "fd": fd, "bias": bias, "padding": 9} | options)
@@ -322,7 +322,7 @@ def _filtered_activations() -> list[Sample]:
         activation("no_bias", (6, 4), bias=None, slope=0.0),
         activation("neither", (1, 1), up=1, down=1, padding=0, gain=1.0),
         activation("coprime", (5, 7), up=3, down=2, flip_filter=True),
-        activation("cropped", (6, 3), (1, 2, 12, 23), up=2, padding=(-3, 5, 2, -4)),
+        activation("cropped", (6, 3), (1, 2, 9, 12), up=2, padding=(-3, 5, 2, -4)),
         activation("sparse", (2, 1), up=3, down=4),
         activation("one_pixel", (12, 12), (2, 3, 1, 1), up=2, down=2, padding=11),
         activation("empty_batch", (12, 12), (0, 3, 4, 4), up=2, down=2, padding=11),
