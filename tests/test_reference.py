@@ -99,7 +99,7 @@ def upfirdn2d(x, f=None, *, up=1, down=1, padding=0, flip_filter=False, gain=1.0
 def filtered_lrelu(
     x, fu, fd, bias=None, *, up=1, down=1, padding=0, gain=2**0.5, slope=0.2, clamp=None, flip_filter=False
 ):
-    """Of the dense matrices of upfirdn2d, with the activation between."""
+    """The dense matrices of upfirdn2d with the activation between them."""
     x = x if bias is None else x + bias.reshape(-1, 1, 1)
     u = upfirdn2d(x, fu, up=up, padding=padding, flip_filter=flip_filter, gain=gain * up**2)
     u = torch.maximum(u, torch.zeros_like(u)) + slope * torch.minimum(u, torch.zeros_like(u))

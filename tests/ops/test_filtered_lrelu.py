@@ -17,7 +17,7 @@ def random(*shape: int) -> torch.Tensor:
 
 
 def arguments(up: int, down: int, dtype: torch.dtype = torch.float64) -> tuple:
-    """Of the op, for an image whose grid is no multiple of anything."""
+    """The op's arguments, for an image whose grid is no multiple of anything."""
     x, bias = random(2, 3, 9, 21).to(dtype), random(3)
     fu, fd = random(6 * up).float(), random(6 * down - 1).float()
     return (x, bias, fu, fd, up, down, 7, 9, 12, 11, False, 1.3, 0.2, 0.9)
