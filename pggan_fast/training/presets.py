@@ -17,7 +17,8 @@ PAPER: dict[str, Any] = {
     "mirror": True,
 }
 
-# What the presets of R3GAN share (arXiv 2501.05441, appendix, and the published code): curves end at 20,000 kimg.
+# What the presets of R3GAN share (arXiv 2501.05441, appendix, and the published train.py; batch sizes, labels and
+# mirroring are in its README's commands): curves end at 20,000 kimg. bf16 takes the place of its fp16.
 R3GAN: dict[str, Any] = {
     "network": "r3gan",
     "fmap_base": 12288,
@@ -68,9 +69,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sample_kimg": 6.0,
         "checkpoint_kimg": 12.0,
     },
+    # Conditional, as the published command trains it: --no-labels for images without classes.
     "r3gan-cifar10": _r3gan(
         32,
         "cosine:0.05:0.005:20000",
+        labels=True,
         batch_size={4: 512},
         augment_p="cosine:0:0.55:20000",
         ema_half_life_kimg="cosine:0:5000:20000",

@@ -14,7 +14,7 @@ from tests.training.runs import stats, write_data
 
 
 class Data:
-    channels, base, classes = 3, (4, 4), []
+    channels, base, classes = 3, (4, 4), [str(index) for index in range(10)]
 
 
 def config(preset, **changes):
@@ -46,6 +46,7 @@ def test_settings_of_r3gan_are_the_published_ones(preset):
     with torch.device("meta"):
         G, _ = build_networks(settings, Data)
     resolutions = [4 << index for index in range(len(widths))]
+    assert G.label_dim == (10 if preset == "r3gan-cifar10" else 0)  # that alone is trained with --cond=1
     assert settings.resolution == resolutions[-1] and [G.config.channels(r) for r in resolutions] == widths
     found = {m.groups for m in G.modules() if getattr(m, "groups", 1) > 1}
     assert found == set(groups) and G.latent_dim == 64
