@@ -25,11 +25,22 @@ WARP_PRODUCT_SHARE = 0.62
 """The part of the rate of capability 9.0 that a single warp's products (mma.sync) reach; assumed, from publications."""
 
 
-HALO_INSTRUCTIONS = {"epilogue": 118, "pixel_norm": 124, "in_mask": 160, "out_mask": 130, "weight gradient": 165}
+HALO_INSTRUCTIONS = {"epilogue": 117, "pixel_norm": 117, "in_mask": 160, "out_mask": 130, "weight gradient": 165}
 """Instructions of a warp for 16 pixels of 16 to 16 channels, counted in the machine code: docs/cuda-kernels.md."""
 HALO_PRODUCTS = 9 * 16 * 16
 HALO_BORDER = 1.3
 """Most bytes from and to L2 by those of the tensors, counted: docs/cuda-kernels.md."""
+
+# Bytes that a pass moves for 16 of the wide tensor in bf16: both tensors, or it and an image; and the sign bits.
+_TWO, _IMAGE = 2 * 16 + 1, 16 + 1 + 0.75
+PASS_INSTRUCTIONS = {
+    "bias_act_with_sign_bits_": 78 / _TWO,
+    "bias_act_backward_by_sign_bits": 72 / _TWO,
+    "conv_rgb_expand": 128 / _IMAGE,
+    "conv_rgb_reduce": 90 / _IMAGE,
+    "conv_rgb_weight_gradient": 115 / _IMAGE,
+}
+"""Instructions of a thread for each byte that it moves, in bf16 at 64 channels, counted in the code for 9.0."""
 
 
 class Floor(NamedTuple):
@@ -61,7 +72,8 @@ def floor(call: Call, gpu: GPULimits) -> Floor:
         return _halo_floor(call, call.launch, gpu)
     if not isinstance(call.launch, TritonLaunch):
         tensor = call.operations / (CUDNN_SHARE * gpu.half_flops)
-        return Floor(call.name, call.launches, hbm, 0.0, tensor, 0.0)
+        issue = PASS_INSTRUCTIONS.get(call.name, 0.0) * call.bytes / sass.WARP / gpu.issue_per_second
+        return Floor(call.name, call.launches, hbm, 0.0, tensor, issue)
     launch, capability = call.launch, 10 * gpu.capability[0] + gpu.capability[1]
     code = _compiled(Signature(launch), capability)
     work = sass.work(code.sass, *_loop(launch))

@@ -14,9 +14,11 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 4)
     bias_act_signs_forward_kernel(T* x, const float* bias, uint8_t* bits, Slopes e, Rows rows) {
   constexpr int V = 16 / sizeof(T);
+  // The slope of positive values goes before the activation.
+  const float scale = e.scale * e.positive, slope = e.negative / e.positive;
   float shift[V];
 #pragma unroll
-  for (int i = 0; i < V; ++i) shift[i] = bias ? load(bias + rows.vector_of_pixel() * V + i) : 0.0f;
+  for (int i = 0; i < V; ++i) shift[i] = bias ? e.positive * load(bias + rows.vector_of_pixel() * V + i) : 0.0f;
   const Tiles tiles(rows);
   for (int64_t tile = tiles.first; tile < tiles.end; tile += tiles.step) {
     T* at = x + (tile + threadIdx.x) * V;
@@ -31,13 +33,9 @@ __global__ void __launch_bounds__(kThreads, 4)
       unsigned byte = 0;
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        values[i] = e.scale * float(x_k.v[i]) + shift[i];
-        if (values[i] > 0) {
-          byte |= 1u << i;
-          values[i] *= e.positive;
-        } else {
-          values[i] *= e.negative;
-        }
+        values[i] = scale * float(x_k.v[i]) + shift[i];
+        if (values[i] > 0) byte |= 1u << i;
+        else values[i] *= slope;
       }
       if (exists) store_rounded(at + k * kThreads * V, values);
       signs.write(k, byte, exists);

@@ -118,6 +118,12 @@ std::tuple<Tensor, Tensor, Tensor> conv_halo(Tensor x, Tensor weight, std::optio
   a.h = int(h), a.w = int(w), a.out_h = int(out_h), a.out_w = int(out_w);
   a.scale = float(scale * positive_slope), a.bias_scale = float(positive_slope), a.eps = float(eps);
   a.slope = positive_slope == 0 ? 0.0f : float(negative_slope / positive_slope);
+  if (norm) {
+    // Pixel norm undoes a positive scale: all but the factors it gives is computed without.
+    STD_TORCH_CHECK(scale > 0 && positive_slope > 0, "conv_halo: pixel norm needs a scale and a slope above 0");
+    const double whole = scale * positive_slope;
+    a.scale = float(1 / whole), a.bias_scale = float(1 / scale), a.eps = float(eps / (whole * whole));
+  }
   with_short_type("conv_halo", x, [&](auto type) {
     with_channels(c_in, [&](auto c_in) {
       with_channels(c_out, [&](auto c_out) {

@@ -22,7 +22,8 @@ struct HaloConv {
   int h, w, out_h, out_w;
   int tiles_h, tiles_w, tiles;
   // y = scale * convolution + bias_scale * bias, and where that is not positive, times slope: the activation's slope of
-  // positive values is in scale and bias_scale.
+  // positive values is in scale and bias_scale. With pixel norm, which undoes a positive scale, all of it is over scale:
+  // sums begin with bias_scale * bias, and `scale` is what the factors are multiplied by.
   float scale, bias_scale, slope, eps;
   const int* mask;  // signs of what is read (in_mask), or taken in the place of those of what is written (out_mask)
 };
@@ -71,10 +72,10 @@ struct Destination {
   }
 };
 
-// What follows the convolution at one pixel: its channels are in the four threads of a quad, kPer in each. The values
-// come with the scale, the bias and the positive slope in them.
-template <class T, int CO, Fused fused, int kPer = CO / 4>
-__device__ inline void finish_pixel(const HaloConv& a, float (&v)[kPer], const Destination<T>& to, bool exists) {
+// What follows the convolution at one pixel, up to pixel norm: its channels are in the four threads of a quad, kPer in
+// each. The values come with the scale, the bias and the positive slope in them.
+template <class T, Fused fused, int kPer>
+__device__ inline void activate_pixel(const HaloConv& a, float (&v)[kPer], const Destination<T>& to, bool exists) {
   const int quad = threadIdx.x % 4, first = quad * kPer;
   if constexpr (fused == Fused::out_mask) {
     const unsigned bits = exists ? unsigned(load(to.mask)) >> first : 0;
@@ -94,17 +95,33 @@ __device__ inline void finish_pixel(const HaloConv& a, float (&v)[kPer], const D
       if (exists && quad == 0) store(to.signs, int(bits));
     }
   }
-  if constexpr (fused == Fused::pixel_norm) {
-    float sum = 0;
+}
+
+// Pixel norm of two pixels. Of a quad, even threads sum up the first one's squares and odd threads the second's, and
+// the first of each writes the factor that it finds to its `to`.
+template <int CO, int kPer>
+__device__ inline void norm_pixels(const HaloConv& a, float (&v)[2][kPer], float* to, bool writes) {
+  const bool odd = threadIdx.x % 2;
+  float sums[2] = {};
 #pragma unroll
-    for (int k = 0; k < kPer; ++k) sum += v[k] * v[k];
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    sum += __shfl_xor_sync(~0u, sum, 2);
-    const float r = approximate_reciprocal_root(sum * (1.0f / CO) + a.eps);
-    if (exists && quad == 0) store(to.r, r);
+  for (int half = 0; half < 2; ++half)
 #pragma unroll
-    for (int k = 0; k < kPer; ++k) v[k] *= r;
+    for (int k = 0; k < kPer; ++k) sums[half] += v[half][k] * v[half][k];
+  float sum = (odd ? sums[1] : sums[0]) + __shfl_xor_sync(~0u, odd ? sums[0] : sums[1], 1);
+  sum += __shfl_xor_sync(~0u, sum, 2);
+  const float r = approximate_reciprocal_root(sum * (1.0f / CO) + a.eps), others = __shfl_xor_sync(~0u, r, 1);
+  const unsigned written[] = {to_bits(a.scale * r)};
+  if (writes) store_words(to, written);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float factor = odd == bool(half) ? r : others;
+#pragma unroll
+    for (int k = 0; k < kPer; ++k) v[half][k] *= factor;
   }
+}
+
+template <class T, int kPer>
+__device__ inline void store_pixel(const float (&v)[kPer], T* to, bool exists) {
   constexpr int kWords = kPer * sizeof(T) / 4 < 4 ? 2 : 4, kPerWord = 4 / sizeof(T);
 #pragma unroll
   for (int k = 0; k < kPer; k += kWords * kPerWord) {
@@ -113,7 +130,7 @@ __device__ inline void finish_pixel(const HaloConv& a, float (&v)[kPer], const D
     for (int i = 0; i < kWords; ++i)
       if constexpr (kPerWord == 1) words[i] = to_bits(v[k + i]);
       else words[i] = packed_pair<T>(v[k + 2 * i], v[k + 2 * i + 1]);
-    if (exists) store_words(to.y + k, words);
+    if (exists) store_words(to + k, words);
   }
 }
 
@@ -141,6 +158,12 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
 #pragma unroll
     for (int j = 0; j < NB / 2; ++j) b[j] = my_weights[((tap * Tile::kSteps + step) * (NB / 2) + j) * 32];
   };
+  const auto begin = [&](float (&acc)[NB][4]) {
+#pragma unroll
+    for (int j = 0; j < NB; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[j][i] = fused == Fused::pixel_norm ? bias[2 * j + i % 2] : 0.0f;
+  };
   const auto add = [&](float (&acc)[NB][4], const unsigned (&pixels)[4], const uint4(&b)[NB / 2]) {
 #pragma unroll
     for (int j = 0; j < NB / 2; ++j) {
@@ -149,12 +172,17 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
     }
   };
 
+  // Of the two pixels that a quad has, its second thread writes the factor of the further one, and no other than these
+  // two threads write any.
+  const int odd_apart = fused == Fused::pixel_norm ? lane % 2 * (kind == Kind::transposed ? 16 : 8) : 0;
+  const int factor_columns = lane % 4 < 2 ? a.out_w - odd_apart : 0;
+
   for (unsigned tile = blockIdx.x; tile < unsigned(a.tiles); tile += gridDim.x) {
     const unsigned rest = tile / unsigned(a.tiles_w), n = rest / unsigned(a.tiles_h);
     const int row0 = int(rest - n * a.tiles_h) * Tile::kRows, column0 = int(tile - rest * a.tiles_w) * Tile::kColumns;
     const int64_t in_pixels = int64_t(n) * (a.h * a.w);
     const int64_t out_pixels = int64_t(n) * (a.out_h * a.out_w);
-    const Destination<T> image{static_cast<T*>(a.y) + out_pixels * CO + lane % 4 * kPer, a.r + out_pixels,
+    const Destination<T> image{static_cast<T*>(a.y) + out_pixels * CO + lane % 4 * kPer, a.r + out_pixels + odd_apart,
                                a.signs + out_pixels, a.mask + out_pixels};
     __syncthreads();  // the last tile has been read
     constexpr auto place = [](int column, int chunk) { return Tile::place(column, chunk); };
@@ -170,17 +198,25 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
     const auto finish = [&](float (&acc)[NB][4], int y, int x, int x_step) {
       const int column = x + lane / 4 * x_step;
       const Destination<T> first = image.template further<CO>(y * a.out_w + column);
+      const int further = 8 * x_step;
+      const bool exists[2] = {y < a.out_h && column < a.out_w, y < a.out_h && column + further < a.out_w};
+      float v[2][kPer];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float v[kPer];
 #pragma unroll
         for (int j = 0; j < NB; ++j)
 #pragma unroll
-          for (int i = 0; i < 2; ++i) v[2 * j + i] = acc[j][2 * half + i] * a.scale + bias[2 * j + i];
-        const int further = 8 * half * x_step;
-        finish_pixel<T, CO, fused>(a, v, first.template further<CO>(further),
-                                   y < a.out_h && column + further < a.out_w);
+          for (int i = 0; i < 2; ++i) {
+            v[half][2 * j + i] = acc[j][2 * half + i];
+            if (fused != Fused::pixel_norm) v[half][2 * j + i] = v[half][2 * j + i] * a.scale + bias[2 * j + i];
+          }
+        activate_pixel<T, fused>(a, v[half], first.template further<CO>(half * further), exists[half]);
       }
+      if constexpr (fused == Fused::pixel_norm)
+        norm_pixels<CO>(a, v, first.r, y < a.out_h && column < factor_columns);
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        store_pixel<T>(v[half], first.template further<CO>(half * further).y, exists[half]);
     };
     if constexpr (kind == Kind::plain) {
       // What is fused wants registers: there fewer rows at a time.
@@ -192,7 +228,9 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
       constexpr int kAtOnce = kFewer > 0 ? kFewer : 1;
 #pragma unroll 1
       for (int part = 0; part < R; part += kAtOnce) {
-        float acc[kAtOnce][NB][4] = {};
+        float acc[kAtOnce][NB][4];
+#pragma unroll
+        for (int r = 0; r < kAtOnce; ++r) begin(acc[r]);
 #pragma unroll
         for (int step = 0; step < Tile::kSteps; ++step)
 #pragma unroll
@@ -216,7 +254,9 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
         for (int r = 0; r < kAtOnce; ++r) finish(acc[r], row0 + first_row + part + r, column0 + segment, 1);
       }
     } else if constexpr (kind == Kind::strided) {
-      float acc[R][NB][4] = {};
+      float acc[R][NB][4];
+#pragma unroll
+      for (int r = 0; r < R; ++r) begin(acc[r]);
 #pragma unroll
       for (int step = 0; step < Tile::kSteps; ++step)
 #pragma unroll
@@ -235,7 +275,9 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
       finish(acc[0], row0 + first_row, column0 + segment, 1);
     } else {
       for (int r = 0; r < R; ++r) {
-        float acc[2][2][NB][4] = {};
+        float acc[2][2][NB][4];
+#pragma unroll
+        for (int phase = 0; phase < 4; ++phase) begin(acc[phase / 2][phase % 2]);
 #pragma unroll
         for (int step = 0; step < Tile::kSteps; ++step)
 #pragma unroll

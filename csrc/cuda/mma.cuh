@@ -116,7 +116,8 @@ __device__ inline void store_words(void* p, const unsigned (&from)[words]) {
   store_vec(static_cast<unsigned*>(p), Vec<unsigned, words>(reinterpret_cast<const Vec<unsigned, words>&>(from)));
 #else
   // In PTX, since the compiler takes a vector apart that it holds in registers far from each other.
-  if constexpr (words == 2)
+  if constexpr (words == 1) asm volatile("st.global.b32 [%0], %1;" ::"l"(p), "r"(from[0]) : "memory");
+  else if constexpr (words == 2)
     asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(from[0]), "r"(from[1]) : "memory");
   else
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(from[0]), "r"(from[1]), "r"(from[2]),

@@ -39,6 +39,9 @@ def takes(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: str)
     # relu sets values to 0, which a slope of 0 does not do to infinity.
     if act == "relu" or (act == "lrelu" and slope == 0) or options[3] <= 0:
         return False
+    # Pixel norm undoes the weight's scale if it is positive, and the kernel leaves it out.
+    if options[4] and options[0] <= 0:
+        return False
     both_ways = exists(x.dtype, c_in, c_out, up == 2, stride) and exists(x.dtype, c_out, c_in, up == 1, stride)
     return both_ways and has_weight_gradient(x.dtype, *((c_in, c_out) if up == 2 else (c_out, c_in)), stride)
 

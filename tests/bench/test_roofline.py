@@ -69,6 +69,12 @@ def test_torchs_convolutions_have_bytes_and_operations_alone():
     assert (found.l2, found.issue, found.bound) == (0, 0, "tensor")
 
 
+def test_passes_by_sign_bits_have_instructions_too():
+    """A tensor of 33 MB and its bits, read and written: memory binds them on an H200."""
+    found = floor(Call("bias_act_with_sign_bits_", 33 << 20, 1, 0.0, None), H200)
+    assert found.bound == "hbm" and found.issue == pytest.approx((1 << 20) * 78 / 32 / H200.issue_per_second)
+
+
 def test_auto_takes_halo_tiles_for_the_last_blocks():
     calls = step_traffic("auto", 256, 2, bf16=True, fmap_base=2048).calls  # 16 channels at 256 px
     launches = [call.launch for call in calls if isinstance(call.launch, HaloLaunch)]
@@ -77,7 +83,7 @@ def test_auto_takes_halo_tiles_for_the_last_blocks():
     assert plain == 2 * 9 * 16 * 16 * 2 * 256**2
     call = Call("conv_halo", 43 * 10**8, 1, 0.0, HaloLaunch("epilogue", 1 << 24, 9 * 16 * 16))
     found = floor(call, H200)
-    assert found.issue == pytest.approx((1 << 20) * 118 / H200.issue_per_second)
+    assert found.issue == pytest.approx((1 << 20) * 117 / H200.issue_per_second)
     assert found.hbm == pytest.approx(1e-3) and found.l2 == pytest.approx(1.3 * 4.3e9 / 6e12)
 
 

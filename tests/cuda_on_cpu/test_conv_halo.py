@@ -127,6 +127,8 @@ def test_what_there_is_no_kernel_for_is_refused():
     args = list(arguments(torch.bfloat16, 16, 16, "plain", "epilogue", (8, 8)))
     with pytest.raises(RuntimeError, match="x must be channels_last"):
         op(args[0].contiguous(), *args[1:])
+    with pytest.raises(RuntimeError, match="pixel norm needs a scale and a slope above 0"):
+        op(*args[:8], "pixel_norm", 0.0, *args[10:])
     with pytest.raises(RuntimeError, match="allowed: epilogue, pixel_norm"):
         op(*args[:8], "bias", *args[9:])
     with pytest.raises(RuntimeError, match="there is no kernel for these channels"):

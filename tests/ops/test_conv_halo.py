@@ -122,6 +122,7 @@ def test_where_it_is_taken(kernels_here):
         (half(32), torch.randn(32, 32, 3, 3), (1, 1, 2), options, "native"),
         (half(), weight, (1, 1, 1), (0.3, "relu", 0.2, 1.3, False, 1e-8), "native"),
         (half(), weight, (1, 1, 1), (0.3, "lrelu", 0.0, 1.3, False, 1e-8), "native"),
+        (half(), weight, (1, 1, 1), (-0.3, "lrelu", 0.2, 1.3, True, 1e-8), "native"),
     ):
         assert not takes(x, w, geometry, other, impl)
 
