@@ -1,7 +1,11 @@
-"""Networks of other people's kinds, as they are and accelerated: forward, and forward with all gradients."""
+"""Networks of other people's kinds, as they are and accelerated: forward, and forward with all gradients.
+
+At the end each speed is printed beside that of docs/benchmarks.md.
+"""
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +82,20 @@ def network_case(name: str, passes: str) -> Case:
     }
     calls = {who: lambda _, net=net: run(net, inputs) for who, net in variants.items()}
     return Case(labels, calls, check, sample_seconds=SAMPLE)
+
+
+def beside_documented(records: list[dict]) -> list[str]:
+    """Lines of a table: times as fast as eager now and in docs/benchmarks.md, and the difference."""
+    section = (Path(__file__).parents[1] / "docs/benchmarks.md").read_text().partition("\n## drop-in\n")[2]
+    rows = [line.strip("| ").split(" | ") for line in section.partition("\n## ")[0].splitlines() if "|" in line]
+    documented = {(row[0], passes): row[i + 1] for row in rows for i, passes in enumerate(PASSES) if len(row) == 3}
+    lines = [f"{'network':30} {'pass':24} {'now':>6} {'docs':>6} {'change':>7}"]
+    for record in records:
+        case = record["shape"], record["pass"]
+        now, then = record["speedups"]["ours"]["eager"]["median"], documented.get(case, "")
+        change = f"{now - float(then):+7.2f}" if then else ""
+        lines.append(f"{case[0]:30} {case[1]:24} {now:6.2f} {then:>6} {change}{'  below 0.97' if now < 0.97 else ''}")
+    return lines
 
 
 def error(actual: Tensor, exact: Tensor) -> float:

@@ -89,6 +89,11 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     result = {"machine": machine.describe(config.option.device, config.memory_kept_warm), "records": config.records}
     path = config.getoption("result") or report.new_path(RESULTS, result)
     report.write(result, path)
+    if networks := [record for record in config.records if record["suite"] == "drop-in"]:
+        from bench.bench_dropin import beside_documented
+
+        terminalreporter.section("drop-in")
+        terminalreporter.write_line("\n".join(beside_documented(networks)))
     terminalreporter.section("targets")
     terminalreporter.write_line(report.targets_table(result["records"]))
     written = [path.with_suffix(".md"), *plots.write(result, path.parent, path.stem)]

@@ -1,21 +1,19 @@
-"""Nodes of a captured graph: their example values, and whose memory they share.
+"""Nodes of a captured graph: their example values, the modes they run under, and whose memory they share.
 
 The graphs are TorchDynamo's: modules are inlined, parameters are inputs, and every node carries an example value with
 its shape, strides, dtype and device.
 """
 
 import inspect
+import itertools
 import operator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow}
-_OUT_OF_PLACE = {torch.clamp_: torch.clamp, torch.clip_: torch.clip, F.hardtanh_: F.hardtanh}
-_IN_PLACE |= {torch.relu_, F.relu_, F.leaky_relu_, torch._C._nn.leaky_relu_, operator.setitem, *_OUT_OF_PLACE}
+_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.setitem}
 
 
 def example(node: Any) -> Tensor | None:
@@ -33,6 +31,11 @@ def shape_of(node: Any) -> tuple | None:
 def dtype_of(node: Any) -> torch.dtype | None:
     value = example(node)
     return None if value is None else value.dtype
+
+
+def is_on_cpu(node: Any) -> bool:
+    value = example(node)
+    return value is not None and value.device.type == "cpu"
 
 
 def is_per_channel(node: Any, x: fx.Node) -> bool:
@@ -91,54 +94,50 @@ def _is_flagged(node: fx.Node) -> bool:
     return arguments.get("inplace", False) is not False
 
 
-def out_of_place(clamp: fx.Node) -> None:
-    """Make a clamp write elsewhere than over its input, if it does not already."""
-    if clamp.op == "call_method":
-        clamp.target = clamp.target.rstrip("_")
-        return
-    clamp.target = _OUT_OF_PLACE.get(clamp.target, clamp.target)
-    clamp.args = tuple(a for a in clamp.args if a is not True)  # `inplace` by position
-    clamp.kwargs = {name: value for name, value in clamp.kwargs.items() if name != "inplace"}
+def storage_of(node: fx.Node) -> Any:
+    """A key of the memory in which a node's tensor lies: equal for views and in-place results."""
+    value = example(node)
+    try:
+        return node if value is None else value.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # a layout without a storage
+        return node
 
 
-def aliases_of(value: fx.Node) -> set[fx.Node]:
-    """All nodes whose tensor lies in the value's memory, itself included: views and in-place results."""
-    storage = _storage(value)
-    if storage is None:
-        return {value}
-    return {value} | {node for node in value.graph.nodes if _storage(node) == storage}
+def aliases_of(node: fx.Node) -> list[fx.Node]:
+    """All nodes whose tensor lies in the node's memory, itself included: views and in-place results."""
+    return [other for other in node.graph.nodes if storage_of(other) == storage_of(node)]
 
 
-def overwritten(node: fx.Node) -> set[fx.Node]:
-    """All nodes in whose memory the node may write."""
+def _written(node: fx.Node) -> set:
+    """The memory that a node may write over."""
+    targets = [node.args[0] if node.args else node.kwargs.get("input"), node.kwargs.get("out")]
     if isinstance(node.target, torch._ops.HigherOrderOperator):  # a checkpoint, an autograd.Function
         bodies = [getattr(node.graph.owning_module, n.target, None) for n in node.all_input_nodes if n.op == "get_attr"]
         graphs = [body.graph for body in bodies if isinstance(body, fx.GraphModule)]
         if len(graphs) == len(bodies) and not any(overwrites(n) for graph in graphs for n in graph.nodes):
             return set()
-        return {a for source in node.all_input_nodes for a in aliases_of(source)}
-    targets = [node.args[0] if node.args else node.kwargs.get("input"), node.kwargs.get("out")]
-    return {a for t in targets if isinstance(t, fx.Node) for a in aliases_of(t)} if overwrites(node) else set()
+        targets = node.all_input_nodes
+    elif not overwrites(node):
+        return set()
+    return {storage_of(target) for target in targets if isinstance(target, fx.Node)}
 
 
-def is_written_over(value: Any, chain: list[fx.Node]) -> bool:
-    """Whether a node that comes after the chain's first, and is not of it, writes over the value's memory."""
-    if not isinstance(value, fx.Node):
-        return False
-    order = {node: i for i, node in enumerate(value.graph.nodes)}
-    aliases = aliases_of(value)
-    readers = {user for alias in aliases for user in alias.users} - set(chain)
-    return any(order[reader] > order[chain[0]] and overwritten(reader) & aliases for reader in readers)
+def obstacle(nodes: list[fx.Node], keeps_result: bool) -> str:
+    """Why one call at the place of the last node cannot stand for all of them, or nothing.
+
+    It reads later what they read, and autograd may keep other things for backward: what it reads must stay, and what it
+    returns if that is kept.
+    """
+    members, returned = set(nodes), {storage_of(nodes[-1])} if keeps_result else set()
+    if len({modes_of(node) for node in nodes}) > 1:
+        return "autocast or gradients are switched while it is computed"
+    read = {storage_of(source) for node in nodes for source in node.all_input_nodes if source not in members}
+    for node in itertools.dropwhile(lambda node: node not in members, nodes[-1].graph.nodes):
+        if _written(node) & (read if node in members else read | returned):
+            return "what it reads or returns is written over"
+    return ""
 
 
 def leaves(value: fx.Node) -> bool:
     """Whether code that the graph does not show gets the value's memory."""
     return any(user.op == "output" for alias in aliases_of(value) for user in alias.users)
-
-
-def _storage(node: fx.Node) -> int | None:
-    value = example(node)
-    try:
-        return None if value is None else value.untyped_storage()._cdata
-    except (RuntimeError, NotImplementedError):  # a layout without a storage
-        return None

@@ -8,9 +8,10 @@ agrees is what was written, with its grouping, its divisor and its epsilon.
 import math
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pggan_fast import reference
@@ -39,6 +40,12 @@ _FUNCTIONS = frozenset(
         ),
     }
 )
+_WITHOUT_ZEROS = (F.interpolate, F.upsample, torch.mean, "mean", operator.mul, "mul", operator.truediv, "div")
+RESCALING = frozenset(
+    (F.interpolate, F.upsample, F.avg_pool2d, F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d)
+)
+"""torch's own functions that may rescale, each plane by itself."""
+_FUNCTIONS |= RESCALING
 _STATISTICS = {"square", "pow", "var", "std", "mul", "norm"}
 _LARGEST = 1 << 24
 """Values of a tensor up to which a function of it is evaluated."""
@@ -133,46 +140,59 @@ def _factors(weights: fx.Node, weight_size: int, style_size: int) -> tuple[fx.No
     return (last[weight_size], last[style_size]) if len(last) == 2 else (None, None)
 
 
-def rescaling(x: fx.Node, node: fx.Node) -> str:
-    """Tell "up" (nearest upsampling by 2), "down" (2x2 mean) or "" by what becomes of a plane of x's size."""
-    if "rescaling" not in node.meta:
-        node.meta["rescaling"] = _rescaling(x, node)
-    return node.meta["rescaling"]
+class Rescaling(NamedTuple):
+    """2x rescaling of x by several nodes: `name` is "up" (nearest upsampling) or "down" (the mean of 2x2).
+
+    zeros: the second derivative is zeros, as that of torch's pooling, and not absent.
+    """
+
+    name: str
+    x: fx.Node
+    nodes: list[fx.Node]
+    zeros: bool
 
 
-def upsampling(node: Any) -> tuple[fx.Node, list[fx.Node]] | None:
-    """(x, nodes) if several nodes that move values about make `node` of x by nearest upsampling by 2."""
-    shape, source = _sizes(node, 4, _LARGEST), node
-    while shape and _is_known(source) and len(source.all_input_nodes) == 1:
+def rescaling(node: fx.Node) -> Rescaling | None:
+    """Tell which rescaling the nodes that end in `node` are by what becomes of an image of its input's size."""
+    if not _is_known(node):
+        return None
+    if "rescaling" not in node.meta:  # x may be replaced, but not by another value
+        node.meta["rescaling"] = _rescaling(node)
+    if node.meta["rescaling"] is None:
+        return None
+    name, length, zeros = node.meta["rescaling"]
+    nodes = [node]
+    while len(nodes) < length:
+        nodes.insert(0, nodes[0].all_input_nodes[0])
+    return Rescaling(name, nodes[0].all_input_nodes[0], nodes, zeros)
+
+
+def _rescaling(node: fx.Node) -> tuple[str, int, bool] | None:
+    """(name, how many nodes, zeros)"""
+    source, after = node, example(node)
+    while after is not None and after.ndim == 4 and _is_known(source) and len(source.all_input_nodes) == 1:
         (source,) = source.all_input_nodes
-        before = _sizes(source, 4)
-        if before and (*before[:2], 2 * before[2], 2 * before[3]) == shape and (nodes := _between([source], node)):
-            plane = {source: _random(before)}
-            return _identified(nodes, node, [plane], [{}], _upsampled) and (source, nodes)
+        before = example(source)
+        if before is None or before.ndim != 4 or not before.is_floating_point():
+            continue
+        nodes = _between([source], node)
+        alone = nodes == [node] and node.target in RESCALING
+        sizes = _planes(before, after) if alone else [_sizes(source, 4, _LARGEST)]
+        if not nodes or None in sizes or any(h < 2 or w < 2 for _, _, h, w in sizes):
+            return None
+        points = [{source: _random(size)} for size in sizes]
+        for name, known in (("up", reference.upsample2x), ("down", reference.downsample2x)):
+            if _identified(nodes, node, points, [{}], lambda v, f=known, x=source: f(v[x])):
+                return name, len(nodes), name == "down" and node.target not in _WITHOUT_ZEROS
     return None
 
 
-def _upsampled(values: dict) -> Tensor:
-    (x,) = values.values()
-    return reference.upsample2x(x)
-
-
-def _rescaling(x: fx.Node, node: fx.Node) -> str:
-    before, after = example(x), example(node)
-    if before is None or after is None or before.ndim != 4 or not before.is_floating_point():
-        return ""
-    sizes = [(a, b) for a, b in zip(before.shape[2:], after.shape[2:], strict=True)]
-    constant = [type(n) is int for pair in sizes for n in pair]
-    if any(constant) and not all(constant):
-        return ""
-    for h, w in [tuple(before.shape[2:])] if all(constant) else [(4, 6), (5, 7)]:
-        if h < 2 or w < 2:
-            return ""
-        plane = {x: _random((1, 1, h, w))}
-        for name, function in (("up", reference.upsample2x), ("down", reference.downsample2x)):
-            if _identified([node], node, [plane], [{}], lambda v, f=function: f(v[x])):
-                return name
-    return ""
+def _planes(before: Tensor, after: Tensor) -> list[tuple[int, ...] | None]:
+    """Sizes of single planes on which one of torch's rescalings is tried; where the size is a symbol, two."""
+    constant = [type(n) is int for n in (*before.shape[2:], *after.shape[2:])]
+    if all(constant):
+        return [(1, 1, *before.shape[2:])]
+    return [None] if any(constant) else [(1, 1, 4, 6), (1, 1, 5, 7)]
 
 
 def _identified(nodes: list[fx.Node], last: fx.Node, points: list[dict], family: Iterable[dict], known: Callable):

@@ -23,6 +23,13 @@ class Op:
     other: Any = None
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def factor(self) -> float | None:
+        """The constant by which x is multiplied, if that is all."""
+        if self.name not in ("mul", "div") or not is_number(self.other) or self.other == 0:
+            return None
+        return float(self.other) if self.name == "mul" else 1 / float(self.other)
+
 
 def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -66,7 +73,7 @@ def _instance_norm(
     input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
 ) -> Op | None:
     known = running_mean is None and running_var is None and use_input_stats is True and is_number(eps)
-    return Op("instance_norm", input, (weight, bias), {"instance_eps": float(eps)}) if known else None
+    return Op("instance_norm", input, (weight, bias, float(eps))) if known else None
 
 
 def _cat(tensors: Any, dim: Any = 0, *, axis: Any = None) -> Op | None:
@@ -74,16 +81,7 @@ def _cat(tensors: Any, dim: Any = 0, *, axis: Any = None) -> Op | None:
     return Op("cat", tuple(tensors), options=options) if isinstance(tensors, (list, tuple)) else None
 
 
-def _rescaled(input: Any, *args: Any, **kwargs: Any) -> Op:
-    """Rescaling of any kind; `identify.rescaling` tells which it is."""
-    return Op("rescale", input)
-
-
 _LEAKY = (F.leaky_relu, F.leaky_relu_, torch._C._nn.leaky_relu, torch._C._nn.leaky_relu_)
-_RESCALING = (F.interpolate, F.upsample, F.avg_pool2d, F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d)
-_WITHOUT_ZEROS = (F.interpolate, F.upsample)
-"""Functions whose second derivative is absent where that of torch's pooling is zeros."""
-_CLAMPS = (torch.clamp, torch.clip, torch.clamp_, torch.clip_, F.hardtanh, F.hardtanh_, F.relu6)
 # In-place forms compute the same where the overwritten tensor has no other reader.
 _TABLE: tuple[tuple[Callable, tuple], ...] = (
     (_operands("add"), (operator.add, operator.iadd, torch.add, "add", "add_")),
@@ -91,10 +89,8 @@ _TABLE: tuple[tuple[Callable, tuple], ...] = (
     (_operands("div"), (operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_")),
     (_relu, (F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_")),
     (_lrelu, _LEAKY),
-    (lambda input, *bounds, **named: Op("clamp", input), (*_CLAMPS, "clamp", "clamp_", "clip", "clip_")),
     (_conv, (F.conv2d,)),
     (_transposed, (F.conv_transpose2d,)),
-    (_rescaled, (*_RESCALING, F.avg_pool2d)),
     (_batch_norm, (F.batch_norm,)),
     (_instance_norm, (F.instance_norm,)),
     (_cat, (torch.cat, torch.concat)),
@@ -104,14 +100,16 @@ _READERS = {target: read for read, targets in _TABLE for target in targets}
 
 
 def meaning(node: Any) -> Op | None:
-    """The node's meaning, or None for one that is of no interest or that is not sure."""
+    """The node's meaning, or None for one that is of no interest or that is not sure.
+
+    Rescaling may take several nodes, of which this is the last: they are the meaning's `other`.
+    """
     if not isinstance(node, fx.Node) or node.op not in ("call_function", "call_method"):
         return None
-    try:
-        op = _READERS[node.target](*node.args, **node.kwargs)
-    except (KeyError, TypeError):  # a function of no interest, or arguments that none of the readers expects
-        return None
-    if op is not None and op.name == "rescale":
-        name = identify.rescaling(op.x, node)
-        return Op(name, op.x, options={"zeros": name == "down" and node.target not in _WITHOUT_ZEROS}) if name else None
-    return op
+    if node.target in _READERS:
+        try:
+            return _READERS[node.target](*node.args, **node.kwargs)
+        except TypeError:  # arguments that the reader does not expect
+            return None
+    found = identify.rescaling(node)
+    return found and Op(found.name, found.x, found.nodes, {"zeros": found.zeros} if found.name == "down" else {})

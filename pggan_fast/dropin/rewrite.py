@@ -1,6 +1,6 @@
 """Patterns in a captured graph, and the fused calls that take their place."""
 
-import itertools
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,17 +15,34 @@ from pggan_fast.dropin.graph import (
     aliases_of,
     dtype_of,
     example,
+    is_on_cpu,
     is_per_channel,
-    is_written_over,
     leaves,
     modes_of,
     note_modes,
-    out_of_place,
+    obstacle,
     overwrites,
-    overwritten,
     shape_of,
 )
-from pggan_fast.dropin.meaning import Op, is_number, meaning
+from pggan_fast.dropin.meaning import Op, meaning
+
+FOLD_FROM = 512
+"""Pixels of a convolution's output, in a batch, from which folding a rescaling into it costs less than it saves."""
+
+BATCH_NORM_FROM = 4
+"""Output values for each weight from which scaling the weights costs less than scaling the image."""
+
+SMALL_CALLS = 65_536
+"""Weights that could be scaled in the time that it takes to call the functions which scale them."""
+
+INSTANCE_NORM_FROM = 1 << 17
+"""Values from which a CPU's group norm saves more than its second derivative costs more."""
+
+MODULATED_FROM = 1 << 15
+"""Values of a weight from which scaling the images costs less than a weight for each sample."""
+
+_KEEP_INPUTS_ALONE = {F.batch_norm, F.conv2d, F.conv_transpose2d, F.linear, F.group_norm, torch.add, operator.add}
+"""Functions whose result is theirs alone and that do not need it for backward."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +59,16 @@ class Options:
 
 @dataclass
 class Match:
-    """A chain of nodes that one call replaces, and that call."""
+    """A chain of nodes, in order, that one call replaces, and that call."""
 
     target: Callable
-    what: list[str]
-    nodes: list[fx.Node]
+    what: list[str] = field(default_factory=list)
+    nodes: list[fx.Node] = field(default_factory=list)
     args: tuple = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
-    clamp: fx.Node | None = None
-    """The clamp that comes last, which stays as it is, but that it may not overwrite the call's result."""
+    convolves: bool = False
+    shrinks: bool = False
+    """Whether a 2x2 mean belongs to it: not after an upsampling, which does not commute with the convolution."""
     reason: str = ""
     """Why the chain ends where it ends, if there is something to say."""
 
@@ -62,7 +80,7 @@ class Match:
 
 
 class Rewriter:
-    """The replacement of patterns in one graph.
+    """Find and replace patterns in one graph.
 
     A chain is taken only where the example values prove that the fused call computes the same: one dtype all along, a
     bias of one value for each channel, nothing between that others read or write over.
@@ -78,13 +96,12 @@ class Rewriter:
         self._erased: set[fx.Node] = set()
         self._patterns = (  # in this order: (switch, names of the nodes where it begins, what finds it)
             ("conv", ("conv", "transposed conv"), self._modulated),
+            ("conv", ("batch_norm",), self._batch_norm),
+            ("bias_act", ("instance_norm",), self._instance_norm),
             ("conv", ("conv",), self._convolution),
-            ("bias_act", ("add",), self._biased),
-            ("bias_act", ("instance_norm",), self._instance_normalized),
-            ("bias_act", None, self._normalized),
             ("minibatch_stddev", ("cat",), self._stddev),
+            ("bias_act", None, self._epilogue),
             ("resample", ("up", "down"), self._rescaled),
-            ("bias_act", ("relu", "lrelu"), self._activated),
         )
 
     def run(self) -> list[tuple[dict, str]]:
@@ -96,58 +113,34 @@ class Rewriter:
                 if node in self._erased or not node.users or example(node) is None:
                     continue
                 op = meaning(node)
-                if names is not None and (op is None or op.name not in names):
-                    continue
-                match = find(node, op)
-                if match is not None and self._is_free(match):
-                    self.replaced.append((node.meta, " + ".join(match.what)))
-                    self._replace(match)
+                if names is None or op is not None and op.name in names:
+                    match = find(node, op)
+                    if match is not None and self._is_free(match):
+                        place = next((n for n in match.nodes if n.target is F.conv2d), node)
+                        self.replaced.append((place.meta, " + ".join(match.what)))
+                        self._replace(match)
         return self.replaced
 
     def _is_free(self, match: Match) -> bool:
-        """Whether nobody writes over what the call reads or returns, in between or afterwards."""
-        order = {node: i for i, node in enumerate(self.graph.nodes)}
-        first, last = min(order[n] for n in match.nodes), max(order[n] for n in match.nodes)
-        members = set(match.nodes)
-        if len({modes_of(n) for n in members}) > 1:
-            self.reasons[match.nodes[0]] = "autocast or gradients are switched while it is computed"
-            return False
-        read = {source for n in match.nodes for source in n.all_input_nodes}
-        if any(first < order[n] < last and n not in members and overwritten(n) & read for n in order):
-            self.reasons[match.nodes[0]] = "something is written over while it is computed"
-            return False
-        ends = [match.args[0], match.nodes[-1]] if match.clamp is None else [match.args[0]]
-        shared = any(overwrites(n) and self._is_shared(n, members) for n in match.nodes)
-        if shared or any(is_written_over(end, match.nodes) for end in ends):
-            self.reasons[match.nodes[0]] = "what it reads or returns is written over"
-            return False
-        return True
-
-    def _is_shared(self, node: fx.Node, members: set[fx.Node]) -> bool:
-        """Whether somebody else sees that the node writes over its first argument."""
-        before = itertools.takewhile(lambda n: n is not node, self.graph.nodes)  # later views are of its result
-        outside = aliases_of(node.args[0]) & set(before) - members
-        return any(a.op in ("placeholder", "get_attr") or set(a.users) - members for a in outside)
+        if reason := obstacle(match.nodes, match.target not in _KEEP_INPUTS_ALONE):
+            self.reasons[match.nodes[0]] = reason
+        return not reason
 
     def _replace(self, match: Match) -> None:
         last = match.nodes[-1]
-        if self._keeps_more(match) and leaves(last):
-            match.kwargs["overwritable"] = True
+        op = meaning(last)
+        keeps_more = match.kwargs.keys() & {"act", "pixel_norm"} and not (op is not None and op.name == "relu")
+        copies = keeps_more and leaves(last)  # where autograd keeps the result, and did not before
         with self.graph.inserting_after(last):
-            call = self.graph.call_function(match.target, match.args, match.kwargs)
-        call.meta.update(last.meta)
-        last.replace_all_uses_with(call)
+            call = result = self.graph.call_function(match.target, match.args, match.kwargs)
+        if copies:
+            with self.graph.inserting_after(call):
+                result = self.graph.call_function(fused.unshared, (call,))
+        for node in (call, result):
+            node.meta.update((name, value) for name, value in last.meta.items() if name != "rescaling")
+        last.replace_all_uses_with(result)
         for node in reversed(match.nodes):
             self._erase(node)
-        if match.clamp is not None:
-            out_of_place(match.clamp)
-
-    def _keeps_more(self, match: Match) -> bool:
-        """Whether autograd keeps the call's result, and did not keep that of the last function."""
-        last = match.nodes[-1]
-        op = meaning(last)
-        kept = op is not None and (op.name == "relu" or (op.name == "lrelu" and overwrites(last)))
-        return not kept and ("act" in match.kwargs or "pixel_norm" in match.kwargs)
 
     def _erase(self, node: fx.Node) -> None:
         """Erase a node that nothing reads, and what only it read."""
@@ -163,107 +156,82 @@ class Rewriter:
     # A convolution and what surrounds it
 
     def _convolution(self, node: fx.Node, op: Op) -> Match | None:
-        if len(shape_of(node)) != 4:
+        """A convolution between rescalings, or with more than an activation after it."""
+        padding = _same_padding(node, op)
+        if padding is None:
+            self.reasons.setdefault(node, "its geometry is not that of a fused convolution")
             return None
-        match = Match(fused.convolution, ["conv"], [node], kwargs=dict(op.options))
-        x, scale, up, before = self._inputs(op.x, node)
-        weight, weight_scale = self._scaled(op.other[0], node)
+        weight = op.other[0]
+        # A 1x1 convolution need not be folded: it takes the smaller image.
+        foldable = self.options.resample and (shape_of(weight)[-1] == 1 and padding == 0 or _pixels(node) >= FOLD_FROM)
+        x, scale, up, before = self._inputs(op.x, node, foldable)
+        weight, weight_scale = self._scaled(weight, node)
+        match = Match(fused.convolution, ["conv"], [*before, node], kwargs={"padding": padding, "bias": op.other[1]})
+        match.convolves, match.shrinks = True, foldable and not up
+        scale *= weight_scale
+        if scale != 1:
+            match.what[0], match.kwargs["weight_scale"] = "equalized conv", scale
         if up:
             match.what.insert(0, "nearest upsampling")
             match.kwargs["up"] = True
-        if scale * weight_scale != 1:
-            match.what[-1] = "equalized conv"
-            match.kwargs["weight_scale"] = scale * weight_scale
-        known = len(match.what)
-        self._follow(match, op.other[1], shrinks=not up)
-        if not up and set(match.what[known:]) <= {"gain", "clamp"}:
-            # Equalized or not: scaling weights takes no longer than a pass over the image.
-            self.reasons.setdefault(node, match.reason or "nothing follows that it could be fused with")
+        self._follow(match)
+        found = {*match.what, *match.kwargs}
+        activated = "act" in found and (found & {"equalized conv", "gain"} or not is_on_cpu(node))
+        if not (found & {"up", "down", "pixel_norm"} or "bias" in match.what or activated):
+            # Scaling weights takes no longer than a pass over the image, and a CPU's convolution adds the bias.
+            self.reasons.setdefault(node, match.reason or "nothing surrounds it that it could be fused with")
             return None
-        if match.kwargs.keys() <= _PLAIN and example(node).device.type == "cpu":
-            match.target = fused.plain_convolution
-        match.nodes[:0] = before
-        match.args = (x, weight, match.kwargs.pop("bias", op.other[1]))
+        match.args = (x, weight, match.kwargs.pop("bias"))
         return match
 
-    def _inputs(self, x: Any, reader: fx.Node) -> tuple[Any, float, bool, list[fx.Node]]:
+    def _inputs(self, x: Any, reader: fx.Node, foldable: bool) -> tuple[Any, float, bool, list[fx.Node]]:
         """(what goes in, its constant factor, whether it is upsampled, the nodes of both) of a convolution's x."""
         factor, up, nodes = 1.0, False, []
-        written = identify.upsampling(x) if self.options.resample and meaning(x) is None else None
-        if written is not None and set(x.users) == {reader}:
-            return written[0], factor, True, written[1]
         while (op := meaning(x)) is not None and not overwrites(x) and dtype_of(op.x) == dtype_of(x):
             alone = set(x.users) == {reader}
-            if op.name == "mul" and is_number(op.other) and alone and _may_scale(x):
-                factor *= float(op.other)
-            elif op.name == "up" and not up and self.options.resample and (alone or _only_convolutions(x)):
-                up = True
+            if op.factor is not None and alone and _may_scale(x):
+                factor *= op.factor
+                nodes.insert(0, x)
+            elif op.name == "up" and foldable and not up and (alone or _only_convolutions(x)):
+                up, nodes = True, [*op.other, *nodes]
             else:
                 break
-            nodes.insert(0, x)
-            x, reader = op.x, x
+            x, reader = op.x, nodes[0]
         return x, factor, up, nodes
 
     def _scaled(self, weight: Any, conv: fx.Node) -> tuple[Any, float]:
+        """(weight, factor) of a convolution's weight."""
         op = meaning(weight)
-        if op is None or not is_number(op.other) or not _may_scale(conv) or shape_of(op.x) != shape_of(weight):
+        if op is None or op.factor is None or overwrites(weight) or not _may_scale(conv):
             return weight, 1.0
-        if dtype_of(op.x) == dtype_of(weight) and not overwrites(weight) and modes_of(weight) == modes_of(conv):
-            if op.name == "mul":
-                return op.x, float(op.other)
-            if op.name == "div" and op.other != 0:
-                return op.x, 1 / float(op.other)
-        return weight, 1.0
+        alike = shape_of(op.x) == shape_of(weight) and dtype_of(op.x) == dtype_of(weight)
+        return (op.x, op.factor) if alike and modes_of(weight) == modes_of(conv) else (weight, 1.0)
 
-    def _modulated(self, node: fx.Node, op: Op) -> Match | None:
-        options, transposed = dict(op.options), op.name == "transposed conv"
-        found = identify.modulation(op.x, op.other[0], options.pop("groups"), transposed, node)
-        if found is None or op.other[1] is not None or not _may_scale(node):
-            return None
-        nodes, (images, weight, styles), known = found
-        if weight.meta["example_value"].numel() < MODULATED_FROM:
-            self.reasons[node] = "its weights are few: weights of each sample's own are as fast"
-            return None
-        options |= known | {"transposed": transposed}
-        return Match(fused.modulated_convolution, ["modulated conv"], nodes, (images, weight, styles), options)
-
-    def _follow(self, match: Match, bias: Any, *, shrinks: bool = False, convolution: bool = True) -> None:
-        """Add to a chain the nodes after its last, each the only reader of the one before.
-
-        shrinks: whether a 2x2 mean belongs to it: not after an upsampling, which does not commute with the convolution.
-        """
-        node, dtype = match.nodes[-1], dtype_of(match.nodes[-1])
+    def _follow(self, match: Match) -> None:
+        """Add to a chain the nodes after its last, each the only reader of the one before."""
+        node = match.nodes[-1]
         while True:
             if self.options.bias_act and (norm := self._norm_of(node)) is not None:
-                nodes, options = norm
-                match.add("pixel norm", *nodes, pixel_norm=True, **options)
-                node = nodes[-1]
+                match.add("pixel norm", *norm[0], pixel_norm=True, **norm[1])
+                return
             if len(node.users) != 1:
                 match.reason = "its output has other readers"
                 return
             (user,) = node.users
             op = meaning(user)
-            if op is None or op.x is not node:
-                return
-            if dtype_of(user) != dtype:
-                match.reason = f"{op.name} changes the dtype"
-                return
-            if op.name == "clamp" and self.options.bias_act:
-                match.clamp = user
-                match.add("clamp")
-                return
-            if "pixel_norm" in match.kwargs or not self._take(match, op, user, bias, shrinks, convolution):
+            if op is None or op.x is not node or not self._take(match, op, user):
                 return
             node = user
 
-    def _take(self, match: Match, op: Op, user: fx.Node, bias: Any, shrinks: bool, convolution: bool) -> bool:
+    def _take(self, match: Match, op: Op, user: fx.Node) -> bool:
+        """Add one node to a chain, if it can come next."""
         known = match.kwargs
-        linear = not known.keys() & {"act", "gain", "batch_norm"}
-        biased = bias is not None or "bias" in known
-        if op.name == "down" and shrinks and self.options.resample and linear and "down" not in known:
+        linear, biased = not known.keys() & {"act", "gain"}, known.get("bias") is not None
+        if dtype_of(user) != dtype_of(op.x):
+            match.reason = f"{op.name} changes the dtype"
+            return False
+        if op.name == "down" and match.shrinks and linear and "down" not in known:
             return match.add("2x2 mean", user, down=True, **op.options)
-        if op.name == "batch_norm" and convolution and linear:
-            return match.add("batch norm", user, batch_norm=op.other)
         if not self.options.bias_act:
             return False
         if op.name == "add" and linear and not biased:
@@ -276,14 +244,13 @@ class Rewriter:
                 match.reason = "its slope is negative"
                 return False
             return match.add(op.name, user, act=op.name, **op.options)
-        if op.name in ("mul", "div") and is_number(op.other):
-            if op.other <= 0:
+        if op.factor is not None:
+            if op.factor < 0:
                 match.reason = "its gain is not positive"
                 return False
             # relu and lrelu let a positive factor through; before a bias it scales the weight.
-            name = "weight_scale" if linear and convolution and not biased else "gain"
-            factor = float(op.other) if op.name == "mul" else 1 / float(op.other)
-            return match.add("gain", user, **{name: known.get(name, 1.0) * factor})
+            name = "weight_scale" if linear and match.convolves and not biased else "gain"
+            return match.add("gain", user, **{name: known.get(name, 1.0) * op.factor})
         return False
 
     def _norm_of(self, x: fx.Node) -> identify.Found | None:
@@ -297,61 +264,93 @@ class Rewriter:
                 return found
         return None
 
+    def _modulated(self, node: fx.Node, op: Op) -> Match | None:
+        options, transposed = dict(op.options), op.name == "transposed conv"
+        found = identify.modulation(op.x, op.other[0], options.pop("groups"), transposed, node)
+        if found is None or op.other[1] is not None or not _may_scale(node):
+            return None
+        nodes, (images, weight, styles), known = found
+        values, pixels = math.prod(shape_of(weight)), math.prod(shape_of(images))
+        if not transposed and (values < MODULATED_FROM or values * shape_of(images)[0] < pixels):
+            self.reasons[node] = "its weights are few: weights of each sample's own are as fast"
+            return None
+        options |= known | {"transposed": transposed}
+        return Match(fused.modulated_convolution, ["modulated conv"], nodes, (images, weight, styles), options)
+
+    # Normalization
+
+    def _batch_norm(self, node: fx.Node, op: Op) -> Match | None:
+        """Batch norm in eval mode, folded into the weights of the convolution before it."""
+        conv = meaning(op.x)
+        if conv is None or conv.name != "conv" or len(op.x.users) != 1 or len(shape_of(node)) != 4:
+            return None
+        weight, bias = conv.other
+        if (
+            dtype_of(op.other[0]) != dtype_of(weight)
+            or dtype_of(node) != dtype_of(op.x)
+            or obstacle([op.x, node], False)
+        ):
+            return None
+        values = math.prod(shape_of(weight))
+        if _pixels(node) * shape_of(weight)[0] < BATCH_NORM_FROM * (values + SMALL_CALLS):
+            self.reasons[node] = "its image is small: scaling the weights would cost more"
+            return None
+        with self.graph.inserting_before(node):
+            folded = self.graph.call_function(fused.fold_batch_norm, (weight, bias, *op.other))
+            parts = [self.graph.call_function(operator.getitem, (folded, i)) for i in (0, 1)]
+        for part, like in zip(parts, (weight, op.other[0]), strict=True):
+            part.meta |= {"example_value": example(like), "modes": modes_of(node)}
+        return Match(F.conv2d, ["batch norm into conv"], [op.x, node], (conv.x, *parts), conv.options)
+
+    def _instance_norm(self, node: fx.Node, op: Op) -> Match | None:
+        """Instance norm: on a CPU group norm with a group for each channel is faster."""
+        x, (weight, bias, eps) = example(op.x), op.other
+        sizes = shape_of(op.x)
+        if not is_on_cpu(op.x) or not all(type(n) is int for n in sizes) or x.ndim < 3 or not x.is_contiguous():
+            return None
+        if any(part is not None and dtype_of(part) != x.dtype for part in (node, weight, bias)):
+            return None
+        if not 0 < math.prod(sizes) >= INSTANCE_NORM_FROM:
+            self.reasons[node] = "its image is small: torch's own is as fast"
+            return None
+        return Match(F.group_norm, ["instance norm"], [node], (op.x, sizes[1], weight, bias, eps))
+
     # What stands without a convolution
 
-    def _biased(self, node: fx.Node, op: Op) -> Match | None:
-        """Bias and activation by themselves."""
-        x, bias = op.x, op.other
-        if example(x) is None or not is_per_channel(bias, x):
-            return None
-        if shape_of(x) != shape_of(node) or dtype_of(node) != dtype_of(x):
-            return None
-        match = Match(fused.bias_act, ["bias"], [node], (x, bias))
-        self._follow(match, bias, convolution=False)
-        return None if set(match.what) <= {"bias", "clamp"} else match
-
-    def _normalized(self, node: fx.Node, op: Op | None) -> Match | None:
-        """Pixel norm by itself, with the activation before it if there is one."""
-        norm = self._norm_of(node)
-        if norm is None:
-            return None
-        match = Match(fused.bias_act, ["pixel norm"], norm[0], (node,), {"pixel_norm": True, **norm[1]})
-        if op is not None and op.name in ("relu", "lrelu") and op.options["slope"] >= 0 and not overwrites(node):
-            match.what.insert(0, op.name)
-            match.nodes.insert(0, node)
+    def _epilogue(self, node: fx.Node, op: Op | None) -> Match | None:
+        """Bias, activation and pixel norm by themselves."""
+        match = Match(fused.bias_act)
+        starts = op is not None and op.name in ("add", "relu", "lrelu") and not overwrites(node)
+        if starts and example(op.x) is not None and shape_of(op.x) == shape_of(node) and self._take(match, op, node):
             match.args = (op.x,)
-            match.kwargs |= {"act": op.name, **op.options}
-        return match
+            self._follow(match)
+        elif (norm := self._norm_of(node)) is not None:
+            match.args = (node,)
+            match.add("pixel norm", *norm[0], pixel_norm=True, **norm[1])
+        if "pixel norm" in match.what or match.kwargs.keys() >= {"bias", "act"}:
+            return match
+        return self._in_place(node, op) if match.what and "act" in match.kwargs else None
 
-    def _instance_normalized(self, node: fx.Node, op: Op) -> Match | None:
-        """Instance norm with the activation after it."""
-        x = example(op.x)
-        if x is None or x.device.type != "cpu" or x.ndim < 3 or not x.is_contiguous() or dtype_of(node) != x.dtype:
+    def _in_place(self, node: fx.Node, op: Op) -> Match | None:
+        """An activation in place, where nobody needs what it reads."""
+        fresh = op.x.op == "call_function" and op.x.target in _KEEP_INPUTS_ALONE and aliases_of(op.x) == [op.x]
+        if not fresh or set(op.x.users) != {node} or modes_of(op.x) != modes_of(node):  # else it might get gradients
             return None
-        if any(part is not None and dtype_of(part) != x.dtype for part in op.other):
+        if op.name == "lrelu" and leaves(node):  # autograd keeps the result, which it did not before
             return None
-        match = Match(fused.instance_norm, ["instance norm"], [node], (op.x, *op.other), dict(op.options))
-        self._follow(match, op.x, convolution=False)
-        return match
+        options, conv = {"act": op.name, **op.options}, meaning(op.x)
+        if conv is None or conv.name != "conv":
+            return Match(fused.activate_, [f"{op.name} in place"], [node], (op.x,), options)
+        return Match(
+            fused.plain_convolution, ["conv", op.name], [op.x, node], (conv.x, *conv.other), conv.options | options
+        )
 
     def _rescaled(self, node: fx.Node, op: Op) -> Match | None:
         """Rescaling by itself."""
-        if not self.options.alone or example(node).device.type != "cpu":
+        if not self.options.alone or not is_on_cpu(node) or dtype_of(node) != dtype_of(op.x):
             return None
-        up = op.name == "up"
-        what = "nearest upsampling" if up else "2x2 mean"
-        return Match(fused.upsample if up else fused.downsample, [what], [node], (op.x,), {} if up else op.options)
-
-    def _activated(self, node: fx.Node, op: Op) -> Match | None:
-        """An activation by itself, in place where nobody needs what it reads."""
-        if op.options["slope"] < 0 or overwrites(node):
-            return None
-        fresh = op.x.op == "call_function" and op.x.target in _KEEP_INPUTS_ALONE and aliases_of(op.x) == {op.x}
-        if modes_of(op.x) != modes_of(node):  # made without gradients it would get them
-            return None
-        if not fresh or set(op.x.users) != {node} or dtype_of(op.x) != dtype_of(node) or leaves(node):
-            return None
-        return Match(fused.activate, [f"{op.name} in place"], [node], (op.x,), {"act": op.name, **op.options})
+        name, call = ("nearest upsampling", fused.upsample) if op.name == "up" else ("2x2 mean", fused.downsample)
+        return Match(call, [name], list(op.other), (op.x,), op.options)
 
     def _stddev(self, node: fx.Node, op: Op) -> Match | None:
         if op.options["dim"] not in (1, -3) or len(op.x) != 2 or dtype_of(op.x[0]) != dtype_of(node):
@@ -360,21 +359,30 @@ class Rewriter:
         return found and Match(fused.minibatch_stddev, ["minibatch stddev"], [*found[0], node], op.x[:1], found[1])
 
 
-MODULATED_FROM = 1 << 15
-"""Values of a weight from which scaling the images costs less than a weight for each sample."""
+def _same_padding(conv: fx.Node, op: Op) -> int | None:
+    """The padding if `ops.equalized_conv2d` can take this convolution, else None."""
+    weight, (stride, padding, dilation, groups) = shape_of(op.other[0]), op.options.values()
+    one = (1, (1, 1), [1, 1])
+    if len(shape_of(conv)) != 4 or weight is None or weight[2] != weight[3] or groups != 1:
+        return None
+    if type(weight[2]) is not int or stride not in one or dilation not in one:
+        return None
+    if isinstance(padding, str):
+        return 0 if padding == "valid" else weight[2] // 2 if weight[2] % 2 else None
+    pair = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    return pair[0] if pair[0] == pair[-1] and pair[0] < weight[2] else None
 
-_PLAIN = {"stride", "padding", "dilation", "groups", "act", "slope", "bias"}
-"""Options of a convolution that `fused.plain_convolution` takes, besides the bias."""
 
-_KEEP_INPUTS_ALONE = {F.batch_norm, F.conv2d, F.conv_transpose2d, F.linear, torch.add, operator.add}
-"""Functions whose result is theirs alone and that do not need it for backward."""
+def _pixels(image: fx.Node) -> float:
+    """Pixels of a batch of images [N, C, H, W]; many, where sizes vary."""
+    n, _, *sizes = shape_of(image)
+    return math.prod((n, *sizes)) if all(type(size) is int for size in (n, *sizes)) else math.inf
 
 
 def _only_convolutions(up: fx.Node) -> bool:
     """Whether an upsampled image is read by nothing but convolutions, so that it need not be made."""
     return len(up.users) <= 2 and all(
-        user.target in (fused.convolution, fused.plain_convolution)
-        or ((op := meaning(user)) is not None and op.name == "conv" and op.x is up)
+        user.target is fused.convolution or ((op := meaning(user)) is not None and op.name == "conv" and op.x is up)
         for user in up.users
     )
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pggan_fast import ops
-from pggan_fast.dropin import fused
+from pggan_fast.dropin import rewrite
 from tests.dropin.progressive import EqualConv, UpBlock
 from tests.tolerances import assert_accurate, rms
 
@@ -107,5 +107,5 @@ def step_of_adam(net: nn.Module, optimizer: torch.optim.Optimizer, inputs: tuple
 
 def always_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small images take the way that large ones would."""
-    monkeypatch.setattr(fused, "FOLD_FROM", 0)
-    monkeypatch.setattr(fused, "BATCH_NORM_FROM", 0)
+    for name in ("FOLD_FROM", "BATCH_NORM_FROM", "INSTANCE_NORM_FROM"):
+        monkeypatch.setattr(rewrite, name, 0)

@@ -82,7 +82,7 @@ ZOO: dict[str, Case] = {
     "cyclegan_generator": Case(cyclegan_generator, (IMAGE,)),
     "unet": Case(UNet, (IMAGE,), fast=True),
     "spade_generator": Case(SPADEGenerator, (IMAGE,)),
-    "nice_discriminator": Case(NICEDiscriminator, (IMAGE,)),
+    "nice_discriminator": Case(NICEDiscriminator, (IMAGE,), replaced=False),
     "stylegan2": Case(StyleGenerator, (LATENT,)),
     "singan": Case(SinGAN, ((2, 3, 15, 17),)),
     "lapgan": Case(LAPGAN, (LATENT,)),

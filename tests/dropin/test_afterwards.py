@@ -12,7 +12,7 @@ from torch import nn
 
 import pggan_fast
 from pggan_fast import accelerate, explain, restore
-from pggan_fast.dropin import fused
+from pggan_fast.dropin import fused, rewrite
 from tests.dropin.helpers import CLOSE, EXACT, X, always_fuse, assert_same, block, calls, results, tensors
 from tests.dropin.model_zoo import ZOO, inputs_of, network
 from tests.dropin.progressive import UpBlock
@@ -34,7 +34,7 @@ def test_hooks_run(kind, where):
 
 
 def test_batch_norm_is_never_stale(monkeypatch):
-    monkeypatch.setattr(fused, "BATCH_NORM_FROM", 0)
+    monkeypatch.setattr(rewrite, "BATCH_NORM_FROM", 0)
     model = network("stackgan").eval()
     fast = accelerate(copy.deepcopy(model), inplace=True)
     z = torch.randn(4, 16)
@@ -217,10 +217,10 @@ def test_example_inputs_leave_no_trace_and_catch_a_difference(monkeypatch):
     before = copy.deepcopy(model.state_dict())
     accelerate(model, example_inputs=torch.randn(4, 16))
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-    wrong = fused.activate
-    more = functools.wraps(wrong)(lambda *args, **options: wrong(*args, **options) * 1.1)
-    monkeypatch.setattr(fused, "activate", more)
-    monkeypatch.setattr(fused, "BATCH_NORM_FROM", 0)
+    right = fused.fold_batch_norm
+    wrong = functools.wraps(right)(lambda *args: tuple(1.1 * t for t in right(*args)))
+    monkeypatch.setattr(fused, "fold_batch_norm", wrong)
+    monkeypatch.setattr(rewrite, "BATCH_NORM_FROM", 0)
     model.eval()
     fast = accelerate(model, example_inputs=torch.randn(4, 16))
     assert type(fast.up1) is nn.Sequential

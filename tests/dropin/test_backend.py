@@ -10,7 +10,7 @@ from torch import nn
 
 from pggan_fast.dropin import backend, fused
 from pggan_fast.dropin.rewrite import Rewriter
-from tests.dropin.helpers import block
+from tests.dropin.helpers import always_fuse, block
 from tests.dropin.progressive import consecutive_deviation
 from tests.tolerances import COMPILED
 
@@ -63,8 +63,9 @@ def test_a_model(replaced):
     ]
 
 
-def test_functions(replaced, quick):
+def test_functions(replaced, quick, monkeypatch):
     """No module at all; the deviation's shape is known to the graph; branches are Dynamo's business."""
+    always_fuse(monkeypatch)
     weight, bias = nn.Parameter(torch.randn(8, 8, 3, 3) / 8), nn.Parameter(torch.randn(8))
 
     def discriminator(x):

@@ -128,8 +128,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "upsampling by a view": (lambda: Written(unpooled), "nearest upsampling + conv"),
     "upsampling by repetition": (lambda: Written(repeated), "nearest upsampling + conv"),
     "residual mean": (lambda: Written(residual), "conv + 2x2 mean"),
-    "reflection, instance norm, ReLU": (lambda: Written(reflected), "instance norm + relu"),
-    "gain and clamp": (lambda: Written(fused_lrelu, bias=False), "conv + bias + lrelu + gain + clamp"),
+    "reflection, instance norm, ReLU": (lambda: Written(reflected), "instance norm"),
+    "gain and clamp": (lambda: Written(fused_lrelu, bias=False), "conv + bias + lrelu + gain"),
 }
 NORMED = {
     "instance norm with weights": lambda: nn.Sequential(nn.InstanceNorm2d(8, affine=True), nn.LeakyReLU(0.2, True)),

@@ -19,8 +19,8 @@ def no_thresholds(monkeypatch):
     always_fuse(monkeypatch)
 
 
-def assert_replaced(model: nn.Module, what: str, x: Tensor = X) -> None:
-    """It is replaced, alone, and outputs, gradients and a penalty's gradients are the original's."""
+def assert_replaced(model: nn.Module, *what: str, x: Tensor = X) -> None:
+    """That is replaced, no more, and outputs, gradients and a penalty's gradients are the original's."""
     torch.manual_seed(1)
     for p in model.parameters():
         nn.init.normal_(p, std=0.3)
@@ -29,7 +29,7 @@ def assert_replaced(model: nn.Module, what: str, x: Tensor = X) -> None:
     for _ in range(2):
         assert_same(results(fast, (x.double(),)), results(model, (x.double(),)), EXACT)
     assert_same(fast.state_dict(), model.state_dict(), EXACT)
-    assert [row.what for row in explain(fast).replaced] == [what]
+    assert [row.what for row in explain(fast).replaced] == [*what]
 
 
 GEOMETRIES = [
@@ -65,8 +65,17 @@ def test_convolutions(geometry, after):
         "pixel norm": [nn.LeakyReLU(0.2, inplace=True), PixelNorm()],
         "batch norm": [nn.BatchNorm2d(8).eval(), nn.LeakyReLU(0.2)],
     }
-    names = {"pixel norm": "lrelu + pixel norm", "batch norm": "batch norm + lrelu"}
-    assert_replaced(nn.Sequential(conv, *layers[after]), f"conv + {names.get(after, after)}")
+    # On a CPU a convolution with an activation is torch's own, as is one of a geometry that the ops do not know.
+    norm = "conv + lrelu + pixel norm" if suits(geometry) else "pixel norm"
+    names = {"pixel norm": [norm], "batch norm": ["batch norm into conv"]}
+    assert_replaced(nn.Sequential(conv, *layers[after]), *names.get(after, []))
+
+
+def suits(geometry: dict) -> bool:
+    """Whether `equalized_conv2d` takes such a convolution."""
+    if geometry.keys() & {"stride", "dilation", "groups"} or geometry == {"kernel_size": 4, "padding": "same"}:
+        return False
+    return isinstance(geometry.get("kernel_size", 3), int)
 
 
 UNPADDED = [geometry for geometry in GEOMETRIES if "padding_mode" not in geometry]
@@ -74,12 +83,14 @@ UNPADDED = [geometry for geometry in GEOMETRIES if "padding_mode" not in geometr
 
 @pytest.mark.parametrize("geometry", UNPADDED, ids=str)
 def test_convolutions_between_rescalings(geometry):
-    """Those that the folded convolution does not know are computed as they are written."""
+    """Those that the folded convolution does not know are left as they are written."""
     conv = nn.Conv2d(8, 8, **{"kernel_size": 3, "padding": 1, **geometry})
-    assert_replaced(nn.Sequential(nn.Upsample(scale_factor=2), conv), "nearest upsampling + conv")
-    assert_replaced(nn.Sequential(conv, nn.AvgPool2d(2), nn.ReLU()), "conv + 2x2 mean + relu")
+    up, down = ("nearest upsampling + conv", "conv + 2x2 mean + relu") if suits(geometry) else (UP, DOWN)
+    assert_replaced(nn.Sequential(nn.Upsample(scale_factor=2), conv), up)
+    assert_replaced(nn.Sequential(conv, nn.AvgPool2d(2), nn.ReLU()), down)
 
 
+UP, DOWN = "nearest upsampling", "2x2 mean"
 SIZES = [(16, 16), (15, 16), (7, 5), (2, 3)]
 
 
@@ -87,8 +98,8 @@ SIZES = [(16, 16), (15, 16), (7, 5), (2, 3)]
 def test_odd_sizes(size):
     x = torch.randn(3, 8, *size, generator=torch.Generator().manual_seed(0))
     conv = nn.Conv2d(8, 8, 3, padding=1)
-    assert_replaced(nn.Sequential(nn.UpsamplingNearest2d(scale_factor=2), conv), "nearest upsampling + conv", x)
-    assert_replaced(nn.Sequential(conv, nn.AvgPool2d(2), nn.LeakyReLU(0.2)), "conv + 2x2 mean + lrelu", x)
+    assert_replaced(nn.Sequential(nn.UpsamplingNearest2d(scale_factor=2), conv), "nearest upsampling + conv", x=x)
+    assert_replaced(nn.Sequential(conv, nn.AvgPool2d(2), nn.LeakyReLU(0.2)), "conv + 2x2 mean + lrelu", x=x)
 
 
 class Spelled(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pggan_fast import accelerate, explain
-from pggan_fast.dropin import known
+from pggan_fast.compat import known
 from tests.dropin import nvidia_like, rosinality_like
 from tests.dropin.helpers import EXACT, assert_same, results
 from tests.dropin.model_zoo import fill
@@ -47,7 +47,7 @@ def test_switches_leave_known_functions():
 
 
 def test_what_is_captured_without_gradients_is_known_too():
-    known._ours_for.cache_clear()
+    known.ours_for.cache_clear()
     model, inputs = made("down")
     fast = accelerate(model)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -114,3 +114,28 @@ def test_near_misses_of_modulation(name):
     fast = accelerate(copy.deepcopy(model), inplace=True)
     torch.testing.assert_close(fast(X, Z), model(X, Z), rtol=1e-9, atol=1e-9)
     assert not explain(fast).replaced
+
+
+def stylegan3(x, w, s, demodulate=True, padding=0, input_gain=None):
+    """StyleGAN3's modulated convolution, written from the paper's appendix."""
+    n = x.shape[0]
+    if demodulate:
+        w, s = w * w.square().mean([1, 2, 3], keepdim=True).rsqrt(), s * s.square().mean().rsqrt()
+    w = w[None] * s[:, None, :, None, None]
+    if demodulate:
+        w = w * (w.square().sum(dim=[2, 3, 4]) + 1e-8).rsqrt()[:, :, None, None, None]
+    if input_gain is not None:
+        w = w * input_gain.expand(n, x.shape[1])[:, None, :, None, None]
+    y = nn.functional.conv2d(x.flatten(0, 1)[None], w.flatten(0, 1), padding=padding, groups=n)
+    return y.reshape(n, -1, *y.shape[2:])
+
+
+def gained_first(x, w, s, demodulate=True, padding=0, input_gain=None):
+    """Resembles it, but demodulates the gain away."""
+    s = s if input_gain is None else s * torch.linspace(1, 2, s.shape[1]) * input_gain
+    return stylegan3(x, w, s, demodulate, padding)
+
+
+def test_stylegan3_s_modulated_convolution():
+    assert known.ours_for(stylegan3, "modulated_conv2d") is not None
+    assert known.ours_for(gained_first, "modulated_conv2d") is None
