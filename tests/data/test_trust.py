@@ -17,7 +17,7 @@ from pggan_fast.data.dataset import PreparedData
 from pggan_fast.data.npy import read_npy
 from pggan_fast.data.prepare import PrepareConfig, prepare
 from pggan_fast.data.prepared import changed
-from pggan_fast.data.sources import Folder, HuggingFace, files
+from pggan_fast.data.sources import Array, Folder, HuggingFace, Zip, files
 from pggan_fast.utils.errors import UserError
 
 
@@ -163,6 +163,50 @@ def test_a_zip_of_another_system(tmp_path):
             entry.filename = entry.orig_filename = name
             file.writestr(entry, png.getvalue())
     assert classes(tmp_path, tmp_path / "a.zip") == {"cat": 1, "dog": 1}
+
+
+def write_source(path, order="C", value=None):
+    """40 images in a .npy file or an archive."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
+    if value is not None:
+        images[:] = value
+    if path.suffix == ".npy":
+        np.save(path, np.asarray(images, order=order))
+        return path
+    with zipfile.ZipFile(path, "w") as archive:
+        for index, image in enumerate(images):
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "PNG")
+            archive.writestr(f"{index:02d}.png", png.getvalue())
+    return path
+
+
+@pytest.mark.parametrize("change", ["cut", "written anew"])
+@pytest.mark.parametrize(("name", "order"), [("a.npy", "C"), ("a.npy", "F"), ("a.zip", "C")])
+def test_a_file_of_images_that_changes_while_it_is_read(tmp_path, monkeypatch, name, order, change):
+    """Of mapped memory behind the end of a file a touch ends the process; an archive's last images are no bad files."""
+    path = write_source(tmp_path / name, order)
+    kind = Zip if path.suffix == ".zip" else Array
+    original = kind.items
+
+    def changing(self, start=0):
+        for index, item in enumerate(original(self, start)):
+            if index == 30:
+                if change == "cut":
+                    os.truncate(path, path.stat().st_size * 7 // 10)
+                else:
+                    write_source(path, order, value=7)
+            yield item
+
+    monkeypatch.setattr(kind, "items", changing)
+    message = fails(tmp_path, path, resolution=16, workers=1)
+    assert f"--images {path}: has changed while it was read" in message
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    write_source(path, order, value=7)
+    prepare(PrepareConfig(images=path, out=tmp_path / "out", resolution=16))
+    data = PreparedData(tmp_path / "out")
+    assert data.count == 40 and (data.images(16) == 7).all()
 
 
 def test_an_output_that_is_a_link_to_itself_is_refused_before_the_work(tmp_path, monkeypatch):

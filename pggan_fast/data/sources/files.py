@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from pggan_fast.data.manifest import MANIFEST
 from pggan_fast.data.names import is_ignored, one_line, printable, some_of
 from pggan_fast.data.preprocessing import AnyImage, measure, read
-from pggan_fast.data.sources.listing import file_fingerprint, fingerprint, list_files
+from pggan_fast.data.sources.listing import check_unchanged, file_fingerprint, fingerprint, list_files
 from pggan_fast.data.sources.source import Item, SourceError
 from pggan_fast.data.sources.stylegan import LABELS_FILE, are_shards, read_labels
 from pggan_fast.data.sources.tree import class_names
@@ -161,6 +161,7 @@ class Zip(FileSource):
 
     def __init__(self, path: Path, *, option: str = "--images") -> None:
         try:
+            self._fingerprint = file_fingerprint(path)
             self._archive = zipfile.ZipFile(path)  # threads may read from it at the same time
             entries = {}
             for entry in self._archive.infolist():
@@ -175,7 +176,7 @@ class Zip(FileSource):
         self.ignored = [printable(name) for name in entries if is_ignored(name)]
         files = {name: f"{e.file_size} {e.CRC}" for name, e in entries.items() if not is_ignored(name)}
         super().__init__(path, files, option=option)
-        self.metadata["archive"] = file_fingerprint(path)
+        self.metadata["archive"] = self._fingerprint
 
     def _open(self, name: str) -> BinaryIO:
         entry = self._entries[name]
@@ -183,7 +184,15 @@ class Zip(FileSource):
             raise ValueError("is encrypted, a password is required")
         if entry.file_size > MOST_BYTES:
             raise ValueError(f"unpacks to {entry.file_size:,} bytes, more than {MOST_BYTES:,}")
-        return io.BytesIO(self._archive.read(entry))
+        try:
+            return io.BytesIO(self._archive.read(entry))
+        except Exception:  # the library raises many kinds, also where the archive has been cut or written anew
+            check_unchanged(self.place, self._fingerprint, self.option)
+            raise
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        yield from super().items(start)
+        check_unchanged(self.place, self._fingerprint, self.option)
 
     def _bytes_of(self, name: str) -> bytes | None:
         if name not in self._entries:

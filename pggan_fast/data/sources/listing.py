@@ -11,6 +11,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 from pggan_fast.data.names import is_ignored, printable, to_bytes
+from pggan_fast.data.sources.source import SourceError
 from pggan_fast.utils.errors import UserError
 
 MOST_FOLDERS = 1_000_000  # links to folders that hold links can name more than there are
@@ -88,3 +89,13 @@ def file_fingerprint(path: Path) -> str:
     """Return what tells whether the file at `path` is still the same."""
     about = path.stat()
     return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
+
+
+def check_unchanged(path: Path, before: str, option: str) -> None:
+    """Raise SourceError if the file at `path` has another `file_fingerprint` than `before`, or is gone."""
+    try:
+        changed = file_fingerprint(path) != before
+    except OSError:
+        changed = True
+    if changed:
+        raise SourceError(f"{option} {printable(str(path))}: has changed while it was read")
