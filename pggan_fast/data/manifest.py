@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pggan_fast.networks.resolutions import HIGHEST, LOWEST, SQUARE
+from pggan_fast.utils.schema import is_printable_text
 
 FORMAT = "pggan-fast dataset 1"
 MANIFEST = "dataset.json"
@@ -69,7 +70,7 @@ def _is_base(value: Any) -> bool:
 
 
 def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return isinstance(value, list) and all(isinstance(name, str) and is_printable_text(name) for name in value)
 
 
 FIELDS = {

@@ -11,6 +11,7 @@ Nothing is unpickled: a repository with nothing but pytorch_model.bin is refused
 from __future__ import annotations
 
 import functools
+import html
 import os
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,9 @@ def _mixin() -> Any:
             told = hub.ModelCardData(
                 library_name="pggan-fast", tags=sorted(TAGS), pipeline_tag=PIPELINE, **(data or {})
             )
-            return hub.ModelCard(f"---\n{told.to_yaml()}\n---\n\n{self.card or '# Generator'}\n{usage(self, name)}")
+            text = f"---\n{told.to_yaml()}\n---\n\n{self.card or '# Generator'}\n{usage(self, name)}"
+            # A folder's name may be bytes that are not UTF-8.
+            return hub.ModelCard(text.encode("utf-8", "backslashreplace").decode())
 
     return PretrainedGenerator
 
@@ -137,7 +140,9 @@ def usage(saved: Any, name: str) -> str:
         paper=PAPER,
     )
     if classes := metadata["classes"]:
-        text += f"\nClasses, by index: {', '.join(classes[:50])}{' and more' if len(classes) > 50 else ''}.\n"
+        # Names may be anybody's: in one line, without markup.
+        shown = (html.escape(" ".join(name.split())) for name in classes[:50])
+        text += f"\nClasses, by index: {', '.join(shown)}{' and more' if len(classes) > 50 else ''}.\n"
     return text
 
 

@@ -25,12 +25,13 @@ from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.options import flag, from_json, to_json
 from pggan_fast.utils.program import command
 from pggan_fast.utils.regular_file import irregular_kind
-from pggan_fast.utils.schema import Each, Optional, read_json
+from pggan_fast.utils.schema import Each, Optional, number, read_json
 
 CONFIG = {
     "pggan_fast": Optional(str),
     "run": Optional(str),
-    "data": Each(str, Any),  # compared with the data's own
+    # Compared with the data's own; a model card tells of these.
+    "data": Each(str, Any, named={"count": Optional(number(0, whole=True)), "classes": Optional([str])}),
     "settings": Each(str, Any),  # each checked as an option is
 }
 FOLDERS = ("checkpoints", "samples", "final")

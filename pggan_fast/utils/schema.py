@@ -131,9 +131,14 @@ def _problem_of_type(value: Any, kind: type, where: str) -> str | None:
         fits = isinstance(value, kind)
     if isinstance(value, bool) and kind is not bool:
         fits = False
-    if kind is str and fits and "\0" in value:
-        fits, allowed = False, "text without NUL"
+    if kind is str and fits and not is_printable_text(value):
+        fits, allowed = False, "text without NUL and lone surrogates"
     return None if fits else _wrong(where, value, allowed)
+
+
+def is_printable_text(text: str) -> bool:
+    """Return whether `text` can be a name and be written as UTF-8; JSON can hold halves of characters, which cannot."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _join(where: str, name: Any) -> str:

@@ -184,7 +184,7 @@ def write_source(path, order="C", value=None):
 @pytest.mark.parametrize("change", ["cut", "written anew"])
 @pytest.mark.parametrize(("name", "order"), [("a.npy", "C"), ("a.npy", "F"), ("a.zip", "C")])
 def test_a_file_of_images_that_changes_while_it_is_read(tmp_path, monkeypatch, name, order, change):
-    """Of mapped memory behind the end of a file a touch ends the process; an archive's last images are no bad files."""
+    """A touch of mapped memory behind the end of a file ends the process; an archive's last images are no bad files."""
     path = write_source(tmp_path / name, order)
     kind = Zip if path.suffix == ".zip" else Array
     original = kind.items
@@ -250,6 +250,15 @@ def test_a_row_does_not_pull_in_a_file_from_elsewhere(tmp_path):
     with pytest.raises(ValueError, match="outside of the dataset"):
         next(HuggingFace(rows, "hf:x").items()).load()
     assert next(HuggingFace(rows, "hf:x", folders=[secret.parent]).items()).load().size == (16, 16)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\0b"])
+def test_names_of_classes_can_be_written_as_utf8(tmp_path, name):
+    prepare(PrepareConfig(images=save(tmp_path / "in"), out=tmp_path / "out"))
+    manifest = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    (tmp_path / "out" / "dataset.json").write_text(json.dumps({**manifest, "classes": [name]}))
+    with pytest.raises(UserError, match="dataset.json is damaged .has classes"):
+        PreparedData(tmp_path / "out")
 
 
 def test_metadata_of_other_data_differ(tmp_path):

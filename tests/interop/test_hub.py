@@ -1,6 +1,7 @@
 """Generators as the Hugging Face Hub has them: saved, loaded, uploaded to a folder in its place, damaged, pickled."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -57,6 +58,22 @@ def test_the_card(saved):
     told = yaml.safe_load(head)
     assert told["library_name"] == "pggan-fast" and told["pipeline_tag"] == "unconditional-image-generation"
     assert "resolution=8, alpha=0.5" in text and "Classes, by index: blue, red." in text
+
+
+def test_names_of_classes_are_anybodys(tmp_path):
+    metadata = {**METADATA, "classes": ["<script>alert(1)</script>\n# title", "a & b"]}
+    tiny().save_pretrained(tmp_path / "G", metadata=metadata)
+    text = (tmp_path / "G" / "README.md").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; # title, a &amp; b." in text and "<script" not in text
+    with pytest.raises(UserError, match="classes.0. is str .*must be text without NUL and lone surrogates"):
+        tiny().save_pretrained(tmp_path / "other", metadata={**METADATA, "classes": ["\ud800", "b"]})
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    tiny().save_pretrained(folder, metadata=METADATA, card=f"# {folder.name}")
+    assert "caf\\udce9" in (folder / "README.md").read_text()
+    assert same(Generator.from_pretrained(folder).state_dict(), tiny().state_dict())
 
 
 def test_upload(monkeypatch, tmp_path):
@@ -188,3 +205,10 @@ def test_a_run_with_its_card(tmp_path, capsys):
     capsys.readouterr()
     assert main(["export", "--format", "hub", "--run", str(run.path), "--out", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
+    kept = json.loads((run.path / "config.json").read_text())
+    for name, value in (("count", "many"), ("classes", 5), ("classes", [7])):
+        (run.path / "config.json").write_text(json.dumps({**kept, "data": {**kept["data"], name: value}}))
+        arguments = ["export", "--format", "hub", "--run", str(run.path), "--out", str(tmp_path / "damaged")]
+        assert main(arguments) == 2 and not (tmp_path / "damaged").exists()
+        error = capsys.readouterr().err
+        assert f"config.json is damaged (data.{name}" in error and error.count("\n") == 1
