@@ -9,6 +9,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType, TracebackType
 
 from pggan_fast.compat import basicsr, rosinality, stylegan
+from pggan_fast.compat.references import ABSENT, exchange, setter
 
 Contents = Callable[[ModuleType], dict[str, object]]
 
@@ -25,7 +26,6 @@ PACKAGES: dict[str, dict[str, Contents]] = {
 _EXCLUDED = ("builtins", "numpy", "pggan_fast", "sys", "torch", "triton")
 _installed: dict[str, list[Callable[[], None]]] = {}
 """Of every package that is installed, what undoes it."""
-_ABSENT = object()
 
 
 class Installation:
@@ -97,7 +97,9 @@ class _Finder(MetaPathFinder, Loader):
         if contents_of(self.modules, name) is None:
             return None
         # As a package it may be asked for a module inside it, which is found here too.
-        return ModuleSpec(name, self, is_package=True)
+        spec = ModuleSpec(name, self, origin=_source_of(self.modules), is_package=True)
+        spec.has_location = True  # a module then has a __file__, which some look beside
+        return spec
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None
@@ -122,6 +124,11 @@ class _Finder(MetaPathFinder, Loader):
         for module in self.made:
             if ".torch_utils.ops." in f".{module.__name__}":
                 _become_original(module)
+
+
+def _source_of(modules: dict[str, Contents]) -> str:
+    """The file in which our functions for a codebase are."""
+    return next(vars(m)["__file__"] for m in (stylegan, rosinality, basicsr) if m.MODULES is modules)
 
 
 def _become_original(module: ModuleType) -> None:
@@ -152,11 +159,11 @@ def _exchange_imported(modules: dict[str, Contents]) -> list[Callable[[], None]]
         if made is None or not isinstance(module, ModuleType):
             continue
         for key, value in made(module).items():
-            before = vars(module).get(key, _ABSENT)
+            before = vars(module).get(key, ABSENT)
             if callable(before):
                 exchanged[id(before)] = value
             # The undoing keeps `before` alive, and so its identity its own.
-            undo.append(_setter(module, key, before))
+            undo.append(setter(module, key, before))
             setattr(module, key, value)
     return undo + _rebind(exchanged)
 
@@ -168,19 +175,5 @@ def _rebind(exchanged: dict[int, object]) -> list[Callable[[], None]]:
         if name.partition(".")[0] in _EXCLUDED or not isinstance(module, ModuleType):
             continue
         for key, value in list(vars(module).items()):
-            if id(value) in exchanged:
-                undo.append(_setter(module, key, value))
-                setattr(module, key, exchanged[id(value)])
-    return undo
-
-
-def _setter(module: ModuleType, key: str, value: object) -> Callable[[], None]:
-    """Set an attribute back to what it was, or deletes it if it was absent."""
-
-    def undo() -> None:
-        if value is not _ABSENT:
-            setattr(module, key, value)
-        elif key in vars(module):
-            delattr(module, key)
-
+            exchange(exchanged, module, key, value, undo)
     return undo

@@ -216,6 +216,20 @@ def _gradfix_of_grids(module: ModuleType) -> dict[str, object]:
     return {"grid_sample": grid_sample, "enabled": vars(module).get("enabled", True)}
 
 
+def _upfirdn2d_ref(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1):
+    return upfirdn2d(x, f, up, down, padding, flip_filter, gain)
+
+
+def _bias_act_ref(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None):
+    return bias_act(x, b, dim, act, alpha, gain, clamp)
+
+
+def _filtered_lrelu_ref(
+    x, fu=None, fd=None, b=None, up=1, down=1, padding=0, gain=2**0.5, slope=0.2, clamp=None, flip_filter=False
+):
+    return filtered_lrelu(x, fu, fd, b, up, down, padding, gain, slope, clamp, flip_filter)
+
+
 _FILTERING = {
     "_init": _init,
     "_parse_scaling": _parse_scaling,
@@ -225,14 +239,15 @@ _FILTERING = {
 _UPFIRDN2D = {
     "setup_filter": setup_filter,
     "upfirdn2d": upfirdn2d,
+    "_upfirdn2d_ref": _upfirdn2d_ref,
     "filter2d": filter2d,
     "upsample2d": upsample2d,
     "downsample2d": downsample2d,
     **_FILTERING,
 }
-_BIAS_ACT = {"bias_act": bias_act, "activation_funcs": activation_funcs, "_init": _init}
+_BIAS_ACT = {"bias_act": bias_act, "_bias_act_ref": _bias_act_ref, "activation_funcs": activation_funcs, "_init": _init}
 _RESAMPLE = {"conv2d_resample": conv2d_resample, "_get_weight_shape": _get_weight_shape}
-_FILTERED = {"filtered_lrelu": filtered_lrelu, **_FILTERING}
+_FILTERED = {"filtered_lrelu": filtered_lrelu, "_filtered_lrelu_ref": _filtered_lrelu_ref, **_FILTERING}
 
 MODULES = {
     "torch_utils.ops.upfirdn2d": lambda module: dict(_UPFIRDN2D),
