@@ -74,7 +74,7 @@ FORMS = {
     ),
     "partial": (
         standins.STYLEGAN,
-        "from functools import partial\nfrom torch_utils.ops.bias_act import bias_act\nact = partial(bias_act, act='relu')",
+        "from functools import partial\nfrom torch_utils.ops.bias_act import bias_act as b\nact = partial(b, act='relu')",
         "user.act(X)",
     ),
     "reference_path": (
