@@ -74,7 +74,8 @@ FORMS = {
     ),
     "partial": (
         standins.STYLEGAN,
-        "from functools import partial\nfrom torch_utils.ops.bias_act import bias_act as b\nact = partial(b, act='relu')",
+        "from functools import partial\nfrom torch_utils.ops.bias_act import bias_act as b\n"
+        "act = partial(b, act='relu')",
         "user.act(X)",
     ),
     "reference_path": (
