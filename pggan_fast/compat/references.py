@@ -70,7 +70,7 @@ def _exchange_defaults(exchanged: dict[int, object], function: FunctionType, und
 
 
 def setter(module: ModuleType, key: str, value: object) -> Callable[[], None]:
-    """What sets an attribute back to what it was, or deletes it if it was absent."""
+    """A function that sets an attribute back to what it was, or deletes it if it was absent."""
 
     def undo() -> None:
         if value is not ABSENT:
