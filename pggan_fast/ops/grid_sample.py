@@ -29,9 +29,15 @@ def grid_sample(
     return composite(input, grid, padding_mode, align_corners)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def torch_differentiates_twice() -> bool:
-    """Whether this release of torch has the second derivative of its grid_sample. Found out by asking for one."""
+    """Whether this release of torch has the second derivative of its grid_sample, which compilation takes as it is."""
+    return _has_second_derivative()
+
+
+@functools.cache
+def _has_second_derivative() -> bool:
+    """Whether torch gives one that is asked for."""
     with torch.enable_grad():
         image, grid = torch.ones(1, 1, 2, 2, requires_grad=True), torch.zeros(1, 1, 1, 2, requires_grad=True)
         y = F.grid_sample(image, grid, align_corners=False)

@@ -46,7 +46,7 @@ FORMS = {
         "def run(x):\n    from torch_utils.ops import bias_act\n    return bias_act.bias_act(x)",
         "user.run(X)",
     ),
-    "else_fallback": (
+    "or_none": (
         standins.BASICSR,
         "try:\n    from basicsr.ops.fused_act import fused_leaky_relu as act\nexcept ImportError:\n    act = None",
         "user.act(X, None)",
