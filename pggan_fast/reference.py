@@ -68,7 +68,7 @@ def _normalize(u: Tensor, eps: float) -> Tensor:
 
 def default_weight_scale(weight: Tensor) -> float:
     """The He constant sqrt(2 / fan_in) of the equalized learning rate (paper, section 4.1)."""
-    return math.sqrt(2 / weight[0].numel())
+    return math.sqrt(2 / math.prod(weight.shape[1:]))
 
 
 def weight_factor(dtype: torch.dtype, weight_scale: float) -> float:

@@ -18,7 +18,7 @@ def implementation(request) -> Iterator[Implementation]:
     yield from _active(request.param)
 
 
-@pytest.fixture(params=[name for name in IMPLEMENTATIONS if name != "reference"])
+@pytest.fixture(params=[name for name in IMPLEMENTATIONS if name not in ("reference", "auto")])
 def fused(request) -> Iterator[Implementation]:
     """Each that has derivatives of its own, for tests on what those keep and compute."""
     yield from _active(request.param)

@@ -210,4 +210,4 @@ OTHERS = (
     ),
 )
 
-SMALL = (BIAS_ACT, MAIN[0], MAIN[1])
+SMALL = tuple(op for op in (*MAIN, *OTHERS) if "forward+backward" in op.passes)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from bench.harness import table
+
 BF16, FP32 = "bf16", "fp32"
 FROM_32_PX = ("8x512x32x32", "4x256x64x64", "4x128x128x128", "2x64x256x256", "1x32x512x512", "1x16x1024x1024")
 
@@ -54,7 +56,7 @@ def traffic(text: str, suite: str, ours: str, other: str, times_fewer: float) ->
 
 FADES = ("fade_in", "fade_reals", "fade_reals_uint8")
 THIRD_PARTY = ("third-party step", "third-party generation")
-SMALL = ("small bias_act", "small bias_act_pixel_norm", "small fade_in")
+SMALL = tuple(f"small {op.name}" for op in table.SMALL)
 
 TARGETS = (
     bias_act(", channels_last: within 1.2 x.clone()", "copy", 1 / 1.2, "forward", "channels_last"),

@@ -38,6 +38,12 @@ struct FadeIn {
     store_pair<pairs>(y, p.top, blend(old, top));
     store_pair<pairs>(y, p.bottom, blend(old, bottom));
   }
+
+  void at_channels(const Place& p) const {
+    const Pair<A> old = load_channels(low + p.low);
+    for (const int64_t at : {p.top[0], p.top[1], p.bottom[0], p.bottom[1]})
+      store_channels(y + at, blend(old, load_channels(high + at)));
+  }
 };
 
 template <class T>
@@ -63,6 +69,17 @@ struct FadeInBackward {
     // Scaled first: the sum of what 1 - alpha leaves nothing of may be no number.
     store(d_low + p.low, gather<A, pairs>(scaled<A>(rest, top) + scaled<A>(rest, bottom)));
   }
+
+  void at_channels(const Place& p) const {
+    Pair<A> side[2];
+    for (int k = 0; k < 2; ++k) {
+      const Pair<A> top = load_channels(dy + p.top[k]), bottom = load_channels(dy + p.bottom[k]);
+      store_channels(d_high + p.top[k], scaled<A>(alpha, top));
+      store_channels(d_high + p.bottom[k], scaled<A>(alpha, bottom));
+      side[k] = scaled<A>(rest, top) + scaled<A>(rest, bottom);
+    }
+    store_channels(d_low + p.low, side[0] + side[1]);
+  }
 };
 
 // Image: T, or uint8_t.
@@ -82,6 +99,16 @@ struct FadeReals {
     const Pair<A> old = spread<A, pairs>(broadcast<A>(A(0.25)) * gather<A, pairs>(top + bottom));
     store_pair<pairs>(y, p.top, blend(old, top));
     store_pair<pairs>(y, p.bottom, blend(old, bottom));
+  }
+
+  void at_channels(const Place& p) const {
+    const Pair<A> left[] = {load_channels(x + p.top[0]), load_channels(x + p.bottom[0])};
+    const Pair<A> right[] = {load_channels(x + p.top[1]), load_channels(x + p.bottom[1])};
+    const Pair<A> old = scaled<A>(broadcast<A>(A(0.25)), left[0] + left[1] + (right[0] + right[1]));
+    store_channels(y + p.top[0], blend(old, left[0]));
+    store_channels(y + p.top[1], blend(old, right[0]));
+    store_channels(y + p.bottom[0], blend(old, left[1]));
+    store_channels(y + p.bottom[1], blend(old, right[1]));
   }
 };
 

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast import reference
-from pggan_fast.ops import conv_halo_gradients, conv_rgb_gradients
+from pggan_fast.ops import conv_halo_gradients, conv_rgb_gradients, small
 from pggan_fast.ops.bias_act import (
     EPILOGUE_SCHEMA,
+    BiasAct,
+    bias_act,
     bias_act_inplace,
     bias_act_op,
     bias_zeros,
@@ -23,7 +25,7 @@ from pggan_fast.ops.bias_act import (
     remember_epilogue,
     zeros_like,
 )
-from pggan_fast.ops.closed_conv import as_nonleaf_view, conv_gradients
+from pggan_fast.ops.closed_conv import Convolution, as_nonleaf_view, conv_gradients
 from pggan_fast.ops.conv_gradients import (
     ScaledConvolution,
     fused,
@@ -34,6 +36,8 @@ from pggan_fast.ops.conv_gradients import (
 from pggan_fast.ops.conv_halo_gradients import HaloConv2d
 from pggan_fast.ops.conv_rgb_gradients import RGBConv2d
 from pggan_fast.ops.dispatch import choose, requested_impl
+from pggan_fast.ops.layout import is_channels_last
+from pggan_fast.ops.narrow_cpu import is_widened
 from pggan_fast.ops.registry import (
     OpFunction,
     below_autograd,
@@ -46,6 +50,7 @@ from pggan_fast.ops.registry import (
     through_dispatcher,
     will_need_grad,
 )
+from pggan_fast.ops.resample import Downsample2x, Upsample2x, downsample2x, upsample2x
 from pggan_fast.ops.sign_bits import (
     activation_backward,
     are_enough,
@@ -94,7 +99,15 @@ def equalized_conv2d(
     options = (weight_scale, act, slope, gain, pixel_norm, eps)
     check_epilogue("equalized_conv2d", weight.shape[:1], bias, options)
     padding = weight.shape[-1] // 2 if padding is None else padding
-    x, weight = autocast_input(x), as_nonleaf_view(weight)
+    x = autocast_input(x)
+    if small.is_eager(x, impl):
+        if _is_small(x, weight, bias, up):
+            return _small(x, weight, bias, padding, up, down, *options)
+        if small.takes_unfolded(x, weight, up, down):
+            if down == 2:
+                return _convolved_then_halved(x, weight, bias, padding, *options)
+            x, up = Upsample2x.apply(x, 1.0, 0, 0, "native"), 1
+    weight = as_nonleaf_view(weight)
     impl, requested = choose("equalized_conv2d", x, impl), requested_impl(impl)
     if impl == "reference":
         return reference.equalized_conv2d(
@@ -169,6 +182,37 @@ def _composite(x, weight, bias, padding, up, down, *rest) -> tuple[Tensor, Tenso
     z = F.conv2d(x, (weight * factor).to(x.dtype), padding=padding)
     options = (scale / factor, *options)
     return bias_act_op[impl](reference.downsample2x(z) if down == 2 else z, bias, *options)
+
+
+def _is_small(x: Tensor, weight: Tensor, bias: Tensor | None, up: int) -> bool:
+    """Whether torch's convolution is faster, in x's layout, and right: see `narrow_cpu` for half precision."""
+    _, c, h, w = x.shape
+    if not small.takes_products(x, weight, h * w * up * up) or not (weight.is_contiguous() or is_channels_last(x)):
+        return False
+    if c == 1 or weight.shape[0] == 1 or h * w == 1:  # where strides do not tell the layout, torch's choice is another
+        return False
+    if bias is not None and bias.dtype is not x.dtype:
+        return False
+    if x.dtype is torch.bfloat16:
+        return not is_widened(x) and min(h, w) * up >= weight.shape[-1]
+    return x.dtype is torch.float32
+
+
+def _small(x, weight, bias, padding, up, down, scale, act, slope, gain, pixel_norm, eps) -> Tensor:
+    x = upsample2x(x) if up == 2 else x
+    # gain * act(u) is act(gain * u), and the mean of a bias is the bias.
+    bias = bias if bias is None or gain == 1 else bias * gain
+    z = F.conv2d(x, weight * (scale * gain), bias, padding=padding)
+    y = small.activation(downsample2x(z) if down == 2 else z, act, slope)
+    return bias_act(y, act="linear", pixel_norm=True, eps=eps) if pixel_norm else y
+
+
+def _convolved_then_halved(x, weight, bias, padding, scale, *options) -> Tensor:
+    """Return the whole for down=2, without folding the mean into the weight."""
+    factor = weight_factor(x.dtype, scale)
+    conv = ScaledConvolution((padding, 1, 1), factor, "native")
+    z = Downsample2x.apply(Convolution.apply(x, as_nonleaf_view(weight), conv), 0.25, "native")
+    return BiasAct.apply(z, bias, (scale / factor, *options), "native")[0]
 
 
 class EqualizedConv2d(OpFunction):

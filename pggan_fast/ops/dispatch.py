@@ -110,6 +110,11 @@ def requested_impl(impl: str) -> str:
     return _selected if impl == "auto" else impl
 
 
+def is_native_by_default() -> bool:
+    """Whether "auto" means native kernels on the CPU now: nothing else is selected, and they are built."""
+    return _selected == "auto" and _native.cpu_available
+
+
 def choose(op: str, x: torch.Tensor, impl: str) -> str:
     """The implementation that `op` takes for x: the first of native, Triton (on GPUs) and reference that can run."""
     if impl == "auto":

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from pggan_fast import reference
+from pggan_fast.ops import small
 from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
 from pggan_fast.ops.layout import is_channels_last
@@ -13,6 +14,7 @@ from pggan_fast.ops.registry import (
     below_autograd,
     define_implementations,
     differentiate_implementations,
+    in_forward_mode,
     tangent_rule,
     through_dispatcher,
 )
@@ -24,6 +26,8 @@ def upsample2x(x: Tensor, *, impl: str = "auto") -> Tensor:
     Any floating dtype and strides; the result has x's dtype and layout. Differentiable to any order.
     """
     check_image("upsample2x", x)
+    if small.takes_rescaling(x, 2, impl):
+        return torch._C._nn.upsample_nearest2d(x, None, (2.0, 2.0))
     impl = choose("upsample2x", x, impl)
     if impl == "reference":
         return reference.upsample2x(x)
@@ -39,6 +43,8 @@ def downsample2x(x: Tensor, *, impl: str = "auto") -> Tensor:
     Differentiable to any order.
     """
     check_image("downsample2x", x)
+    if small.takes_rescaling(x, 1, impl) and min(x.shape[2:]) > 1:
+        return torch._C._nn.avg_pool2d(x, 2)
     impl = choose("downsample2x", x, impl)
     if impl == "reference":
         return reference.downsample2x(x)
@@ -92,12 +98,18 @@ def repeat(x: Tensor, scale: float, extra_h: int, extra_w: int, impl: str) -> Te
     """Return Upsample2x of these arguments, under any transform."""
     if through_dispatcher():
         return _upsample[impl](x, scale, extra_h, extra_w)
+    if not torch.is_grad_enabled() and not in_forward_mode():
+        return below_autograd(_upsample[impl], x, scale, extra_h, extra_w)
     return Upsample2x.apply(x, scale, extra_h, extra_w, impl)
 
 
 def sum_blocks(x: Tensor, scale: float, impl: str) -> Tensor:
     """Return Downsample2x of these arguments, under any transform."""
-    return _downsample[impl](x, scale) if through_dispatcher() else Downsample2x.apply(x, scale, impl)
+    if through_dispatcher():
+        return _downsample[impl](x, scale)
+    if not torch.is_grad_enabled() and not in_forward_mode():
+        return below_autograd(_downsample[impl], x, scale)
+    return Downsample2x.apply(x, scale, impl)
 
 
 def like_layout(x: Tensor, shape: list) -> Tensor:

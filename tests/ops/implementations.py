@@ -140,6 +140,8 @@ CUDA_ON_CPU = Implementation(lambda: None, _torch_op, cuda_kernels_on_cpu)
 IMPLEMENTATIONS = {
     "reference": _public("reference"),
     "native": _public("native"),
+    # On samples as small as these: ATen's ops, see ops/small.py.
+    "auto": _public("auto")._replace(missing=_public("native").missing, dtypes=(torch.float32, torch.bfloat16)),
     "torch_ops": Implementation(lambda: None, _torch_op),
     "composite": Implementation(lambda: None, _torch_op, composite_kernels),
 }

@@ -5,16 +5,23 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from pggan_fast import cache_folded_weights, equalized_conv2d, kept_weights
+from pggan_fast import cache_folded_weights, equalized_conv2d, kept_weights, use_impl
 from pggan_fast.ops import fold as under_test
 from pggan_fast.ops import fold_cache
 
 X = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def folded() -> Iterator[None]:
+    """These weights are small, which "auto" would leave to ATen's convolution."""
+    with use_impl("native"):
+        yield
 
 
 def _weight() -> torch.nn.Parameter:
