@@ -133,6 +133,8 @@ def _kernel(name: str, registers: int, stack: int, shared: int, local: int) -> K
     flags = tuple(a == "true" for a in arguments if a in ("true", "false"))
     if kernel.startswith(("conv_halo", "conv_rgb", "bias_act_signs")):
         vector, flags = 16 // {"fp32": 4}.get(types[0], 2), tuple(arguments[1:])
+    if kernel == "upfirdn2d":
+        flags = tuple(arguments[2:])  # channels_last, up, down, taps
     return Kernel(kernel, types, vector, flags, registers, shared, stack, local)
 
 

@@ -84,5 +84,29 @@ def test_instructions_for_sixteen_pixels(fused, halves, most):
     assert sum(sizes) <= 8 * most
 
 
+# The instance: channels_last, up and down.
+@pytest.mark.parametrize(
+    ("dtype", "vector", "instance", "most"),
+    [
+        ("fp32", 4, "false, 1, 1", 46),
+        ("fp32", 4, "false, 2, 1", 46),
+        ("fp32", 4, "false, 1, 2", 46),
+        ("fp32", 4, "true, 1, 1", 66),
+        ("fp32", 4, "true, 2, 1", 42),
+        ("fp32", 4, "true, 1, 2", 67),
+        ("bf16", 8, "false, 1, 1", 36),
+        ("bf16", 8, "false, 2, 1", 40),
+        ("bf16", 8, "false, 1, 2", 43),
+        ("bf16", 8, "true, 1, 1", 66),
+        ("bf16", 8, "true, 2, 1", 30),
+        ("bf16", 8, "true, 1, 2", 67),
+    ],
+)
+def test_instructions_for_an_output_of_four_taps(dtype, vector, instance, most):
+    """Those of upfirdn2d on sm_90, rounding and storing included: a thread makes a vector in its longest loop."""
+    longest, *_ = nvcc.loops("upfirdn2d", "90")[f"upfirdn2d<{dtype}, {vector}, {instance}, 4>"]
+    assert 10 * vector < longest <= most * vector
+
+
 def test_the_table_is_what_nvcc_makes():
     assert table.PAGE.read_text() == table.page(), "python -m tests.cuda_on_cpu.table writes it anew"

@@ -39,27 +39,22 @@ CALLS = {
 }
 
 
-class Module(torch.nn.Module):
-    """One call."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
+class All(torch.nn.Module):
+    """Every call."""
 
     def forward(self, x):
-        return self.function(x)
+        return tuple(call(x) for call in CALLS.values())
 
 
 def image() -> torch.Tensor:
     return torch.randn(2, 4, 6, 8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_exports(call):
+def test_exports():
     """In plain PyTorch's operators alone, so that they run where this package is not."""
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    x, module = image(), Module(CALLS[call])
+    x, module = image(), All()
     with torch.no_grad():
         expected = module(x)
         with ops.use_impl("reference"):
@@ -71,8 +66,9 @@ def test_exports(call):
     torch.testing.assert_close(torch.export.load(file).module()(x), expected, **COMPILED)
     model = torch.onnx.export(program, dynamo=True, input_names=["x"], verbose=False).model_proto
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (y,) = session.run(None, {"x": x.numpy()})
-    np.testing.assert_allclose(y, expected.numpy(), **COMPILED)
+    results = session.run(None, {"x": x.numpy()})
+    for call, actual, result in zip(CALLS, results, expected, strict=True):
+        np.testing.assert_allclose(actual, result.numpy(), **COMPILED, err_msg=call)
 
 
 @pytest.mark.skipif(not _native.cpu_available, reason=_native.cpu_reason)
