@@ -95,7 +95,9 @@ def find_problem_of_generator(metadata: Any) -> str | None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors file by name. Raises ValueError if it is damaged, OSError if unreadable."""
     try:
-        return safetensors.torch.load_file(path)
+        if str(path).isprintable():
+            return safetensors.torch.load_file(path)
+        return safetensors.torch.load(path.read_bytes())  # the other one refuses paths that are not UTF-8
     except OSError:
         raise
     except Exception as error:  # the reader and torch have many kinds for a header that is not what they expect
