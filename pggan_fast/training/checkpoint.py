@@ -138,9 +138,12 @@ def check_run(path: Path, run: str) -> None:
 
 
 def run_of(path: Path) -> str | None:
-    """Return the id of the run that wrote a checkpoint; "?" where it cannot be read. Reads no tensors."""
+    """Return the id of the run that wrote a checkpoint; "?" where it cannot be read.
+
+    Reads no tensors, except below a folder whose name is not UTF-8, where torch cannot map files.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("run")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=str(path).isprintable()).get("run")
     except Exception:  # torch raises many kinds for a file that is not what it expects
         return "?"
 

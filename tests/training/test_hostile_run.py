@@ -130,6 +130,13 @@ def test_checkpoints_of_other_types(run):
     assert not all(taken), "none of the changed checkpoints is refused"
 
 
+def test_a_run_below_a_folder_whose_name_is_not_utf8_resumes(data, tmp_path):
+    out = tmp_path / os.fsdecode(b"caf\xe9") / "run"
+    assert train(RunFolder.create(config(data, out, total_kimg=0.064)))
+    assert train(RunFolder.open(out, {"total_kimg": 0.096}))
+    assert stats(out)[-1]["images"] == 96
+
+
 def test_foreign_lines_are_set_aside(run, capsys):
     before = stats(run)
     with open(run / "stats.jsonl", "a") as file:
