@@ -198,25 +198,29 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
     const auto finish = [&](float (&acc)[NB][4], int y, int x, int x_step) {
       const int column = x + lane / 4 * x_step;
       const Destination<T> first = image.template further<CO>(y * a.out_w + column);
-      const int further = 8 * x_step;
-      const bool exists[2] = {y < a.out_h && column < a.out_w, y < a.out_h && column + further < a.out_w};
-      float v[2][kPer];
+      const auto exists = [&](int half) { return y < a.out_h && column + 8 * half * x_step < a.out_w; };
+      const auto pixel = [&](int half) { return first.template further<CO>(8 * half * x_step); };
+      if constexpr (fused == Fused::pixel_norm) {
+        float v[2][kPer];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+        for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int j = 0; j < NB; ++j)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            v[half][2 * j + i] = acc[j][2 * half + i];
-            if (fused != Fused::pixel_norm) v[half][2 * j + i] = v[half][2 * j + i] * a.scale + bias[2 * j + i];
-          }
-        activate_pixel<T, fused>(a, v[half], first.template further<CO>(half * further), exists[half]);
-      }
-      if constexpr (fused == Fused::pixel_norm)
+          for (int k = 0; k < kPer; ++k) v[half][k] = acc[k / 2][2 * half + k % 2];
+          activate_pixel<T, fused>(a, v[half], pixel(half), exists(half));
+        }
         norm_pixels<CO>(a, v, first.r, y < a.out_h && column < factor_columns);
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        store_pixel<T>(v[half], first.template further<CO>(half * further).y, exists[half]);
+        for (int half = 0; half < 2; ++half) store_pixel<T>(v[half], pixel(half).y, exists(half));
+      } else {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float v[kPer];
+#pragma unroll
+          for (int k = 0; k < kPer; ++k) v[k] = acc[k / 2][2 * half + k % 2] * a.scale + bias[k];
+          activate_pixel<T, fused>(a, v, pixel(half), exists(half));
+          store_pixel<T>(v, pixel(half).y, exists(half));
+        }
+      }
     };
     if constexpr (kind == Kind::plain) {
       // What is fused wants registers: there fewer rows at a time.

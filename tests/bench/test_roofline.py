@@ -83,7 +83,7 @@ def test_auto_takes_halo_tiles_for_the_last_blocks():
     assert plain == 2 * 9 * 16 * 16 * 2 * 256**2
     call = Call("conv_halo", 43 * 10**8, 1, 0.0, HaloLaunch("epilogue", 1 << 24, 9 * 16 * 16))
     found = floor(call, H200)
-    assert found.issue == pytest.approx((1 << 20) * 117 / H200.issue_per_second)
+    assert found.issue == pytest.approx((1 << 20) * 119 / H200.issue_per_second)
     assert found.hbm == pytest.approx(1e-3) and found.l2 == pytest.approx(1.3 * 4.3e9 / 6e12)
 
 

@@ -53,7 +53,7 @@ memory, once for each value, or in the epilogue. The weight gradient multiplies 
 summed dimension; blocks leave partial sums that are added in a fixed order.
 
 Counted, not timed: no GPU has run these kernels. By a reading of the SASS for sm_90 at 16 channels in bf16, per warp
-and 16 pixels, every instruction of the loop over tiles included: 117 forward with leaky ReLU and packed signs or
+and 16 pixels, every instruction of the loop over tiles included: 119 forward with leaky ReLU and packed signs, 117
 with pixel norm, 160 for the input gradient through an activation, 130 with the activation's mask on the result, and
 about 165 for the weight gradient through an activation. Bytes from and to L2 are at most 1.3 times the tensors' own
 (`tests/cuda_on_cpu/test_conv_halo.py`). Blocks have up to 48 KiB of shared memory and 128 registers a thread: two fit
