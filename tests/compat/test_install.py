@@ -1,7 +1,9 @@
 """Other codebases' imports, before and after `compat.install`, and what is left when it is undone."""
 
 import importlib
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -181,3 +183,25 @@ def test_unknown_names():
         message = f"^{function.__name__}: name is 'gan', allowed: stylegan3, stylegan2-ada, rosinality, basicsr, all$"
         with pytest.raises(ValueError, match=message):
             function("gan")
+
+
+def lines_of_the_docs() -> list[str]:
+    """The code in the table "in this codebase, one line"."""
+    text = (Path(__file__).parents[2] / "docs/drop-in.md").read_text(encoding="utf-8")
+    table = text[text.index("| in this codebase | one line |") :].split("\n\n")[0]
+    return [row.split("|")[2].strip().strip("`") for row in table.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("line", lines_of_the_docs())
+def test_the_lines_of_the_docs(imports, line):
+    """Each makes the modules of its row, which the row names, run on our ops."""
+    text = (Path(__file__).parents[2] / "docs/drop-in.md").read_text(encoding="utf-8")
+    imports({**standins.STYLEGAN, **standins.ROSINALITY, **standins.BASICSR})
+    exec(line, {"pggan_fast": __import__("pggan_fast.compat")})
+    (row,) = (row for row in text.splitlines() if f"`{line}`" in row)
+    names = re.findall(r"`((?:torch_utils|op|basicsr)\.[\w.]+)`:?((?: `\w+`,?)*)", row.split("|")[3])
+    modules = [f"{package}.{inside}" for package, listed in names for inside in re.findall(r"\w+", listed) or [""]]
+    modules = modules or ["torch_utils.ops.fma"]  # "the same", "all of the above"
+    for name in modules:
+        found = importlib.import_module(name.rstrip("."))
+        assert "pggan_fast" in found.__file__, name
