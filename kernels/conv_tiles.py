@@ -137,8 +137,9 @@ def choose_tile(problem: Problem, device: int | None = None) -> Tile:
 def default_tile(problem: Problem) -> Tile:
     """128 pixels by up to 128 channels, square in the image, so that neighbours' taps meet in the L2 cache.
 
-    Smaller where registers or shared memory are few: without tensor cores, whose operands then take the
-    accumulator's registers, with pixel norm over many channels, and on AMD's GPUs with their 64 KB.
+    256 pixels where shared memory holds them and enough programs are left to keep the GPU busy. Smaller where
+    registers or shared memory are few: without tensor cores, whose operands then take the accumulator's registers,
+    with pixel norm over many channels, and on AMD's GPUs with their 64 KB.
     """
     c_out, c_in = max(16, next_power_of_2(problem.c_out)), max(16, next_power_of_2(problem.c_in))
     half = problem.dtype.itemsize == 2
@@ -151,6 +152,13 @@ def default_tile(problem: Problem) -> Tile:
             block_in = min(64, c_in)  # half the barriers to a product
         # Capability 12 keeps fewer of the accumulator's values in registers.
         warps = 8 if block_out >= (64 if capability() >= (12, 0) else 128) else 4
+        # Packing sign bits takes the registers that 256 pixels by 128 channels would need.
+        widest = 64 if problem.variant == "signs" else 128
+        if half and 64 <= block_out <= widest and (9, 0) <= capability() < (12, 0) and not on_hip():
+            # Twice the pixels for the same weights: three quarters of the bytes through L2, which binds these tiles.
+            larger = Tile(*tile_shape(256, problem.phase_h, problem.phase_w), min(64, c_in), block_out, 8, stages)
+            if programs(problem, larger) >= 2 * limits().multiprocessors:
+                return larger
     else:
         block_out = c_out if problem.pixel_norm else min(c_out, 64)
         pixels = max(16, min(64, 4096 // block_out))

@@ -37,12 +37,14 @@ class Part:
     def __init__(self, name: str) -> None:
         self.name = name
         self.out = Path(os.environ[OUT])
+        self.failed = 0
 
     def look(self, what: str, work: Callable[[], dict[str, Any] | None]) -> None:
         begin = time.monotonic()
         try:
             values = work() or {}
         except Exception as error:  # noqa: BLE001 - whatever goes wrong is a finding too
+            self.failed += 1
             text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
             record(self.out, self.name, what, failed=text, seconds=round(time.monotonic() - begin, 1))
             if "CUDA error" in text:  # sticky: nothing after it in this process can be right

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench.gpu_check import findings, report
-from bench.gpu_check.__main__ import check
+from bench.gpu_check.command import check
 from bench.gpu_check.parts import Part, parts
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +28,17 @@ def test_without_a_gpu_it_says_so(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("gpu-check: torch ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_what_python_lacks_is_said_in_one_line(tmp_path):
+    """A machine without network may have torch, but not all that this package depends on."""
+    hide = (
+        "import sys; sys.modules['safetensors'] = sys.modules['xdist'] = None; sys.argv = ['gpu_check']; import runpy"
+    )
+    code = f"{hide}; runpy.run_module('bench.gpu_check', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"gpu-check: {sys.executable} has no safetensors, xdist\n"
 
 
 def python(name: str, code: str, share: float = 1.0) -> Part:
@@ -85,7 +96,9 @@ def test_what_fails_is_a_finding_and_a_cut_line_is_left_out(tmp_path, monkeypatc
     monkeypatch.setenv(findings.OUT, str(tmp_path))
     part = findings.Part("some")
     part.look("right", lambda: {"ms": 1.5})
+    assert part.failed == 0
     part.look("wrong", lambda: 1 / 0)
+    assert part.failed == 1  # so that the part is not said to have passed
     with open(tmp_path / "results.jsonl", "a") as file:
         file.write('{"part": "some", "wh')
     (tmp_path / "machine.txt").write_text("a machine\n")

@@ -132,6 +132,20 @@ def test_each_direction_asks_for_the_launch_that_runs(monkeypatch, direction, re
     assert asked == launched
 
 
+def test_large_images_take_256_pixels_to_a_tile(monkeypatch):
+    """Where weights are read once for twice the pixels; not where few programs, registers or bytes would be left."""
+    large = Problem(torch.bfloat16, 8, 128, 128, 256, 256)
+    assert default_tile(large)[:3] == (1, 16, 16) and default_tile(large).warps == 8
+    for other in (
+        large._replace(n=1, h=64, w=64),
+        large._replace(variant="signs"),
+        large._replace(dtype=torch.float32),
+    ):
+        assert default_tile(other)[:3] == (1, 8, 16)
+    monkeypatch.setattr(conv_tiles, "capability", lambda: (8, 6))
+    assert default_tile(large)[:3] == (1, 8, 16)
+
+
 @pytest.mark.parametrize("pixels", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 3), (1, 1024), (1024, 1024)])
 def test_tiles_have_as_many_pixels_as_asked(pixels, size):

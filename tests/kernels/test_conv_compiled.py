@@ -38,7 +38,7 @@ def sign_bits_of(y: torch.Tensor) -> torch.Tensor:
 
 def forward(channels: int, dtype: torch.dtype, capability: int, **options) -> Compiled:
     """A generator's convolution of so many channels."""
-    x, weight = images(4, channels, 64, 64, dtype=dtype), images(channels, channels, 3, 3, dtype=dtype)
+    x, weight = images(32, channels, 64, 64, dtype=dtype), images(channels, channels, 3, 3, dtype=dtype)
     bias, options = torch.empty(channels, device="meta"), options or dict(pixel_norm=True)
     with compiling(conv, capability) as found:
         conv.convolve(x, weight, bias, size=(64, 64), padding=1, negative_slope=0.2, **options)
@@ -51,7 +51,7 @@ def forward_with_signs(channels: int, dtype: torch.dtype, capability: int) -> Co
 
 
 def up(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
-    x, weight = images(4, 2 * channels, 32, 32, dtype=dtype), images(2 * channels, channels, 4, 4, dtype=dtype)
+    x, weight = images(32, 2 * channels, 32, 32, dtype=dtype), images(2 * channels, channels, 4, 4, dtype=dtype)
     with compiling(conv, capability) as found:
         conv.convolve(
             x,
@@ -69,7 +69,7 @@ def up(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
 
 def gradient(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
     """Compile an input gradient."""
-    dy, weight = images(4, channels, 64, 64, dtype=dtype), images(channels, channels, 3, 3, dtype=dtype)
+    dy, weight = images(32, channels, 64, 64, dtype=dtype), images(channels, channels, 3, 3, dtype=dtype)
     with compiling(conv, capability) as found:
         conv.convolve(dy, weight, size=(64, 64), transposed=True, padding=1)
     return found[0]
@@ -77,14 +77,14 @@ def gradient(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
 
 def second_order(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
     """Compile the gradient of dy: a convolution through the activation's backward."""
-    g, weight = images(4, channels, 64, 64, dtype=dtype), images(channels, channels, 3, 3, dtype=dtype)
+    g, weight = images(32, channels, 64, 64, dtype=dtype), images(channels, channels, 3, 3, dtype=dtype)
     with compiling(conv, capability) as found:
         conv.convolve(g, weight, size=(64, 64), padding=1, activation_mask=sign_bits_of(g), negative_slope=0.2)
     return found[0]
 
 
 def weight_gradient(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
-    dy, weight = images(4, channels, 64, 64, dtype=dtype), images(channels, channels, 3, 3, dtype=torch.float32)
+    dy, weight = images(32, channels, 64, 64, dtype=dtype), images(channels, channels, 3, 3, dtype=torch.float32)
     with compiling(conv_weight_gradient, capability) as found:
         conv_weight_gradient.weight_gradient(dy, dy, weight, padding=1)
     return found[0]
@@ -92,7 +92,7 @@ def weight_gradient(channels: int, dtype: torch.dtype, capability: int) -> Compi
 
 def folded_weight_gradient(channels: int, dtype: torch.dtype, capability: int) -> Compiled:
     """Compile the gradient of a convolution with down=2."""
-    dy, x = images(4, channels, 32, 32, dtype=dtype), images(4, channels, 64, 64, dtype=dtype)
+    dy, x = images(32, channels, 32, 32, dtype=dtype), images(4, channels, 64, 64, dtype=dtype)
     weight = images(channels, channels, 3, 3, dtype=torch.float32)
     with compiling(conv_weight_gradient, capability) as found:
         conv_weight_gradient.weight_gradient(dy, x, weight, stride=2, padding=1, fold=0.25)
