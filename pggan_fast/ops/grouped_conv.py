@@ -23,8 +23,8 @@ def conv2d(
 
     x: [N, C_in, H, W], any strides. weight: [C_out, C_in / groups, kh, kw], cast to x's dtype.
     stride, padding, dilation: a number, or (y, x). Returns [N, C_out, H', W'].
-    Differentiable in x and weight to any order, by convolutions of all groups at once. For contiguous x on a CPU, and
-    under torch.compile and torch.func, it is torch's own convolution.
+    Differentiable in x and weight to any order, by convolutions of all groups at once. For contiguous x in several
+    groups on a CPU, and under torch.compile and torch.func, it is torch's own convolution.
     """
     if x.ndim != 4 or weight.ndim != 4 or groups < 1 or x.shape[1] != weight.shape[1] * groups:
         raise ValueError(
@@ -33,14 +33,21 @@ def conv2d(
         )
     if weight.shape[0] % groups:
         raise ValueError(f"conv2d: weight has {weight.shape[0]} output channels, must be a multiple of groups={groups}")
-    x = autocast_input(x)
     conv = GroupedConvolution(
         _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1), groups
     )
+    return convolve(x, weight, conv)
+
+
+def convolve(x: Tensor, weight: Tensor, conv: "GroupedConvolution") -> Tensor:
+    """The convolution, in autocast's dtype where autocast is on, differentiable to any order."""
+    x = autocast_input(x)
     weight = weight.to(x.dtype)
-    slower = x.is_cpu and not is_channels_last(x) and not is_widened(x)  # measured: docs/ops.md
+    slower = conv.groups > 1 and x.is_cpu and not is_channels_last(x) and not is_widened(x)  # measured: docs/ops.md
     if slower or through_dispatcher() or is_transformed() or x.is_meta:
-        return F.conv2d(x, weight, None, *conv)
+        if conv.transposed:
+            return F.conv_transpose2d(x, weight, None, conv.stride, conv.padding, 0, conv.groups, conv.dilation)
+        return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
     return Convolution.apply(x, as_nonleaf_view(weight), conv)
 
 
@@ -58,10 +65,11 @@ class GroupedConvolution(NamedTuple):
     padding: list[int]
     dilation: list[int]
     groups: int
+    transposed: bool = False
 
     @property
     def _arguments(self) -> tuple:
-        return self.stride, self.padding, self.dilation, False, [0, 0], self.groups
+        return self.stride, self.padding, self.dilation, self.transposed, [0, 0], self.groups
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pggan_fast.ops.grouped_conv import GroupedConvolution, convolve
 from pggan_fast.ops.upfirdn2d import Pair, filter_size, upfirdn2d
 from pggan_fast.reference import accumulation_dtype, each_side
 
@@ -52,20 +53,24 @@ def conv2d_resample(
     pointwise = kh == kw == 1
     if pointwise and down > 1 and up == 1:
         # A 1x1 convolution commutes with resampling: of fewer pixels it is cheaper.
-        return F.conv2d(upfirdn2d(x, f, down=down, padding=sides, **filtering), weight, groups=groups)
+        return _convolve(upfirdn2d(x, f, down=down, padding=sides, **filtering), weight, groups)
     if pointwise and up > 1 and down == 1:
-        return upfirdn2d(F.conv2d(x, weight, groups=groups), f, up=up, padding=sides, gain=up**2, **filtering)
+        return upfirdn2d(_convolve(x, weight, groups), f, up=up, padding=sides, gain=up**2, **filtering)
     if down > 1 and up == 1:
-        return F.conv2d(upfirdn2d(x, f, padding=sides, **filtering), weight, stride=down, groups=groups)
+        return _convolve(upfirdn2d(x, f, padding=sides, **filtering), weight, groups, stride=down)
     if up > 1:
         # Convolving zeros is left out by a transposed convolution; the filter comes after it, as the two commute.
-        y = F.conv_transpose2d(x, _transposed(weight, groups), stride=up, groups=groups)
+        y = _convolve(x, _transposed(weight, groups), groups, stride=up, transposed=True)
         sides = (x0 - kw + 1, x1 - kw + up, y0 - kh + 1, y1 - kh + up)
         y = upfirdn2d(y, f, padding=sides, gain=up**2, **filtering)
         return y if down == 1 else upfirdn2d(y, f, down=down, **filtering)
     if x0 == x1 and y0 == y1 and x0 >= 0 and y0 >= 0:
-        return F.conv2d(x, weight, padding=(y0, x0), groups=groups)
-    return F.conv2d(F.pad(x, sides), weight, groups=groups)
+        return _convolve(x, weight, groups, padding=(y0, x0))
+    return _convolve(F.pad(x, sides), weight, groups)
+
+
+def _convolve(x, weight, groups, *, stride=1, padding=(0, 0), transposed=False) -> Tensor:
+    return convolve(x, weight, GroupedConvolution([stride] * 2, list(padding), [1, 1], groups, transposed))
 
 
 def _transposed(weight: Tensor, groups: int) -> Tensor:
@@ -98,7 +103,8 @@ def modulated_conv2d(
 
     x: [N, C_in, H, W]; weight: [C_out, C_in, kh, kw]; styles: [N, C_in].
     fused_modconv: True makes a weight per sample and one grouped convolution; False scales x and the output
-    instead, with one weight for all. The default takes the second, but for a single sample. Twice differentiable.
+    instead, with one weight for all. The default takes the second, but for a single sample whose weight is smaller.
+    Twice differentiable.
     """
     if styles.shape != x.shape[:2]:
         raise ValueError(f"modulated_conv2d: styles has shape {list(styles.shape)}, must be {list(x.shape[:2])}")
@@ -111,22 +117,34 @@ def modulated_conv2d(
     geometry = dict(up=up, down=down, padding=padding, flip_weight=flip_weight, impl=impl)
     factors = None
     if demodulate:
-        factors = torch.rsqrt(styles.square() @ weight.square().sum((2, 3)).T + EPS)  # [N, C_out]
+        factors = torch.rsqrt(styles.square() @ _sums_of_squares(weight).T + EPS)  # [N, C_out]
     n = x.shape[0]
-    if n and (fused_modconv or (fused_modconv is None and n == 1)):
-        own = weight * styles[:, None, :, None, None]
-        own = own if factors is None else own * factors[:, :, None, None, None]
-        images, own = x.reshape(1, -1, *x.shape[2:]), own.flatten(0, 1).to(x.dtype)
-        y = conv2d_resample(images, own, resample_filter, groups=n, **geometry)
-        y = y.reshape(n, -1, *y.shape[2:])
-    else:
-        y = _scaled(x, weight, styles, factors, resample_filter, geometry)
+    if fused_modconv is None:
+        # What is multiplied should be the smaller one: the weight, or the input and the output.
+        fused_modconv = n == 1 and weight.numel() < x.numel() * (1 + weight.shape[0] / max(1, x.shape[1]))
+    if not n or not fused_modconv:
+        return _scaled(x, weight, styles, factors, resample_filter, geometry, noise)
+    own = weight * styles[:, None, :, None, None]
+    own = own if factors is None else own * factors[:, :, None, None, None]
+    images, own = x.reshape(1, -1, *x.shape[2:]), own.flatten(0, 1).to(x.dtype)
+    y = conv2d_resample(images, own, resample_filter, groups=n, **geometry)
+    y = y.reshape(n, -1, *y.shape[2:])
     return y if noise is None else y + noise.to(y.dtype)
 
 
-def _scaled(x, weight, styles, factors, f, geometry) -> Tensor:
+def _sums_of_squares(weight: Tensor) -> Tensor:
+    """[C_out, C_in]; as a product with ones, since a sum over so few values takes twice as long on a CPU."""
+    if torch.is_autocast_enabled(weight.device.type):  # it would round the product's factors
+        return weight.square().sum((2, 3))
+    return weight.square().flatten(2) @ weight.new_ones(weight[0, 0].numel())
+
+
+def _scaled(x, weight, styles, factors, f, geometry, noise=None) -> Tensor:
     y = conv2d_resample(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), f, **geometry)
-    return y if factors is None else y * factors.to(x.dtype)[:, :, None, None]
+    if factors is None:
+        return y if noise is None else y + noise.to(y.dtype)
+    factors = factors.to(y.dtype)[:, :, None, None]
+    return y * factors if noise is None else torch.addcmul(noise.to(y.dtype), y, factors)
 
 
 def modulated_conv2d_stylegan3(
@@ -150,7 +168,7 @@ def modulated_conv2d_stylegan3(
     wide = accumulation_dtype(x.dtype)
     factors = None
     if demodulate:
-        squares = weight.to(wide).square().sum((2, 3))
+        squares = _sums_of_squares(weight.to(wide))
         factors = torch.rsqrt(styles.to(wide).square() @ squares.T + EPS)
     if input_gain is not None:
         styles = styles * input_gain.expand_as(styles)
