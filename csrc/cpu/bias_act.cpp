@@ -1,27 +1,9 @@
-#include "../shared/bias_act.h"
+#include "bias_act.h"
 
 #include <tuple>
 
-#include "tensors.h"
-
 namespace pggan_fast {
 namespace {
-
-int64_t work_items_of(const Shape& s, const Epilogue& e) {
-  if (s.n * s.p == 0) return 0;
-  if (bias_act_by_planes(s, e)) {
-    const int64_t planes = bias_act_planes(s);
-    return (s.n * s.c + planes - 1) / planes * bias_act_chunks(s);
-  }
-  const int64_t block = bias_act_block(s);
-  const auto blocks = [&](int64_t pixels) { return (pixels + block - 1) / block; };
-  return s.layout == Layout::contiguous ? s.n * blocks(s.p) : blocks(s.n * s.p);
-}
-
-int64_t item_elements(const Shape& s, const Epilogue& e) {
-  if (bias_act_by_planes(s, e)) return std::min(s.n * s.c * s.p, kPlanePixels);
-  return std::min(bias_act_block(s), s.layout == Layout::contiguous ? s.p : s.n * s.p) * s.c;
-}
 
 Tensor run_forward(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias, Layout layout, const Epilogue& e) {
   Tensor r = empty_factors(x, e.pixel_norm);
@@ -62,29 +44,16 @@ std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr
   const Tensor dy_dense = like("dy", dy, y, layout), y_dense = with_layout(y, layout);
   const auto dr_dense = per_pixel("dr", dr, y);
   const auto r_dense = factors(r, y, pixel_norm);
-  const int64_t c = y.size(1);
-  Tensor db = empty_vector(needs_db ? c : 0, accumulation_type(y));
-  BiasActBackward work{
+  const BiasActBackward work{
       dtype_of(y),   shape_of(y, layout),          e,      data(dy_dense), data(dr_dense), data(y_dense),
       data(r_dense), dx.buffer.mutable_data_ptr(), nullptr};
   const int64_t items = work_items_of(work.shape, e), elements = item_elements(work.shape, e);
-  // One row of sums for each of a number of ranges that does not depend on the threads: the same result with any.
-  const int64_t ranges = needs_db ? std::min<int64_t>(items, 64) : items;
-  std::vector<double> sums(needs_db ? ranges * c : 0);
-  parallel(ranges, ranges ? elements * (items / ranges) : 0, [&](int64_t begin, int64_t end) {
-    for (int64_t range = begin; range < end; ++range) {
-      BiasActBackward part = work;
-      part.db = needs_db ? &sums[range * c] : nullptr;
-      kernels().bias_act_backward(part, items * range / ranges, items * (range + 1) / ranges);
-    }
-  });
-  if (needs_db) {
-    for (int64_t range = 1; range < ranges; ++range)
-      for (int64_t j = 0; j < c; ++j) sums[j] += sums[range * c + j];
-    sums.resize(c);
-    if (db.scalar_type() == ScalarType::Double) std::copy(sums.begin(), sums.end(), db.mutable_data_ptr<double>());
-    else std::copy(sums.begin(), sums.end(), db.mutable_data_ptr<float>());
-  }
+  const auto run = [&](int64_t begin, int64_t end, double* sums) {
+    BiasActBackward part = work;
+    part.db = sums;
+    kernels().bias_act_backward(part, begin, end);
+  };
+  Tensor db = sums_per_channel(y.size(1), needs_db, accumulation_type(y), items, elements, run);
   return {dx.finish(), db};
 }
 

@@ -46,6 +46,46 @@ struct BiasActDoubleBackward {
   void* d_dr;  // A[N, P]
 };
 
+// `activation`: what reads its derivative off the output's sign (linear, relu, lrelu), and the smooth ones.
+enum class Act { piecewise, tanh, sigmoid, elu, selu, softplus, swish };
+
+struct ActivationForward {
+  Dtype dtype;
+  Shape shape;
+  Act act;
+  double scale, slope, gain, clamp;  // clamp is NaN for none
+  const void* x;
+  const void* bias;  // A[C] or null
+  void* y;
+};
+
+struct ActivationBackward {
+  Dtype dtype;
+  Shape shape;
+  Act act;
+  double scale, slope, gain, clamp;
+  const void* dy;
+  const void* source;  // y of piecewise, x of the smooth ones
+  const void* bias;    // A[C] or null
+  void* dx;
+  double* db;  // one row of C sums for this range of work, or null
+};
+
+struct ActivationDoubleBackward {
+  Dtype dtype;
+  Shape shape;
+  Act act;
+  double scale, slope, gain, clamp;
+  const void* g;       // or null
+  const void* g_bias;  // A[C] or null
+  const void* dy;
+  const void* source;
+  const void* bias;
+  void* d_dy;
+  void* d_x;       // this and the next one are written by the smooth ones
+  double* d_bias;  // one row of C sums for this range of work, or null
+};
+
 // h x w low-resolution pixels in each of `planes`, c values in each pixel (contiguous: N C planes of one value,
 // channels_last: N planes of C), and 2h x 2w high-resolution ones, with an extra row or column where sizes are odd.
 struct Grid {
@@ -134,14 +174,23 @@ struct FilteredLrelu {
   void* y;
 };
 
+// Everybody's filter has a kernel of its own. A weight of 0 is for the other one, which skips what it would multiply.
+constexpr int kFourTapsRows = 4;  // output rows in a work item
+static inline bool upfirdn2d_has_four_taps(const Upfirdn2d& a) {
+  if (a.terms != 1 || a.fh != 4 || a.fw != 4 || a.upx != a.upy || a.downx != a.downy) return false;
+  for (int k = 0; k < 4; ++k)
+    if (a.columns[k] == 0 || a.rows[k] == 0) return false;
+  return a.upx * a.downx <= 2;
+}
+
 // Planes too small for rows of whole vectors are filtered this many at a time: a vector of the widest level's.
 constexpr int64_t kPlanesAtOnce = 16;
 static inline bool upfirdn2d_has_small_planes(const Upfirdn2d& a) {
-  return a.c == 1 && a.w <= 16 && a.ow <= 16 && a.h <= 64 && a.oh <= 64;
+  return !upfirdn2d_has_four_taps(a) && a.c == 1 && a.w <= 16 && a.ow <= 16 && a.h <= 64 && a.oh <= 64;
 }
 
-// Each kernel does the work items [begin, end). A work item of upfirdn2d is one output row, or kPlanesAtOnce small
-// planes; of bias_act it is a block of `bias_act_block` pixels or of `bias_act_planes` planes; of resampling some rows;
+// Each kernel does the work items [begin, end). A work item of upfirdn2d is one output row, kFourTapsRows of them, or
+// kPlanesAtOnce small planes; of bias_act and activation it is a block of `bias_act_block` pixels or of `bias_act_planes` planes; of resampling some rows;
 // of stddev a block of positions, and of its maps one map of one sample.
 struct Kernels {
   void (*bias_act_forward)(const BiasActForward&, int64_t begin, int64_t end);
@@ -160,6 +209,9 @@ struct Kernels {
   void (*relayout)(const Relayout&, int64_t begin, int64_t end);
   void (*upfirdn2d)(const Upfirdn2d&, int64_t begin, int64_t end);
   void (*filtered_lrelu)(const FilteredLrelu&, int64_t begin, int64_t end);
+  void (*activation_forward)(const ActivationForward&, int64_t begin, int64_t end);
+  void (*activation_backward)(const ActivationBackward&, int64_t begin, int64_t end);
+  void (*activation_double_backward)(const ActivationDoubleBackward&, int64_t begin, int64_t end);
 };
 
 // A work item of bias_act with pixel norm is a block of this many pixels, of one sample (contiguous) or of all samples

@@ -1,4 +1,5 @@
 // All kernels of one instruction set. The includer defines LEVEL, a namespace, and KERNELS, the name of the table.
+#include "activation_kernels.h"
 #include "bias_act_kernels.h"
 #include "fade_kernels.h"
 #include "filtered_lrelu_kernels.h"
@@ -27,6 +28,9 @@ const Kernels KERNELS = {
     LEVEL::relayout,
     LEVEL::upfirdn2d,
     LEVEL::filtered_lrelu,
+    LEVEL::activation_forward,
+    LEVEL::activation_backward,
+    LEVEL::activation_double_backward,
 };
 
 }  // namespace pggan_fast

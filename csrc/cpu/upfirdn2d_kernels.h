@@ -9,7 +9,7 @@
 // of c channels (channels_last) have vectors along the channels and need no such split.
 #pragma once
 
-#include "resample_kernels.h"
+#include "upfirdn2d_four_taps.h"
 
 namespace pggan_fast::LEVEL {
 
@@ -18,7 +18,6 @@ namespace pggan_fast::LEVEL {
 struct FirstTap {
   int64_t input, skipped;
 };
-inline int64_t floor_divided(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 inline FirstTap first_tap(int64_t start, int64_t up) {
   const int64_t input = -floor_divided(-start, up);
   return {input, input * up - start};
@@ -75,11 +74,6 @@ inline void with_count(int64_t n, const F& f) {
     case 6: return f(std::integral_constant<int, 6>{});
     default: return f(std::integral_constant<int, 0>{});
   }
-}
-
-template <class A, int half, int... I>
-inline Vec<A> interleaved(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
-  return pick<A, (I % 2 * kWidth<A> + half * kWidth<A> / 2 + I / 2)...>(a, b);
 }
 
 inline int64_t common_divisor(int64_t a, int64_t b) { return b ? common_divisor(b, a % b) : a; }
@@ -313,7 +307,8 @@ void filter_planes(const Upfirdn2d& a, int64_t begin, int64_t end) {
 inline void upfirdn2d(const Upfirdn2d& a, int64_t begin, int64_t end) {
   with_type(a.dtype, [&](auto type) {
     using T = decltype(type);
-    if (upfirdn2d_has_small_planes(a)) filter_planes<T>(a, begin, end);
+    if (upfirdn2d_has_four_taps(a)) filter_four_taps<T>(a, begin, end);
+    else if (upfirdn2d_has_small_planes(a)) filter_planes<T>(a, begin, end);
     else filter_rows<T>(a, begin, end);
   });
 }

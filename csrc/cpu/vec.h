@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #ifdef __F16C__
 #include <immintrin.h>
@@ -143,10 +144,23 @@ inline void store(Half* p, Vec<float> v) {
 #endif
 }
 
+#if defined(__AVX2__)
+inline __m256i first_lanes(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
 // The first `count` elements, zeros behind them.
 template <class T>
 inline Vec<Acc<T>> load(const T* p, int64_t count) {
   if (count >= kWidth<Acc<T>>) return load(p);
+#if defined(__AVX512F__)
+  const uint32_t mask = (1u << count) - 1;
+  if constexpr (std::is_same<T, float>::value) return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16(mask), p);
+  else if constexpr (std::is_same<T, double>::value) return (Vec<double>)_mm512_maskz_loadu_pd(__mmask8(mask), p);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same<T, float>::value) return (Vec<float>)_mm256_maskload_ps(p, first_lanes(count));
+#endif
   T part[kWidth<Acc<T>>] = {};
   std::memcpy(part, p, count * sizeof(T));
   return load(part);
@@ -155,6 +169,13 @@ inline Vec<Acc<T>> load(const T* p, int64_t count) {
 template <class T>
 inline void store(T* p, Vec<Acc<T>> v, int64_t count) {
   if (count >= kWidth<Acc<T>>) return store(p, v);
+#if defined(__AVX512F__)
+  const uint32_t mask = (1u << count) - 1;
+  if constexpr (std::is_same<T, float>::value) return _mm512_mask_storeu_ps(p, __mmask16(mask), (__m512)v);
+  else if constexpr (std::is_same<T, double>::value) return _mm512_mask_storeu_pd(p, __mmask8(mask), (__m512d)v);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same<T, float>::value) return _mm256_maskstore_ps(p, first_lanes(count), (__m256)v);
+#endif
   T part[kWidth<Acc<T>>];
   store(part, v);
   std::memcpy(p, part, count * sizeof(T));

@@ -1,17 +1,18 @@
 """bias_act with every activation of the StyleGAN family, a clamp, and the bias along any dimension.
 
-linear, relu and lrelu take the fused pass; a clamp is one pass more. The smooth activations are composites of torch's
-functions, in fp32 for half precision: differentiable twice, which the gradient penalties of a network with them need.
+linear, relu and lrelu take the fused pass, which has no clamp. With one, and for the smooth activations, a CPU has the
+op of activation_op.py; elsewhere they are composites of torch's functions, in fp32 for half precision. All are
+differentiable twice, which the gradient penalties of a network with them need.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast.ops import small
+from pggan_fast.ops.activation_op import activation, value_at
 from pggan_fast.ops.bias_act import BiasAct, check_epilogue
 from pggan_fast.ops.bias_act import bias_act as fused_bias_act
 from pggan_fast.ops.bias_act import pixel_norm as fused_pixel_norm
@@ -21,21 +22,20 @@ from pggan_fast.reference import accumulation_dtype
 
 
 class Activation(NamedTuple):
-    function: Callable[[Tensor, float], Tensor]  # of its input and the slope
     gain: float  # that keeps the variance, as StyleGAN's layers use it
     slope: float
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "linear": Activation(lambda u, slope: u, 1.0, 0.0),
-    "relu": Activation(lambda u, slope: u.relu(), 2**0.5, 0.0),
-    "lrelu": Activation(lambda u, slope: torch.where(u > 0, u, u * slope), 2**0.5, 0.2),
-    "tanh": Activation(lambda u, slope: u.tanh(), 1.0, 0.0),
-    "sigmoid": Activation(lambda u, slope: u.sigmoid(), 1.0, 0.0),
-    "elu": Activation(lambda u, slope: F.elu(u), 1.0, 0.0),
-    "selu": Activation(lambda u, slope: F.selu(u), 1.0, 0.0),
-    "softplus": Activation(lambda u, slope: F.softplus(u), 1.0, 0.0),
-    "swish": Activation(lambda u, slope: u * u.sigmoid(), 2**0.5, 0.0),
+    "linear": Activation(1.0, 0.0),
+    "relu": Activation(2**0.5, 0.0),
+    "lrelu": Activation(2**0.5, 0.2),
+    "tanh": Activation(1.0, 0.0),
+    "sigmoid": Activation(1.0, 0.0),
+    "elu": Activation(1.0, 0.0),
+    "selu": Activation(1.0, 0.0),
+    "softplus": Activation(1.0, 0.0),
+    "swish": Activation(2**0.5, 0.0),
 }
 """The nine activations by name."""
 
@@ -66,7 +66,8 @@ def bias_act(
     5. if `pixel_norm`, division by `sqrt(mean over channels of its square + eps)` (paper, section 4.2).
 
     x: [N, C, *spatial], any strides; fp64, fp32, bf16 or fp16, computed in fp32 (fp64 for fp64). With another `dim`
-    than 1, of any shape. linear, relu and lrelu take one pass over memory, and one more for a clamp.
+    than 1, of any shape. One pass over memory on a CPU; on a GPU a clamp is one more, and
+    the smooth activations are torch's own functions.
     bias: as long as x's dimension `dim`, of any floating dtype, or None; it stays in fp32 under mixed precision.
     Returns a tensor like x, in x's layout. Twice differentiable in x and bias.
     Raises ValueError for an unknown act, a slope or gain below 0 (backward reads the activation's sign off the
@@ -78,6 +79,8 @@ def bias_act(
         if small.takes_bias_act(x, bias, gain, pixel_norm, impl):
             return small.bias_act(x, bias, scale, act, slope)
         impl = choose("bias_act", x, impl)
+        if act == "linear" and impl == "native" and _only_adds(x, bias, scale, gain, pixel_norm):
+            return x + bias.reshape(-1, *[1] * (x.ndim - 2))
         if impl != "reference" and not through_dispatcher():
             # A small op's time is that of the functions on the way to its kernel: this leaves one out.
             return BiasAct.apply(x, bias, options, impl)[0]
@@ -86,8 +89,12 @@ def bias_act(
         )
     _check(x, bias, act, slope, gain, pixel_norm, dim, clamp)
     impl = choose("bias_act", x, impl)
+    if impl == "native" and x.is_cpu and (act not in FUSED or clamp is not None):
+        y = _along(dim, x, bias, lambda x, bias: activation(x, bias, scale, act, slope, gain, clamp))
+        return fused_pixel_norm(y, eps, impl=impl) if pixel_norm else y
     if act in FUSED:
-        y = _fused_along(x, bias, dim, scale=scale, act=act, slope=slope, gain=gain, impl=impl)
+        options = dict(scale=scale, act=act, slope=slope, gain=gain, impl=impl)
+        y = _along(dim, x, bias, lambda x, bias: fused_bias_act(x, bias, **options))
     else:
         y = activate(_biased(x, bias, dim, scale), act, slope)
         y = y if gain == 1 else y * gain
@@ -100,19 +107,24 @@ def bias_act(
 
 def activate(u: Tensor, act: str, slope: float) -> Tensor:
     """The activation of this name alone."""
-    return ACTIVATIONS[act].function(u, slope)
+    return value_at(u, act, slope)
 
 
-def _fused_along(x: Tensor, bias: Tensor | None, dim: int, **options) -> Tensor:
-    """The fused pass with dimension `dim` in the place of channels."""
+def _only_adds(x: Tensor, bias: Tensor | None, scale: float, gain: float, pixel_norm: bool) -> bool:
+    """Whether there is nothing to fuse on a CPU: torch's own addition hands its gradient on without a copy."""
+    return scale == 1 and gain == 1 and not pixel_norm and bias is not None and bias.dtype == x.dtype and x.is_cpu
+
+
+def _along(dim: int, x: Tensor, bias: Tensor | None, function: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
+    """function(x, bias), which takes x [N, C, ...], with dimension `dim` in the place of channels."""
     if x.ndim > 1 and x.shape[1] and (bias is None or dim == 1):
-        return fused_bias_act(x, bias, **options)
+        return function(x, bias)
     before, channels = x.shape[:dim].numel(), x.shape[dim]
     if channels == 0:
         return x.clone()
     # -1 has no meaning for a tensor without elements.
     after = x.shape[dim + 1 :].numel()
-    return fused_bias_act(x.reshape(before, channels, after), bias, **options).reshape(x.shape)
+    return function(x.reshape(before, channels, after), bias).reshape(x.shape)
 
 
 def _biased(x: Tensor, bias: Tensor | None, dim: int, scale: float) -> Tensor:

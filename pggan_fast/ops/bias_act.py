@@ -230,6 +230,11 @@ def omit_zeros() -> Iterator[None]:
         _this_thread.omits_zeros = before
 
 
+def keeps_zeros() -> bool:
+    """Whether second derivatives that are known to be zero are to be given as zeros."""
+    return not _this_thread.omits_zeros
+
+
 # Zeros that flow through a second backward are never computed with: each is one value, expanded and marked.
 
 

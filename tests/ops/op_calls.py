@@ -65,11 +65,15 @@ class Call(NamedTuple):
 
     @property
     def has_gpu_kernel(self) -> bool:
-        """Convolutions, matrix products and attention are torch's own; only those on the CPU change a layout first."""
+        """Convolutions, matrix products and attention are torch's own; only those on the CPU change a layout first.
+
+        `activation` is a composite of torch's functions on a GPU.
+        """
         # Those of halo tiles, of images and by sign bits are for few dtypes and channels: files of their own in
         # tests/cuda_on_cpu run them.
         for_few = ("conv_halo", "conv_rgb", "bias_act_with_sign_bits", "bias_act_backward_by_sign_bits")
-        return not self.op.startswith(("equalized_conv2d", "equalized_linear", "to_layout", "attention", *for_few))
+        torchs = ("equalized_conv2d", "equalized_linear", "to_layout", "attention", "activation")
+        return not self.op.startswith((*torchs, *for_few))
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -122,6 +126,24 @@ CALLS = [
         "bias_act_double_backward",
         "plain",
         lambda t: (t(*IMAGE), None, t(*IMAGE), None, t(*IMAGE), None, *PLAIN),
+        False,
+    ),
+    Call("activation", "lrelu", lambda t: (t(*IMAGE), t(5), 0.7, "lrelu", 0.2, 1.3, 0.9)),
+    Call("activation", "swish", lambda t: (t(*IMAGE), t(5), 0.7, "swish", 0.2, 1.3, 0.9)),
+    Call("activation", "tanh", lambda t: (t(*IMAGE), None, 0.7, "tanh")),
+    Call("activation_backward", "lrelu", lambda t: (t(*IMAGE), t(*IMAGE), None, 0.7, "lrelu", 0.2, 1.3, 0.9, True)),
+    Call("activation_backward", "swish", lambda t: (t(*IMAGE), t(*IMAGE), t(5), 0.7, "swish", 0.2, 1.3, 0.9, True)),
+    Call("activation_backward", "selu", lambda t: (t(*IMAGE), t(*IMAGE), t(5), 0.7, "selu")),
+    Call(
+        "activation_double_backward",
+        "lrelu",
+        lambda t: (t(*IMAGE), t.wide(5), t(*IMAGE), t(*IMAGE), None, 0.7, "lrelu", 0.2, 1.3, 0.9, True),
+        False,
+    ),
+    Call(
+        "activation_double_backward",
+        "softplus",
+        lambda t: (t(*IMAGE), None, t(*IMAGE), t(*IMAGE), t(5), 0.7, "softplus", 0.2, 1.3, 0.9, True),
         False,
     ),
     Call("attention", "square", lambda t: (t(2, 5, 3), t(2, 5, 3), t(2, 5, 4), 0.7)),

@@ -24,7 +24,7 @@ def _is_checkable(sample: Sample) -> bool:
 
 CHECKABLE = [s for s in SAMPLES if _is_checkable(s)]
 # Gradients whose own gradients are the last.
-NO_THIRD_DERIVATIVE = ("attention_backward", "bias_act_backward", "minibatch_stddev_backward")
+NO_THIRD_DERIVATIVE = ("activation_backward", "attention_backward", "bias_act_backward", "minibatch_stddev_backward")
 # Every sample in the two native layouts, one of each op in the others.
 CASES = [(sample, layout) for sample in CHECKABLE for layout in ("contiguous", "channels_last")]
 FIRST = {s.op: s for s in reversed(CHECKABLE)}.values()

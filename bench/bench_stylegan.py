@@ -1,0 +1,93 @@
+"""The StyleGAN family's ops on 64 channels, fp32, against what its codebases fall back to where nothing compiles.
+
+pytest bench/bench_stylegan.py
+"""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.baseline import stylegan as plain
+from bench.harness.cases import LAYOUTS, op_case
+from bench.harness.table import DOUBLE, PASSES, Op, Shape, bias_act_inputs, image_inputs, low_inputs, normal
+from pggan_fast import ops
+
+FILTER = plain.filter_4x4()
+SHAPES = ((4, 64, 64, 64), (4, 64, 128, 128), (1, 64, 256, 256))
+RESAMPLINGS = {
+    "up2": dict(up=2, padding=(2, 1), gain=4.0),
+    "down2": dict(down=2, padding=(1, 1)),
+    "blur": dict(padding=(2, 1)),
+}
+MODULATED = [(n, c, size, size) for n in (1, 4, 8) for c in (32, 128, 512) for size in (8, 16, 32) if n * size < 200]
+
+
+def resampling(name: str) -> Op:
+    options = RESAMPLINGS[name]
+    before, after = options["padding"]
+    # Values read and written for each one at the large side.
+    moved = 2.0 if name == "blur" else 1.25
+    return Op(
+        f"upfirdn2d, {name}",
+        low_inputs if name == "up2" else image_inputs,
+        lambda x: plain.upfirdn2d(x, FILTER, **options),
+        lambda x: ops.upfirdn2d(x, FILTER, **(options | {"padding": (before, after, before, after)})),
+        lambda n, size: (moved * n * size, moved * n * size),
+    )
+
+
+def activation(act: str, clamp: float | None) -> Op:
+    gain = plain.ACTIVATIONS[act][1]
+    return Op(
+        f"bias_act, {act}{'' if clamp is None else ', clamp'}",
+        bias_act_inputs,
+        partial(plain.bias_act, act=act, clamp=clamp),
+        partial(ops.bias_act, act=act, gain=gain, clamp=clamp),
+        lambda n, size: (2 * n * size, 3 * n * size),
+    )
+
+
+def modulated_inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> list[Tensor]:
+    n, c, _, _ = shape
+    weight, styles = normal((c, c, 3, 3), dtype, generator), 1 + 0.5 * normal((n, c), dtype, generator)
+    return [normal(shape, dtype, generator), weight, styles]
+
+
+def modulated(fused: bool) -> Op:
+    return Op(
+        f"modulated_conv2d against {'grouped' if fused else 'scaled'}",
+        modulated_inputs,
+        partial(plain.modulated_conv2d, fused=fused),
+        partial(ops.modulated_conv2d, padding=1),
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("name", RESAMPLINGS)
+def test_upfirdn2d(name: str, shape: Shape, layout: str, timed, record, device: str) -> None:
+    case = op_case(resampling(name), shape, "fp32", layout, PASSES[1], compiled=False, copied=True, device=device)
+    record(timed(case))
+
+
+@pytest.mark.parametrize("passes", [PASSES[1], DOUBLE])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("clamp", [None, 256.0])
+@pytest.mark.parametrize("act", plain.ACTIVATIONS)
+def test_bias_act(act: str, clamp: float | None, layout: str, passes: str, timed, record, device: str) -> None:
+    if act == "linear" and clamp is None and passes == DOUBLE:
+        pytest.skip("x + bias has no second derivative to time")
+    case = op_case(
+        activation(act, clamp), SHAPES[0], "fp32", layout, passes, compiled=False, copied=True, device=device
+    )
+    record(timed(case))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", MODULATED, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("fused", [True, False])
+def test_modulated_conv2d(fused: bool, shape: Shape, layout: str, timed, record, device: str) -> None:
+    case = op_case(modulated(fused), shape, "fp32", layout, PASSES[1], compiled=False, copied=False, device=device)
+    record(timed(case))

@@ -1,0 +1,223 @@
+// upfirdn2d with everybody's filter: four taps on both axes, up 2, down 2 or neither, one term. Four output rows are
+// made at a time. The input rows under them are summed down the columns, each read once, into four rows that stay in
+// the first-level cache with zeros on both sides for the padding; then the sums along the rows need no edges:
+//
+//   input rows  -- down the columns -->  |000 sums of output row 0 000|  -- along x -->  4 output rows
+//                                        |000 ...          row 3 000|
+//
+// Wide rows are cut into strips. Upsampling by 2 has two phases of outputs, of two taps each: output 2 j + r of an axis
+// is a sum of inputs from j + shift[r] on, and shift[1] is shift[0] or one more.
+#pragma once
+
+#include "resample_kernels.h"
+
+namespace pggan_fast::LEVEL {
+
+inline int64_t floor_divided(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+
+template <class A, int half, int... I>
+inline Vec<A> interleaved(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
+  return pick<A, (I % 2 * kWidth<A> + half * kWidth<A> / 2 + I / 2)...>(a, b);
+}
+
+enum class Change { up, down, none };
+
+// Where the taps of one axis lie: output phases j + r is the sum over k of weights[r][k] in[step j + shift[r] + k].
+// Weights are copied into registers before loops: memory that these write might, for all the compiler knows, hold them.
+template <Change change, class A>
+struct Axis {
+  static constexpr int kPhases = change == Change::up ? 2 : 1, kStep = change == Change::down ? 2 : 1;
+  static constexpr int kTaps = 4 / kPhases;
+  int64_t shift[kPhases];
+  Vec<A> weights[kPhases][kTaps];
+
+  Axis(const double* taps, int64_t before) {
+    for (int r = 0; r < kPhases; ++r) {
+      const int64_t start = r - before;
+      shift[r] = -floor_divided(-start, kPhases);
+      const int64_t skipped = shift[r] * kPhases - start;
+      for (int k = 0; k < kTaps; ++k) weights[r][k] = broadcast<A>(A(taps[skipped + k * kPhases]));
+    }
+  }
+  int64_t extra() const { return shift[kPhases - 1] - shift[0]; }
+  static Vec<A> sum(const Vec<A> (&weight)[kTaps], const Vec<A>* in) {
+    Vec<A> total = weight[0] * in[0];
+    for (int k = 1; k < kTaps; ++k) total += weight[k] * in[k];
+    return total;
+  }
+};
+
+// Extra: the second phase's inputs, down the columns, begin one later than the first's.
+template <Change change, bool Extra, class T>
+struct FourTaps {
+  using A = Acc<T>;
+  using Taps = Axis<change, A>;
+  static constexpr int W = kWidth<A>, kPhases = Taps::kPhases, kStep = Taps::kStep, N = Taps::kTaps;
+  static constexpr int R = kFourTapsRows, kRowsIn = (R / kPhases - 1) * kStep + N + Extra;
+  static constexpr int64_t kStrip = 2048;  // values of an input row in a strip, or a few more
+
+  const Upfirdn2d& a;
+  const Taps down, along;
+  const int64_t columns;  // outputs of the first phase in a row
+  int64_t strip, stride;
+  int64_t most;  // blocks of R rows that are summed down before they are summed along
+  A* sums;
+  T* zeros;  // an input row
+
+  FourTaps(const Upfirdn2d& work, const Taps& down)
+      : a(work), down(down), along(work.rows, work.x0), columns((a.ow + kPhases - 1) / kPhases) {
+    const int64_t widest = std::max<int64_t>(8, kStrip / (a.c * kStep)), strips = (columns + widest - 1) / widest;
+    strip = (columns + strips - 1) / strips;
+    stride = rounded_up((strip * kStep + N + 1) * a.c, W) + 4 * W;
+    most = std::clamp<int64_t>(kStrip / stride, 1, 4);
+    sums = scratch<A>(1, most * R * stride);
+    zeros = scratch<T>(2, rounded_up(a.w * a.c, W));
+    std::fill_n(sums, most * R * stride, A(0));
+    std::memset(static_cast<void*>(zeros), 0, a.w * a.c * sizeof(T));
+  }
+
+  // Values [0, size) of R rows of sums, `to` the first's. `y` is where the outputs from there on will be written.
+  void sum_down(const T* const (&rows)[kRowsIn], int64_t size, A* to, const T* y) const {
+    const Taps taps = down;
+    const int64_t stride = this->stride, row_out = a.ow * a.c;
+    const int64_t next = int64_t{R} / kPhases * kStep * a.w * a.c;
+    for_vectors<A>(size, [&](int64_t i, auto n) {
+      // Both passes would otherwise wait for memory in turn.
+      for (int k = kRowsIn - R / kPhases * kStep; k < kRowsIn; ++k) __builtin_prefetch(rows[k] + i + next);
+      for (int r = 0; r < R; ++r) {
+        __builtin_prefetch(y + r * row_out + i * kPhases / kStep, 1);
+        if (kPhases == 2) __builtin_prefetch(y + r * row_out + i * 2 + W, 1);
+      }
+      Vec<A> in[kRowsIn];
+      for (int k = 0; k < kRowsIn; ++k) in[k] = load(rows[k] + i, n);
+      for (int r = 0; r < R; ++r) {
+        const int phase = r % kPhases;
+        store(to + r * stride + i, Taps::sum(taps.weights[phase], in + r / kPhases * kStep + phase * Extra), n);
+      }
+    });
+  }
+
+  // Outputs [first, first + count) of each phase, of `rows` rows, from the sums at `in`.
+  void sum_along(const A* in, int64_t first, int64_t count, int64_t rows, T* y) const {
+    const Taps taps = along;
+    const int64_t c = a.c, shift = taps.extra() * c, stride = this->stride, row_out = a.ow * c;
+    y += kPhases * first * c;
+    if (change != Change::none && c > 1) {
+      for (; rows > 0; --rows, in += stride, y += row_out) sum_pixels(taps, in, shift, first, count, y);
+    } else if constexpr (change == Change::none) {
+      for (; rows > 0; --rows, in += stride, y += row_out) sum_pixel(taps.weights[0], in, c, count * c, y);
+    } else if constexpr (change == Change::down) {
+      for (; rows > 0; --rows, in += stride, y += row_out) pick_every_other(taps, in, count, y);
+    } else {
+      const int64_t values = std::min(2 * count, a.ow - 2 * first);
+      for (; rows > 0; --rows, in += stride, y += row_out) interleave(taps, in, shift, values, y);
+    }
+  }
+
+  void sum_pixels(const Taps& taps, const A* in, int64_t shift, int64_t first, int64_t count, T* y) const {
+    const int64_t c = a.c;
+    for (int64_t j = 0; j < count; ++j, in += kStep * c, y += kPhases * c) {
+      sum_pixel(taps.weights[0], in, c, c, y);
+      if (kPhases == 2 && 2 * (first + j) + 1 < a.ow) sum_pixel(taps.weights[kPhases - 1], in + shift, c, c, y + c);
+    }
+  }
+
+  // `size` values of streams that lie c values apart: a pixel, or where nothing changes size a whole row.
+  static void sum_pixel(const Vec<A> (&weight)[N], const A* in, int64_t c, int64_t size, T* y) {
+    for_vectors<A>(size, [&](int64_t i, auto n) {
+      Vec<A> total = weight[0] * load(in + i);
+      for (int k = 1; k < N; ++k) total += weight[k] * load(in + i + k * c);
+      store(y + i, total, n);
+    });
+  }
+
+  static void pick_every_other(const Taps& taps, const A* in, int64_t count, T* y) {
+    const auto& weight = taps.weights[0];
+    for_vectors<A>(count, [&](int64_t i, auto n) {
+      Vec<A> total{};
+      for (int k = 0; k < N; k += 2) {
+        const Vec<A> left = load(in + 2 * i + k), right = load(in + 2 * i + k + W);
+        const Vec<A> even = weight[k] * every_other<A, 0>(left, right, Lanes<A>{});
+        total = k ? total + even : even;
+        total += weight[k + 1] * every_other<A, 1>(left, right, Lanes<A>{});
+      }
+      store(y + i, total, n);
+    });
+  }
+
+  static void interleave(const Taps& taps, const A* in, int64_t shift, int64_t values, T* y) {
+    const auto &weight = taps.weights[0], &other = taps.weights[kPhases - 1];
+    int64_t i = 0;
+    const auto pair = [&](Vec<A>& low, Vec<A>& high) {
+      const Vec<A> even = weight[0] * load(in + i) + weight[1] * load(in + i + 1);
+      const Vec<A> odd = other[0] * load(in + i + shift) + other[1] * load(in + i + shift + 1);
+      low = interleaved<A, 0>(even, odd, Lanes<A>{});
+      high = interleaved<A, 1>(even, odd, Lanes<A>{});
+    };
+    Vec<A> low, high;
+    for (; 2 * (i + W) <= values; i += W) {
+      pair(low, high);
+      store(y + 2 * i, low);
+      store(y + 2 * i + W, high);
+    }
+    if (2 * i == values) return;
+    pair(low, high);
+    store(y + 2 * i, low, values - 2 * i);
+    if (values - 2 * i > W) store(y + 2 * i + W, high, values - 2 * i - W);
+  }
+
+  // Output rows [row, row + R * blocks) of one plane, as far as it has them. Several blocks, where rows are short: what
+  // the first pass has just stored is not yet in the cache, and the second reads it at other offsets.
+  void filter_rows(const T* x, T* y, int64_t row, int64_t blocks) const {
+    for (int64_t first = 0; first < columns; first += strip) {
+      const int64_t count = std::min(strip, columns - first), low = first * kStep + along.shift[0];
+      const int64_t high = (first + count - 1) * kStep + along.shift[kPhases - 1] + N;
+      const int64_t begin = std::clamp<int64_t>(low, 0, a.w), end = std::clamp<int64_t>(high, begin, a.w);
+      // The first sum lies at the beginning of a vector, and padding before it.
+      const int64_t width = (high - low) * a.c, padding = std::clamp<int64_t>((begin - low) * a.c, 0, width);
+      const int64_t size = (end - begin) * a.c, behind = std::min((high - end) * a.c, width);
+      A* at = sums + rounded_up(padding, W);
+      for (int64_t block = 0; block < blocks; ++block) {
+        const T* rows[kRowsIn];
+        for (int k = 0; k < kRowsIn; ++k) {
+          const int64_t i = (row + block * R) / kPhases * kStep + down.shift[0] + k;
+          rows[k] = i >= 0 && i < a.h ? x + (i * a.w + begin) * a.c : zeros;
+        }
+        sum_down(rows, size, at + block * R * stride, y + ((row + block * R) * a.ow + first * kPhases) * a.c);
+      }
+      const int64_t rows = std::min(R * blocks, a.oh - row);
+      // One strip leaves its padding as it is.
+      if (strip < columns)
+        for (int64_t r = 0; r < rows; ++r) {
+          std::fill_n(at + r * stride - padding, padding, A(0));
+          std::fill_n(at + r * stride + size, behind, A(0));
+        }
+      sum_along(at - padding, first, count, rows, y + row * a.ow * a.c);
+    }
+  }
+
+  void run(int64_t begin, int64_t end) const {
+    const int64_t groups = (a.oh + R - 1) / R;
+    while (begin < end) {
+      const int64_t plane = begin / groups, first = begin % groups, blocks = std::min({most, end - begin, groups - first});
+      filter_rows(as<T>(a.x) + plane * a.h * a.w * a.c, as<T>(a.y) + plane * a.oh * a.ow * a.c, first * R, blocks);
+      begin += blocks;
+    }
+  }
+};
+
+template <Change change, class T>
+void filter_four_taps(const Upfirdn2d& a, int64_t begin, int64_t end) {
+  const Axis<change, Acc<T>> down(a.columns, a.y0);
+  if (down.extra()) FourTaps<change, true, T>(a, down).run(begin, end);
+  else FourTaps<change, false, T>(a, down).run(begin, end);
+}
+
+template <class T>
+void filter_four_taps(const Upfirdn2d& a, int64_t begin, int64_t end) {
+  if (a.upx == 2) filter_four_taps<Change::up, T>(a, begin, end);
+  else if (a.downx == 2) filter_four_taps<Change::down, T>(a, begin, end);
+  else filter_four_taps<Change::none, T>(a, begin, end);
+}
+
+}  // namespace pggan_fast::LEVEL
