@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.bias_act import bias_zeros, is_zeros, keeps_zeros, zeros_like
+from pggan_fast.ops.bias_act_formulas import with_its_sign
 from pggan_fast.ops.registry import (
     OpFunction,
     batch_implementations,
@@ -105,7 +106,8 @@ def _sum(t: Tensor) -> Tensor:
 def _forward_composite(x, bias, scale, act, slope, gain, clamp):
     u = scale * _wide(x, x) + _per_channel(bias, x)
     v = gain * value_at(u, act, slope)
-    return torch.empty_like(x).copy_(v if clamp is None else F.hardtanh(v, -clamp, clamp))
+    v = v if clamp is None else F.hardtanh(v, -clamp, clamp)
+    return torch.empty_like(x).copy_(with_its_sign(v, x.dtype) if act in PIECEWISE else v)
 
 
 def _backward_composite(dy, source, bias, scale, act, slope, gain, clamp, needs_bias_grad):

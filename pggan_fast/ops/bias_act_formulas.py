@@ -15,9 +15,9 @@ def forward_composite(x, bias, scale, act, slope, gain, pixel_norm, eps):
     dtype = accumulation_dtype(x.dtype)
     u = reference.bias_act(x.to(dtype), bias, scale=scale, act=act, slope=slope, gain=gain)
     if not pixel_norm:
-        return torch.empty_like(x).copy_(_with_its_sign(u, x.dtype)), x.new_empty(0, dtype=dtype)
+        return torch.empty_like(x).copy_(with_its_sign(u, x.dtype)), x.new_empty(0, dtype=dtype)
     r = torch.rsqrt(u.square().mean(dim=1, keepdim=True) + eps)
-    return torch.empty_like(x).copy_(_with_its_sign(u * r, x.dtype)), r.contiguous()
+    return torch.empty_like(x).copy_(with_its_sign(u * r, x.dtype)), r.contiguous()
 
 
 def inplace_composite(x, bias, *options):
@@ -26,7 +26,7 @@ def inplace_composite(x, bias, *options):
     return r
 
 
-def _with_its_sign(y: Tensor, dtype: torch.dtype) -> Tensor:
+def with_its_sign(y: Tensor, dtype: torch.dtype) -> Tensor:
     """Return y, values above zero that fp16 would round to zero as its smallest: backward reads the sign off y."""
     least = 2.0**-24
     return torch.where((y > 0) & (y < least), least, y) if dtype == torch.float16 else y

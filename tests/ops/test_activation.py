@@ -84,6 +84,12 @@ def test_a_limit_that_rounds_is_still_a_limit(dtype):
         assert not torch.autograd.grad(y.sum(), x)[0].any()
 
 
+def test_a_value_that_rounds_to_zero_in_fp16_keeps_its_slope():
+    x = torch.full((1, 1, 20), 2.0**-24, dtype=torch.float16, requires_grad=True)
+    y = ops.bias_act(x, act="relu", gain=0.25, clamp=1.0, impl="native")
+    assert (torch.autograd.grad(y.sum(), x)[0] == 0.25).all()
+
+
 def test_adding_a_bias_alone_hands_its_gradient_on():
     x, bias = torch.randn(2, 3, 4, requires_grad=True), torch.randn(3, requires_grad=True)
     y = ops.bias_act(x, bias, act="linear", impl="native")
