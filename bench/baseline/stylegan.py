@@ -70,25 +70,3 @@ def modulated_conv2d(x: Tensor, weight: Tensor, styles: Tensor, *, fused: bool, 
     y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), own, padding=padding, groups=n)
     y = y.reshape(n, -1, *y.shape[2:])
     return y if noise is None else y + noise
-
-
-def conv2d_resample(x: Tensor, weight: Tensor, f: Tensor, *, up: int = 1, down: int = 1, padding: int = 0) -> Tensor:
-    """Same-size convolution between resolutions: transposed and then filtered, or filtered and then strided."""
-    if up == 2:
-        k = weight.shape[-1]
-        y = F.conv_transpose2d(x, weight.flip((2, 3)).transpose(0, 1), stride=2)
-        return upfirdn2d(y, f, padding=(padding + 2 - k + 1, padding + 1 - k + 2), gain=4.0)
-    if down == 2 and weight.shape[-1] == 1:
-        return F.conv2d(upfirdn2d(x, f, down=2, padding=(1, 1)), weight)
-    if down == 2:
-        return F.conv2d(upfirdn2d(x, f, padding=(padding + 1, padding + 1)), weight, stride=2)
-    return F.conv2d(x, weight, padding=padding)
-
-
-def modulated_layer(x, weight, styles, *, noise, up, down, padding, resample_filter, demodulate) -> Tensor:
-    """As training has it: x and the output scaled, the factors from a weight for each sample."""
-    y = conv2d_resample(x * styles[:, :, None, None], weight, resample_filter, up=up, down=down, padding=padding)
-    if demodulate:
-        factors = (weight[None] * styles.reshape(len(x), 1, -1, 1, 1)).square().sum((2, 3, 4)).add(1e-8).rsqrt()
-        y = y * factors[:, :, None, None]
-    return y if noise is None else y + noise

@@ -22,7 +22,7 @@ double slope_of(const std::string& name, double slope) { return name == "linear"
 
 double clamp_of(std::optional<double> clamp) { return clamp ? *clamp : NAN; }
 
-// As the output of piecewise activations has it.
+// Rounded like the outputs of piecewise activations, from which backward reads what was limited.
 double rounded_clamp(std::optional<double> clamp, Act act, Dtype dtype) {
   double value = clamp_of(clamp);
   if (act == Act::piecewise) with_type(dtype, [&](auto type) { value = double(static_cast<decltype(type)>(value)); });

@@ -190,8 +190,9 @@ static inline bool upfirdn2d_has_small_planes(const Upfirdn2d& a) {
 }
 
 // Each kernel does the work items [begin, end). A work item of upfirdn2d is one output row, kFourTapsRows of them, or
-// kPlanesAtOnce small planes; of bias_act and activation it is a block of `bias_act_block` pixels or of `bias_act_planes` planes; of resampling some rows;
-// of stddev a block of positions, and of its maps one map of one sample.
+// kPlanesAtOnce small planes; of bias_act and activation it is a block of `bias_act_block` pixels or of
+// `bias_act_planes` planes; of resampling some rows; of stddev a block of positions, and of its maps one map of one
+// sample.
 struct Kernels {
   void (*bias_act_forward)(const BiasActForward&, int64_t begin, int64_t end);
   void (*bias_act_backward)(const BiasActBackward&, int64_t begin, int64_t end);

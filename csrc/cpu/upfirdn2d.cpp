@@ -24,7 +24,8 @@ Tensor upfirdn2d(Tensor x, Tensor f, int64_t upx, int64_t upy, int64_t downx, in
                        filter.terms, filter.columns.data(), filter.rows.data(), data(dense), y.mutable_data_ptr()};
   const bool small = upfirdn2d_has_small_planes(work);
   const int64_t rows = upfirdn2d_has_four_taps(work) ? kFourTapsRows : 1;
-  const int64_t items = small ? (work.planes + kPlanesAtOnce - 1) / kPlanesAtOnce : work.planes * ((work.oh + rows - 1) / rows);
+  const int64_t items = small ? (work.planes + kPlanesAtOnce - 1) / kPlanesAtOnce
+                              : work.planes * ((work.oh + rows - 1) / rows);
   const int64_t in_item = small ? kPlanesAtOnce * work.oh * work.ow : rows * work.ow * work.c;
   parallel(items, 4 * in_item, [&](int64_t begin, int64_t end) { kernels().upfirdn2d(work, begin, end); });
   return y;

@@ -199,7 +199,8 @@ struct FourTaps {
   void run(int64_t begin, int64_t end) const {
     const int64_t groups = (a.oh + R - 1) / R;
     while (begin < end) {
-      const int64_t plane = begin / groups, first = begin % groups, blocks = std::min({most, end - begin, groups - first});
+      const int64_t plane = begin / groups, first = begin % groups;
+      const int64_t blocks = std::min({most, end - begin, groups - first});
       filter_rows(as<T>(a.x) + plane * a.h * a.w * a.c, as<T>(a.y) + plane * a.oh * a.ow * a.c, first * R, blocks);
       begin += blocks;
     }

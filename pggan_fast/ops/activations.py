@@ -66,8 +66,8 @@ def bias_act(
     5. if `pixel_norm`, division by `sqrt(mean over channels of its square + eps)` (paper, section 4.2).
 
     x: [N, C, *spatial], any strides; fp64, fp32, bf16 or fp16, computed in fp32 (fp64 for fp64). With another `dim`
-    than 1, of any shape. One pass over memory on a CPU; on a GPU a clamp is one more, and
-    the smooth activations are torch's own functions.
+    than 1, of any shape. One pass over memory on a CPU; on a GPU a clamp is one more, and the smooth activations are
+    torch's own functions.
     bias: as long as x's dimension `dim`, of any floating dtype, or None; it stays in fp32 under mixed precision.
     Returns a tensor like x, in x's layout. Twice differentiable in x and bias.
     Raises ValueError for an unknown act, a slope or gain below 0 (backward reads the activation's sign off the
