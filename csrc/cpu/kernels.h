@@ -178,6 +178,8 @@ struct FilteredLrelu {
 constexpr int kFourTapsRows = 4;  // output rows in a work item
 static inline bool upfirdn2d_has_four_taps(const Upfirdn2d& a) {
   if (a.terms != 1 || a.fh != 4 || a.fw != 4 || a.upx != a.upy || a.downx != a.downy) return false;
+  // Of rows this short it would fill a small part of each vector.
+  if (a.c == 1 && a.w <= 8 && a.ow <= 4 && a.h <= 64) return false;
   for (int k = 0; k < 4; ++k)
     if (a.columns[k] == 0 || a.rows[k] == 0) return false;
   return a.upx * a.downx <= 2;
