@@ -29,10 +29,13 @@ def grid_sample(
     return composite(input, grid, padding_mode, align_corners)
 
 
-@torch.compiler.assume_constant_result
 def torch_differentiates_twice() -> bool:
     """Whether this release of torch has the second derivative of its grid_sample, which compilation takes as it is."""
     return _has_second_derivative()
+
+
+# torch.compiler.assume_constant_result sets this too, and imports TorchDynamo, which takes seconds.
+torch_differentiates_twice._dynamo_marked_constant = True
 
 
 @functools.cache

@@ -138,7 +138,7 @@ def test_a_walk_through_zeros_is_finite():
     [
         (["--latents", "missing.npy"], "--latents missing.npy: cannot be read (No such file or directory)"),
         (["--latents", "text.npy"], "--latents text.npy: cannot be read (no .npy file or a damaged one"),
-        (["--latents", "."], "--latents .: cannot be read (Is a directory)"),
+        (["--latents", "."], "--latents .: cannot be read (is a folder, must be a file)"),
         (["--latents", "short.npy"], "--latents short.npy: float32 of shape 5, must be numbers of shape 8 or Nx8"),
         (["--latents", "scalar.npy"], "--latents scalar.npy: float32 of shape none, must be"),
         (["--latents", "bool.npy"], "--latents bool.npy: bool of shape 8, must be numbers of shape 8 or Nx8"),

@@ -282,21 +282,34 @@ def test_a_signal_while_torch_is_imported_leaves_nothing(data, tmp_path, name):
     assert not (tmp_path / "run").exists()
 
 
+CTRL_C = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+
+
+def heed_ctrl_c() -> None:
+    """Undo what a shell does to its processes in the background: SIGINT is ignored there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("command", ["prepare", "generate", "export", "doctor", "--help"])
 def test_ctrl_c_while_torch_is_imported_for_other_commands(tmp_path, command):
-    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (tmp_path / "numpy.py").write_text(CTRL_C)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-m", "pggan_fast", command], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "pggan_fast", command],
+        env=environment,
+        preexec_fn=heed_ctrl_c,
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stderr) == (130, "pggan-fast: interrupted\n")
 
 
 def test_ctrl_c_after_the_import_ends_in_one_line(tmp_path):
-    (tmp_path / "images.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (tmp_path / "images.py").write_text(CTRL_C)
     done = subprocess.run(
         [sys.executable, "-m", "pggan_fast", "prepare", "--images", "torch:images:Images", "--out", "out"],
         cwd=tmp_path,
+        preexec_fn=heed_ctrl_c,
         capture_output=True,
         text=True,
     )
