@@ -7,7 +7,7 @@
 
 namespace pggan_fast::LEVEL {
 
-// ---- the smooth activations: value, first and second derivative at u
+// The smooth activations: value, first and second derivative at u
 
 template <class A>
 inline Vec<A> magnitude(Vec<A> u) {
@@ -104,7 +104,7 @@ struct Smooth<Act::selu, A> {
   }
 };
 
-// ---- the limits
+// The limits
 
 // A clamp of NaN is none: no comparison with it holds.
 template <class A>
@@ -117,7 +117,7 @@ struct Limit {
   }
 };
 
-// ---- walks over a tensor
+// Walks over a tensor
 
 // total = body(offset, count, per_channel) for each vector; per_channel(values) are its values of one for each channel.
 // Sums of few totals are taken in A, then added to sums[channel] in double: the error does not grow with the tensor.
@@ -246,7 +246,7 @@ void double_backward(const ActivationDoubleBackward& a, int64_t begin, int64_t e
   });
 }
 
-// ---- the table's entries
+// The table's entries
 
 inline void activation_forward(const ActivationForward& a, int64_t begin, int64_t end) {
   with_type(a.dtype, [&](auto type) {

@@ -5,7 +5,7 @@
 
 namespace pggan_fast::LEVEL {
 
-// ---- channels_last: the channels of a pixel are neighbours, sums run along the vector.
+// channels_last: the channels of a pixel are neighbours, sums run along the vector.
 
 template <class T>
 void forward_channels_last(const BiasActForward& a, const Block& block, const Acc<T>* bias) {

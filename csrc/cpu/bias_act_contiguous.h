@@ -5,7 +5,7 @@
 
 namespace pggan_fast::LEVEL {
 
-// ---- contiguous, without pixel norm: planes one after the other.
+// Contiguous, without pixel norm: planes one after the other.
 
 struct Planes {
   int64_t begin, end;  // n * C + c
@@ -83,7 +83,7 @@ void double_backward_planes(const BiasActDoubleBackward& a, const Planes& planes
   });
 }
 
-// ---- contiguous, with pixel norm: pixels are neighbours, sums run across planes. The second pass reads a block again
+// Contiguous, with pixel norm: pixels are neighbours, sums run across planes. The second pass reads a block again
 // while it is in the second-level cache. Planes are too far apart for the processor to foresee the next one: hence
 // prefetch.
 

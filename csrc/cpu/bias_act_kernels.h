@@ -6,7 +6,7 @@
 
 namespace pggan_fast::LEVEL {
 
-// ---- the table's entries
+// The table's entries
 
 inline void bias_act_forward(const BiasActForward& a, int64_t begin, int64_t end) {
   with_type(a.dtype, [&](auto type) {

@@ -112,7 +112,7 @@ struct FadeReals {
   }
 };
 
-// ---- the table's entries
+// The table's entries
 
 inline void fade_in(const Resample& a, int64_t begin, int64_t end) {
   with_type(a.dtype, [&](auto type) { run_units<FadeIn<decltype(type)>, decltype(type)>(a, begin, end); });

@@ -9,7 +9,7 @@
 
 namespace pggan_fast::LEVEL {
 
-// ---- from and to tensors
+// From and to tensors
 
 template <class A>
 inline Vec<A> load_numbers(const uint8_t* p) {
@@ -52,7 +52,7 @@ inline Vec<A> load_image(const T* p) {
   return load(p);
 }
 
-// ---- shuffles
+// Shuffles
 
 template <class A>
 struct Lane;
@@ -89,7 +89,7 @@ inline Vec<A> every_other(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) 
   return pick<A, (first + 2 * I)...>(a, b);
 }
 
-// ---- between the resolutions
+// Between the resolutions
 //
 // An op works on one vector of low values at a time and the two pairs of vectors over them, one in the top and one in
 // the bottom high row.
@@ -216,7 +216,7 @@ struct Downsample {
   }
 };
 
-// ---- rows
+// Rows
 
 // Offset of the first of the two high rows of low row `row`, counted through all planes.
 inline int64_t high_offset(const Grid& g, int64_t row) {
@@ -272,7 +272,7 @@ void run_half_rows(const Resample& a, int64_t row, int64_t rows) {
   }
 }
 
-// ---- narrow rows, packed into one wide row
+// Narrow rows, packed into one wide row
 
 // Copies between items that alternate in a tensor and two places where every other one follows its like, in pieces of
 // 16 bytes: what is written too much behind an item comes before the next one. Nothing is touched from `end` on.
@@ -335,7 +335,7 @@ void run_packed(const Resample& a, int64_t row, int64_t rows) {
   if (a.high_out) copy_high<true>(g, rows, as<T>(a.high_out) + high, as<T>(packed.high_out));
 }
 
-// ---- the table's entries
+// The table's entries
 
 template <class Op, class T>
 void run_units(const Resample& a, int64_t begin, int64_t end) {

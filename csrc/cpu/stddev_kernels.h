@@ -230,7 +230,7 @@ void stddev_double_backward_item(const Stddev& a, int64_t item) {
   widen<T>(s, at, a.g, a.y);
 }
 
-// ---- the maps: an item is one map of one sample
+// The maps: an item is one map of one sample
 
 template <class T>
 void stddev_read_map(const Stddev& a, int64_t item) {
@@ -266,7 +266,7 @@ void stddev_write_map(const Stddev& a, int64_t item) {
   }
 }
 
-// ---- the table's entries
+// The table's entries
 
 template <class F>
 inline void for_items(const Stddev& a, int64_t begin, int64_t end, F f) {

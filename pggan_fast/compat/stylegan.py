@@ -27,7 +27,7 @@ def _init() -> bool:
     return True
 
 
-# ---- upfirdn2d
+# upfirdn2d
 
 
 def setup_filter(
@@ -109,7 +109,7 @@ def _get_filter_size(f):
     return filter_size(f)[::-1]
 
 
-# ---- bias_act
+# bias_act
 
 
 def _activation(name: str, index: int, ref: str, has_2nd_grad: bool) -> SimpleNamespace:
@@ -162,7 +162,7 @@ def bias_act(
     return ops.bias_act(x, b, dim=dim, act=act, slope=alpha, gain=gain, clamp=clamp)
 
 
-# ---- the others
+# The others
 
 
 def conv2d_resample(

@@ -70,7 +70,7 @@ def modes_of(node: Any) -> tuple | None:
     return node.meta.get("modes") if isinstance(node, fx.Node) else None
 
 
-# ---- What is written over: autograd forbids that for what it keeps for backward
+# What is written over: autograd forbids that for what it keeps for backward
 
 
 def overwrites(node: fx.Node) -> bool:

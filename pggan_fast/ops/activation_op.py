@@ -54,9 +54,9 @@ def value_at(u: Tensor, act: str, slope: float) -> Tensor:
 def derivatives_at(u: Tensor, act: str) -> tuple[Tensor, Tensor]:
     """(act'(u), act''(u)) of a smooth activation, in plain PyTorch; softplus is the identity above 20, as in torch."""
     if act in ("elu", "selu"):
-        above, below = (SELU, SELU * ALPHA) if act == "selu" else (1.0, 1.0)
-        left = below * u.clamp(max=0).exp()
-        return torch.where(u > 0, above, left), torch.where(u >= 0, 0.0, left)
+        slope, decaying = (SELU, SELU * ALPHA) if act == "selu" else (1.0, 1.0)
+        left = decaying * u.clamp(max=0).exp()
+        return torch.where(u > 0, slope, left), torch.where(u >= 0, 0.0, left)
     if act == "tanh":
         t = u.tanh()
         return 1 - t * t, -2 * t * (1 - t * t)
@@ -69,7 +69,7 @@ def derivatives_at(u: Tensor, act: str) -> tuple[Tensor, Tensor]:
     return s + u * ds, ds * (2 + u * (1 - 2 * s))
 
 
-# ---- the formulas in plain PyTorch
+# The formulas in plain PyTorch
 
 
 def _wide(t: Tensor | None, like: Tensor) -> Tensor | None:
@@ -137,7 +137,7 @@ def _no_sums(x: Tensor, count: int = 0) -> Tensor:
     return x.new_empty(count, dtype=accumulation_dtype(x.dtype))
 
 
-# ---- shapes and strides
+# Shapes and strides
 
 
 def _forward_fake(x, bias, scale, act, slope, gain, clamp):
@@ -154,7 +154,7 @@ def _double_backward_fake(g, g_bias, dy, source, bias, scale, act, slope, gain, 
     return fake_like(source), fake_like(source), _no_sums(source, source.shape[1] if needs_bias_grad else 0)
 
 
-# ---- the ops and their derivatives
+# The ops and their derivatives
 
 _SCHEMA = "float scale=1.0, str act='lrelu', float slope=0.2, float gain=1.0, float? clamp=None"
 _forward = define(

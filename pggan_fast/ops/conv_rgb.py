@@ -22,7 +22,7 @@ def _by_mask(t: Tensor, mask: Tensor | None, positive: float, negative: float) -
     return t * positive if mask is None else t * torch.where(unpack_signs(mask, t) > 0, positive, negative)
 
 
-def _last(t: Tensor) -> Tensor:
+def _channels_last(t: Tensor) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last)
 
 
@@ -51,11 +51,11 @@ def _expand(
         y = torch.where(z > 0, z * positive_slope, z * negative_slope)
     else:
         y = _by_mask(z, mask, positive_slope, negative_slope)
-    return _last(y.to(x.dtype)), signs
+    return _channels_last(y.to(x.dtype)), signs
 
 
 def _expand_fake(x, weight, bias, mask, scale, positive_slope, negative_slope, needs_signs):
-    y = _last(x.new_empty(len(x), len(weight), *x.shape[2:]))
+    y = _channels_last(x.new_empty(len(x), len(weight), *x.shape[2:]))
     signs = empty_sign_bits(y) if needs_signs and mask is None else x.new_empty(0, dtype=torch.int32)
     return y, signs
 
@@ -79,11 +79,11 @@ def _reduce(
     wide = accumulation_dtype(x.dtype)
     y = scale * F.conv2d(_by_mask(x.to(wide), mask, positive_slope, negative_slope), weight.to(wide))
     y = y if bias is None else y + positive_slope * bias.to(wide).view(-1, 1, 1)
-    return _last(y.to(x.dtype))
+    return _channels_last(y.to(x.dtype))
 
 
 def _reduce_fake(x, weight, *rest):
-    return _last(x.new_empty(len(x), len(weight), *x.shape[2:]))
+    return _channels_last(x.new_empty(len(x), len(weight), *x.shape[2:]))
 
 
 def _weight_gradient(

@@ -61,9 +61,9 @@ def test_every_op(layout):
     call("minibatch_stddev_backward", y, big, *statistics)
     call("minibatch_stddev_double_backward", big, y, big, *statistics)
     for transposed in (False, True):
-        last = layout == "channels_last"
-        folded = call("fold_weight", torch.randn(64, 32, 3, 3), 1.0, transposed, torch.float32, last)
-        call("unfold_weight", folded, 1.0, transposed, torch.float32, last)
+        channels_last = layout == "channels_last"
+        folded = call("fold_weight", torch.randn(64, 32, 3, 3), 1.0, transposed, torch.float32, channels_last)
+        call("unfold_weight", folded, 1.0, transposed, torch.float32, channels_last)
     tiled, filters = (
         torch.randn(1, 16, 128, 128).contiguous(memory_format=torch.channels_last),
         torch.randn(16, 16, 3, 3),
