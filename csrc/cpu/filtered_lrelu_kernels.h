@@ -212,8 +212,11 @@ class FilteredPlane {
         store(to + at, below_limit ? -limit : v);
       });
     }
-    // Behind the grid's last value there are zeros.
-    for (int64_t j = (a.gw - r + L - 1) / L; j < grid_count; ++j) to[j] = 0;
+    // Behind the grid's last value there are zeros, in the mask too.
+    const int64_t end = (a.gw - r + L - 1) / L;
+    for (int64_t j = end; j < grid_count; ++j) to[j] = 0;
+    if (a.written_mask)
+      for (int64_t j = end; j < mask_count; ++j) bits[j] = 0;
   }
 
   void write(T* y, const A* const* from, const A* weights, int64_t n) {

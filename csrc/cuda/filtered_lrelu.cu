@@ -74,7 +74,9 @@ std::tuple<Tensor, Tensor> filtered_lrelu(Tensor x, std::optional<Tensor> bias, 
   const Lrelu s = lrelu_sizes(x, fu, fd, up, down, x0, x1, y0, y1);
   const int64_t sizes[] = {x.size(0), x.size(1), s.oh, s.ow};
   Output y(empty_with_layout(sizes, x.scalar_type(), working_layout(x)), Layout::contiguous);
-  const Tensor mask = fresh_mask(keep_mask ? mask_sizes(x, s) : std::vector<int64_t>{0});
+  Tensor mask = fresh_mask(keep_mask ? mask_sizes(x, s) : std::vector<int64_t>{0});
+  // Streams that end before the others have bytes of no column.
+  if (keep_mask && s.gw % std::lcm(up, down)) torch::stable::zero_(mask);
   const Tensor dense = with_layout(x, Layout::contiguous), up_filter = wide(fu, x), down_filter = wide(fd, x);
   std::optional<Tensor> wide_bias;
   if (bias) wide_bias = wide(*bias, x);

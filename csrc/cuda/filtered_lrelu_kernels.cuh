@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
         if (below) v = g.slope == 0 ? A(0) : v * A(g.slope);
         const bool clamped = v >= A(g.clamp) || v <= -A(g.clamp);
         if (clamped) v = v > 0 ? A(g.clamp) : -A(g.clamp);
-        bits |= unsigned(below) << 2 * r | unsigned(clamped) << (2 * r + 1);
+        if (grid_row + r < g.gh) bits |= unsigned(below) << 2 * r | unsigned(clamped) << (2 * r + 1);
       }
       // The grid ends where the second filter's padding begins.
       first[(row + r) * g.pgw + column] = inside && grid_row + r < g.gh ? v : A(0);

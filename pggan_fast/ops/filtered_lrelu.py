@@ -7,7 +7,7 @@ that it serves gradients of every order. All that is kept for them is m, packed 
 
 mask: uint8 [N, C, ceil(grid_h / 4), L, ceil(grid_w / L)], L = lcm(up, down). The byte at [n, c, i, r, j] holds the
 values of column r + L * j in the rows 4 * i to 4 * i + 3: bit 2 * k is set where that of row 4 * i + k is not above
-zero, bit 2 * k + 1 where it was clamped.
+zero, bit 2 * k + 1 where it was clamped. Bits of rows and columns behind the grid are 0.
 """
 
 import math
