@@ -129,8 +129,12 @@ def _launch(
     kernel, rows_kernel, tensors: tuple, high: Tensor, alpha: Tensor | None, constant: float, dtype: torch.dtype
 ) -> None:
     """Launch one of two kernels on `tensors`, laid out as `high` is, for the tiles of `high`."""
-    flat = takes_rows(high)
-    kernel, grid = (rows_kernel, rows_grid(high)) if flat else (kernel, grid_of(high, is_channels_last(high)))
+    if takes_rows(high):
+        # From bytes to fp32, twice as many values would spill a register on capability 10.0.
+        widened = high.dtype == torch.uint8 and dtype == torch.float32
+        kernel, grid = rows_kernel, rows_grid(high, 512 if widened else 1024)
+    else:
+        grid = grid_of(high, is_channels_last(high))
     launch(kernel, grid.programs, *tensors, alpha, *scalar_args(dtype, constant), *grid.sizes, **grid.constants)
 
 
