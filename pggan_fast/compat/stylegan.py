@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pggan_fast import ops
 from pggan_fast.compat.gradfix import conv2d_gradfix
-from pggan_fast.ops.activations import ACTIVATIONS, activate
+from pggan_fast.ops.activation_op import value_at
+from pggan_fast.ops.activations import ACTIVATIONS
 from pggan_fast.ops.upfirdn2d import Pair, filter_size
 from pggan_fast.reference import each_axis, each_side
 
@@ -114,7 +115,7 @@ def _get_filter_size(f):
 
 def _activation(name: str, index: int, ref: str, has_2nd_grad: bool) -> SimpleNamespace:
     known = ACTIVATIONS[name]
-    function = lambda x, alpha=known.slope, **_: activate(x, name, alpha)  # noqa: E731
+    function = lambda x, alpha=known.slope, **_: value_at(x, name, alpha)  # noqa: E731
     return SimpleNamespace(
         func=function,
         def_alpha=known.slope,
@@ -155,7 +156,7 @@ def bias_act(
     gain = known.gain if gain is None else float(gain)
     if gain < 0 or alpha < 0:  # a fused backward reads the activation's sign off its output
         y = x if b is None else x + b.reshape([-1 if i == dim else 1 for i in range(x.ndim)])
-        y = activate(y, act, alpha) * gain
+        y = value_at(y, act, alpha) * gain
         return y if clamp is None else y.clamp(-clamp, clamp)
     if b is None:
         dim = 1

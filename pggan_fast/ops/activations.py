@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast.ops import small
-from pggan_fast.ops.activation_op import activation, value_at
+from pggan_fast.ops.activation_op import PIECEWISE, activation, value_at
 from pggan_fast.ops.bias_act import BiasAct, check_epilogue
 from pggan_fast.ops.bias_act import bias_act as fused_bias_act
 from pggan_fast.ops.bias_act import pixel_norm as fused_pixel_norm
@@ -38,8 +38,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "swish": Activation(2**0.5, 0.0),
 }
 """The nine activations by name."""
-
-FUSED = ("linear", "relu", "lrelu")
 
 
 def bias_act(
@@ -73,14 +71,12 @@ def bias_act(
     Raises ValueError for an unknown act, a slope or gain below 0 (backward reads the activation's sign off the
     output), a clamp below 0, or a bias of another length.
     """
-    if dim == 1 and clamp is None and act in FUSED:
+    if dim == 1 and clamp is None and act in PIECEWISE:
         options = (scale, act, slope, gain, pixel_norm, eps)
         check_epilogue("bias_act", x.shape[1:2], bias, options)
-        if small.takes_bias_act(x, bias, gain, pixel_norm, impl):
+        if small.takes_bias_act(x, bias, *options[:5], impl):
             return small.bias_act(x, bias, scale, act, slope)
         impl = choose("bias_act", x, impl)
-        if act == "linear" and impl == "native" and _only_adds(x, bias, scale, gain, pixel_norm):
-            return x + bias.reshape(-1, *[1] * (x.ndim - 2))
         if impl != "reference" and not through_dispatcher():
             # A small op's time is that of the functions on the way to its kernel: this leaves one out.
             return BiasAct.apply(x, bias, options, impl)[0]
@@ -89,30 +85,20 @@ def bias_act(
         )
     _check(x, bias, act, slope, gain, pixel_norm, dim, clamp)
     impl = choose("bias_act", x, impl)
-    if impl == "native" and x.is_cpu and (act not in FUSED or clamp is not None):
+    if impl == "native" and x.is_cpu and (act not in PIECEWISE or clamp is not None):
         y = _along(dim, x, bias, lambda x, bias: activation(x, bias, scale, act, slope, gain, clamp))
         return fused_pixel_norm(y, eps, impl=impl) if pixel_norm else y
-    if act in FUSED:
+    if act in PIECEWISE:
         options = dict(scale=scale, act=act, slope=slope, gain=gain, impl=impl)
         y = _along(dim, x, bias, lambda x, bias: fused_bias_act(x, bias, **options))
     else:
-        y = activate(_biased(x, bias, dim, scale), act, slope)
+        y = value_at(_biased(x, bias, dim, scale), act, slope)
         y = y if gain == 1 else y * gain
     if clamp is not None:
         # The same as clamp, with a backward of one pass instead of four; no gradient passes on the limits themselves.
         y = F.hardtanh(y, -clamp, clamp)
     y = y.to(x.dtype)
     return fused_pixel_norm(y, eps, impl=impl) if pixel_norm else y
-
-
-def activate(u: Tensor, act: str, slope: float) -> Tensor:
-    """The activation of this name alone."""
-    return value_at(u, act, slope)
-
-
-def _only_adds(x: Tensor, bias: Tensor | None, scale: float, gain: float, pixel_norm: bool) -> bool:
-    """Whether there is nothing to fuse on a CPU: torch's own addition hands its gradient on without a copy."""
-    return scale == 1 and gain == 1 and not pixel_norm and bias is not None and bias.dtype == x.dtype and x.is_cpu
 
 
 def _along(dim: int, x: Tensor, bias: Tensor | None, function: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:

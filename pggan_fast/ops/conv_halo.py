@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast.ops.registry import define
+from pggan_fast.ops.sign_bits import pack_signs, slopes_by_signs
 from pggan_fast.reference import accumulation_dtype
 
 CHANNELS = (16, 32)
@@ -54,7 +55,7 @@ def _conv_halo(
     wide = accumulation_dtype(x.dtype)
     source = x.to(wide)
     if fused == "in_mask":
-        source = source * _slopes(mask, source, positive_slope, negative_slope)
+        source = source * slopes_by_signs(mask, source, positive_slope, negative_slope)
     if transposed:
         rest = [
             out - ((size - 1) * stride - 2 + weight.shape[-1])
@@ -67,27 +68,15 @@ def _conv_halo(
     signs = x.new_empty(0, dtype=torch.int32)
     r = x.new_empty(0, dtype=wide)
     if fused == "out_mask":
-        z = z * _slopes(mask, z, positive_slope, negative_slope)
+        z = z * slopes_by_signs(mask, z, positive_slope, negative_slope)
     elif fused != "in_mask":
         if needs_signs and fused == "epilogue":
-            signs = packed_signs(z)
+            signs = pack_signs(z)
         z = torch.where(z > 0, z * positive_slope, z * negative_slope)
     if fused == "pixel_norm":
         r = (z.square().mean(1, keepdim=True) + eps).rsqrt()
         z = z * r
     return z.to(x.dtype).contiguous(memory_format=torch.channels_last), r, signs
-
-
-def packed_signs(z: Tensor) -> Tensor:
-    """Return int32 [N, H, W, 1]: bit c is whether channel c of z [N, up to 32, H, W] is positive."""
-    bits = (z > 0).movedim(1, -1).long() << torch.arange(z.shape[1], device=z.device)
-    words = bits.sum(-1, keepdim=True)
-    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
-
-
-def _slopes(mask: Tensor, like: Tensor, positive: float, negative: float) -> Tensor:
-    bits = mask >> torch.arange(like.shape[1], dtype=torch.int32, device=like.device) & 1
-    return torch.where(bits.movedim(-1, 1) != 0, positive, negative).to(like.dtype)
 
 
 def _fake(x, weight, bias, mask, transposed, stride, out_h, out_w, fused, scale, positive, negative, eps, needs_signs):
@@ -127,7 +116,9 @@ def _weight_gradient(
     """
     wide = accumulation_dtype(a.dtype)
     source, k = a.to(wide), 3 if stride == 1 else 4
-    source = source * (positive_slope if mask is None else _slopes(mask, source, positive_slope, negative_slope))
+    source = source * (
+        positive_slope if mask is None else slopes_by_signs(mask, source, positive_slope, negative_slope)
+    )
     shape = (a.shape[1], b.shape[1], k, k)
     dw = torch.nn.grad.conv2d_weight(b.to(wide), shape, source, stride=stride, padding=1)
     return torch.cat([(scale * dw).permute(0, 2, 3, 1).flatten(), source.sum((0, 2, 3))])

@@ -16,10 +16,10 @@ of bias_act's backward writes the gradient of the convolution's output first, an
 import torch
 from torch import Tensor
 
-from pggan_fast import _native
 from pggan_fast.ops.conv_halo import conv_halo, conv_halo_weight_gradient, exists, has_weight_gradient
 from pggan_fast.ops.fold import fold_weight, unfold_gradient
 from pggan_fast.ops.registry import OpFunction, below_autograd, no_third_derivative, will_need_grad
+from pggan_fast.ops.sign_bits import has_gpu_kernels, slopes_of
 
 # Rows and columns of the larger image from which on a launch fills a GPU with tiles.
 SMALLEST = 256
@@ -47,7 +47,7 @@ def takes(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: str)
 
 
 def _has_kernels(x: Tensor) -> bool:
-    return x.is_cuda and _native.cuda_available and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    return has_gpu_kernels(x) and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def forward(
@@ -58,12 +58,7 @@ def forward(
     _, up, down = geometry
     size = [length * up // down for length in x.shape[2:]]
     fused = "pixel_norm" if pixel_norm else "epilogue"
-    return _convolve(x, weight, bias, None, geometry, size, fused, scale, *_slopes(options), eps, keep_signs)
-
-
-def _slopes(options: tuple) -> tuple[float, float]:
-    _, act, slope, gain, *_ = options
-    return gain, gain if act == "linear" else gain * slope
+    return _convolve(x, weight, bias, None, geometry, size, fused, scale, *slopes_of(options), eps, keep_signs)
 
 
 def _convolve(x, weight, bias, mask, geometry, size, fused, scale, positive, negative, eps=0.0, keep_signs=False):
@@ -119,8 +114,8 @@ class HaloConv2d(OpFunction):
             if needs == [True, False, False] and ctx.by_signs:
                 dx = _MaskedInputGradient.apply(dy, kept, weight, x.detach(), geometry, options)
                 return dx, *(None,) * 5
-            return *_differentiable_gradients(dy, dr, x, weight, bias, geometry, options, needs), None, None, None
-        scale, slopes, mask, db = options[0], _slopes(options), kept, None
+            return *differentiable_gradients(dy, dr, x, weight, bias, geometry, options, needs), None, None, None
+        scale, slopes, mask, db = options[0], slopes_of(options), kept, None
         if not ctx.by_signs:
             pixel_norm = options[4]
             arguments = (dy, dr if pixel_norm else None, kept, r if pixel_norm else None, *options[:5], needs[2])
@@ -135,8 +130,8 @@ class HaloConv2d(OpFunction):
         return dx, dw, db.to(bias.dtype) if needs[2] else None, None, None, None
 
 
-def _differentiable_gradients(dy, dr, x, weight, bias, geometry, options, needs) -> list[Tensor | None]:
-    """Return the gradients with a graph of their own, by way of the general formula."""
+def differentiable_gradients(dy, dr, x, weight, bias, geometry, options, needs) -> list[Tensor | None]:
+    """Return equalized_conv2d's gradients with a graph of their own, by way of the general formula. dr may be None."""
     from pggan_fast.ops.conv import EqualizedConv2d
 
     outputs = EqualizedConv2d.apply(x, weight, bias, geometry, options, "native", True)
@@ -154,7 +149,7 @@ class _MaskedInputGradient(OpFunction):
     def forward(ctx, dy, signs, weight, like, geometry, options):
         ctx.save_for_backward(dy, signs, weight)
         ctx.geometry, ctx.options = geometry, options
-        return _input_gradient(dy, weight, signs, geometry, like.shape[2:], options[0], _slopes(options))
+        return _input_gradient(dy, weight, signs, geometry, like.shape[2:], options[0], slopes_of(options))
 
     @staticmethod
     @no_third_derivative
@@ -163,8 +158,8 @@ class _MaskedInputGradient(OpFunction):
         geometry, options = ctx.geometry, ctx.options
         g, d_dy, dw = g.contiguous(memory_format=torch.channels_last), None, None
         if ctx.needs_input_grad[0]:
-            arguments = (geometry, dy.shape[2:], "out_mask", options[0], *_slopes(options))
+            arguments = (geometry, dy.shape[2:], "out_mask", options[0], *slopes_of(options))
             d_dy = _convolve(g, weight, None, signs, *arguments)[0]
         if will_need_grad(ctx, 2):
-            dw = _weight_gradient(dy, g, weight, signs, geometry, options[0], _slopes(options))[0]
+            dw = _weight_gradient(dy, g, weight, signs, geometry, options[0], slopes_of(options))[0]
         return d_dy, None, dw, None, None, None

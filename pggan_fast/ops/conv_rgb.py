@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast.ops.registry import define
-from pggan_fast.ops.sign_bits import empty_sign_bits, pack_signs, unpack_signs
+from pggan_fast.ops.sign_bits import empty_sign_bits, pack_signs, slopes_by_signs
 from pggan_fast.reference import accumulation_dtype
 
 IMAGE_CHANNELS = (1, 3)
@@ -19,7 +19,7 @@ IMAGE_CHANNELS = (1, 3)
 
 def _by_mask(t: Tensor, mask: Tensor | None, positive: float, negative: float) -> Tensor:
     """Return t [N, C, H, W] times the slope that its sign bits say; all are positive without."""
-    return t * positive if mask is None else t * torch.where(unpack_signs(mask, t) > 0, positive, negative)
+    return t * positive if mask is None else t * slopes_by_signs(mask, t, positive, negative)
 
 
 def _channels_last(t: Tensor) -> Tensor:

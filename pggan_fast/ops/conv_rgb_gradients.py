@@ -14,9 +14,10 @@ their 3 channels less than a fifth where the output has 16.
 import torch
 from torch import Tensor
 
+from pggan_fast.ops.conv_halo_gradients import differentiable_gradients
 from pggan_fast.ops.conv_rgb import IMAGE_CHANNELS, conv_rgb_expand, conv_rgb_reduce, conv_rgb_weight_gradient
 from pggan_fast.ops.registry import OpFunction, below_autograd, no_third_derivative, will_need_grad
-from pggan_fast.ops.sign_bits import are_enough, has_passes
+from pggan_fast.ops.sign_bits import are_enough, has_passes, slopes_of
 
 
 def takes(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: str) -> bool:
@@ -28,19 +29,14 @@ def takes(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: str)
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _slopes(options: tuple) -> tuple[float, float]:
-    _, _, slope, gain, *_ = options
-    return gain, gain * slope
-
-
 def _input_gradient(dy: Tensor, weight: Tensor, sign_bits: Tensor, options: tuple) -> Tensor:
-    arguments = (dy, weight.transpose(0, 1), None, sign_bits, options[0], *_slopes(options))
+    arguments = (dy, weight.transpose(0, 1), None, sign_bits, options[0], *slopes_of(options))
     return below_autograd(conv_rgb_reduce, *arguments)
 
 
 def _weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, sign_bits: Tensor, options: tuple) -> tuple[Tensor, Tensor]:
     """Return (dw, db)."""
-    flat = below_autograd(conv_rgb_weight_gradient, dy, x, sign_bits, options[0], *_slopes(options))
+    flat = below_autograd(conv_rgb_weight_gradient, dy, x, sign_bits, options[0], *slopes_of(options))
     c_out, c_in = weight.shape[:2]
     return flat[: c_in * c_out].view(c_in, c_out).t().reshape(weight.shape), flat[c_in * c_out :]
 
@@ -52,7 +48,7 @@ class RGBConv2d(OpFunction):
     def forward(ctx, x, weight, bias, options, recorded):
         ctx.options = options
         keep_signs = recorded and any(ctx.needs_input_grad)
-        arguments = (x, weight, bias, None, options[0], *_slopes(options), keep_signs)
+        arguments = (x, weight, bias, None, options[0], *slopes_of(options), keep_signs)
         y, sign_bits = below_autograd(conv_rgb_expand, *arguments)
         r = x.new_empty(0, dtype=torch.float32)
         ctx.set_materialize_grads(False)
@@ -70,22 +66,12 @@ class RGBConv2d(OpFunction):
         if torch.is_grad_enabled():
             if needs == [True, False, False]:
                 return _MaskedInputGradient.apply(dy, sign_bits, weight, options), *(None,) * 4
-            return *_differentiable_gradients(dy, x, weight, bias, options, needs), None, None
+            return *differentiable_gradients(dy, None, x, weight, bias, (0, 1, 1), options, needs), None, None
         dx = _input_gradient(dy, weight, sign_bits, options) if needs[0] else None
         dw = db = None
         if needs[1] or needs[2]:
             dw, db = _weight_gradient(dy, x, weight, sign_bits, options)
         return dx, dw if needs[1] else None, db.to(bias.dtype) if needs[2] else None, None, None
-
-
-def _differentiable_gradients(dy, x, weight, bias, options, needs) -> list[Tensor | None]:
-    """Return the gradients with a graph of their own, by way of the general formula."""
-    from pggan_fast.ops.conv import EqualizedConv2d
-
-    y, _ = EqualizedConv2d.apply(x, weight, bias, (0, 1, 1), options, "native", True)
-    inputs = [t for t, needed in zip((x, weight, bias), needs, strict=True) if needed]
-    found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True, allow_unused=True))
-    return [next(found) if needed else None for needed in needs]
 
 
 class _MaskedInputGradient(OpFunction):
@@ -104,7 +90,7 @@ class _MaskedInputGradient(OpFunction):
         options, d_dy, dw = ctx.options, None, None
         g = g.contiguous(memory_format=torch.channels_last)
         if ctx.needs_input_grad[0]:
-            arguments = (g, weight, None, sign_bits, options[0], *_slopes(options), False)
+            arguments = (g, weight, None, sign_bits, options[0], *slopes_of(options), False)
             d_dy = below_autograd(conv_rgb_expand, *arguments)[0]
         if will_need_grad(ctx, 2):
             dw = _weight_gradient(dy, g, weight, sign_bits, options)[0]

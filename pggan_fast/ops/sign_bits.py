@@ -35,6 +35,17 @@ def unpack_signs(sign_bits: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like).copy_(2 * channels - 1)
 
 
+def slopes_by_signs(sign_bits: Tensor, like: Tensor, positive: float, negative: float) -> Tensor:
+    """Return `positive` or `negative` for each bit, in the shape, dtype and layout of `like`."""
+    return torch.where(unpack_signs(sign_bits, like) > 0, positive, negative).to(like.dtype)
+
+
+def slopes_of(options: tuple) -> tuple[float, float]:
+    """(positive, negative) slopes of an epilogue's options: its activation's, times gain."""
+    _, act, slope, gain, *_ = options
+    return gain, gain * reference.effective_slope(act, slope)
+
+
 def has_gpu_kernels(t: Tensor) -> bool:
     """Whether the CUDA kernels are there for a tensor on this device."""
     return t.is_cuda and _native.cuda_available

@@ -1,4 +1,5 @@
-"""Small work on the CPU, where calling costs more than computing: ATen's own ops, whose gradients are C++ throughout.
+"""Small work on the CPU, where calling costs more than computing, and additions: ATen's own ops, all of whose gradients
+are C++.
 
 An autograd function of Python costs 5 to 20 us more than one of C++, forward and backward together; below the limits
 here that is more than a fused kernel saves. The formulas are those of `pggan_fast.reference`. An `impl` that is asked
@@ -38,11 +39,16 @@ def is_eager(x: Tensor, impl: str) -> bool:
     )
 
 
-def takes_bias_act(x: Tensor, bias: Tensor | None, gain: float, pixel_norm: bool, impl: str) -> bool:
-    """Whether `bias_act` below is faster than the kernel. Not in half precision, which ATen rounds after each op."""
-    if pixel_norm or gain != 1 or bias is None or not is_eager(x, impl):
+def takes_bias_act(
+    x: Tensor, bias: Tensor | None, scale: float, act: str, slope: float, gain: float, pixel_norm: bool, impl: str
+) -> bool:
+    """Whether `bias_act` below is faster than the kernel: for few values, and where there is nothing to fuse."""
+    if pixel_norm or gain != 1 or bias is None or bias.dtype is not x.dtype or not is_eager(x, impl):
         return False
-    return x.dtype is bias.dtype is torch.float32 and 0 < x.numel() <= ELEMENTWISE
+    if act == "linear" and scale == 1:  # an addition hands its gradient on without a copy
+        return True
+    # Not in half precision, which ATen rounds after each op.
+    return x.dtype is torch.float32 and 0 < x.numel() <= ELEMENTWISE
 
 
 def bias_act(x: Tensor, bias: Tensor, scale: float, act: str, slope: float) -> Tensor:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from pggan_fast import ops, reference
-from pggan_fast.ops import conv_halo, conv_halo_gradients
+from pggan_fast.ops import conv_halo_gradients
 from pggan_fast.ops.conv_halo_gradients import HaloConv2d, takes
+from pggan_fast.ops.sign_bits import pack_signs
 
 GEOMETRIES = {"plain": (1, 1, 1), "up": (1, 2, 1), "down": (1, 1, 2)}
 OPTIONS = {
@@ -63,7 +64,7 @@ def test_a_gradient_penalty_takes_the_kernels_alone(geometry, monkeypatch):
     def refuse(*args):
         raise AssertionError("the general formula was asked")
 
-    monkeypatch.setattr(conv_halo_gradients, "_differentiable_gradients", refuse)
+    monkeypatch.setattr(conv_halo_gradients, "differentiable_gradients", refuse)
     x, weight, bias = arguments(geometry)
     found, expected = [], []
     for results, function in (
@@ -93,7 +94,7 @@ def composite(x, weight, bias, geometry, options):
 
 def test_packed_signs_are_bits_by_channel():
     z = torch.tensor([1.0, -1.0, 0.0, float("nan"), 2.0] + [0.0] * 26 + [3.0]).view(1, 32, 1, 1)
-    assert conv_halo.packed_signs(z).item() == (1 | 1 << 4 | 1 << 31) - (1 << 32)
+    assert pack_signs(z).item() == (1 | 1 << 4 | 1 << 31) - (1 << 32)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_a_gradient_penalty_of_images_takes_the_kernels_alone(monkeypatch):
     def refuse(*args):
         raise AssertionError("the general formula was asked")
 
-    monkeypatch.setattr(conv_rgb_gradients, "_differentiable_gradients", refuse)
+    monkeypatch.setattr(conv_rgb_gradients, "differentiable_gradients", refuse)
     x, weight, bias = inputs()
     seconds = []
     for function in (image_layer, lambda *t: reference.equalized_conv2d(*t, weight_scale=0.3, act="lrelu", gain=1.3)):
