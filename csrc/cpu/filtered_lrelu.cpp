@@ -52,11 +52,8 @@ std::tuple<Tensor, Tensor> filtered_lrelu(Tensor x, std::optional<Tensor> bias, 
 Tensor filtered_lrelu_masked(Tensor x, Tensor mask, Tensor fu, Tensor fd, int64_t up, int64_t down, int64_t x0,
                              int64_t y0, int64_t left, int64_t top, int64_t grid_h, int64_t grid_w, int64_t out_h,
                              int64_t out_w, bool flip_filter, double gain, double slope) {
-  check_lrelu(x, up, down, gain, slope);
-  taps_of("fu", fu), taps_of("fd", fd);
-  STD_TORCH_CHECK(out_h >= 0 && out_w >= 0 && grid_h >= 0 && grid_w >= 0, "filtered_lrelu: sizes must be at least 0");
-  const Lrelu s{x.size(2), x.size(3), grid_h, grid_w, out_h, out_w, up, down, x0, y0, left, top};
-  check_mask(x, mask, s);
+  const Lrelu s =
+      masked_sizes(x, mask, fu, fd, up, down, x0, y0, left, top, grid_h, grid_w, out_h, out_w, gain, slope);
   const int64_t sizes[] = {x.size(0), x.size(1), out_h, out_w};
   Output y(empty_with_layout(sizes, x.scalar_type(), working_layout(x)), Layout::contiguous);
   const Tensor dense = with_layout(x, Layout::contiguous), bits = with_layout(mask, Layout::contiguous);

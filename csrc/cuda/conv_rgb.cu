@@ -27,34 +27,40 @@ ConvRGB arguments(const char* op, double scale, double positive_slope, double ne
   return a;
 }
 
-void set_weight(const char* op, ConvRGB& a, const Tensor& weight, const Tensor& in, int wide_channels) {
-  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == in.size(1) && weight.size(2) * weight.size(3) == 1 &&
+// What both convolutions read beside x. Returns the bias as a kernel takes it, which must live as long as the launch.
+std::optional<Tensor> set_operands(const char* op, ConvRGB& a, const Tensor& x, const Tensor& weight,
+                                   const std::optional<Tensor>& bias, const std::optional<Tensor>& mask,
+                                   int wide_channels) {
+  check_device(op, "weight", weight, x);
+  check_device(op, "bias", bias, x);
+  check_device(op, "mask", mask, x);
+  STD_TORCH_CHECK(x.dim() == 4, op, ": x must be [N, C, H, W]");
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) * weight.size(3) == 1 &&
                       weight.scalar_type() == ScalarType::Float,
                   op, ": weight must be [C_out, C_in, 1, 1] in float32");
   a.weight = pointer<float>(weight);
   a.w_wide = weight.stride(wide_channels), a.w_narrow = weight.stride(1 - wide_channels);
+  std::optional<Tensor> shift;
+  if (bias) shift = with_layout(with_dtype(*bias, ScalarType::Float), Layout::contiguous);
+  STD_TORCH_CHECK(!shift || shift->numel() == weight.size(0), op,
+                  ": bias must have one value for each output channel");
+  a.bias = pointer<float>(shift);
+  return shift;
 }
 
 std::tuple<Tensor, Tensor> expand(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> mask,
                                   double scale, double positive_slope, double negative_slope, bool needs_signs) {
   const char* op = "conv_rgb_expand";
   const OnDeviceOf guard(x);
-  check_device(op, "weight", weight, x);
-  check_device(op, "bias", bias, x);
-  check_device(op, "mask", mask, x);
   ConvRGB a = arguments(op, scale, positive_slope, negative_slope);
-  STD_TORCH_CHECK(x.dim() == 4, op, ": x must be [N, C, H, W]");
-  set_weight(op, a, weight, x, 0);
+  const std::optional<Tensor> shift = set_operands(op, a, x, weight, bias, mask, 0);
   const Tensor narrow = with_layout(x, Layout::channels_last);
   const int64_t sizes[] = {x.size(0), weight.size(0), x.size(2), x.size(3)};
   Tensor y = empty_with_layout(sizes, x.scalar_type(), Layout::channels_last);
   const bool writes = needs_signs && !mask;
   Tensor signs = writes ? empty_sign_bits(y) : empty_words({0});
-  std::optional<Tensor> shift;
-  if (bias) shift = with_layout(with_dtype(*bias, ScalarType::Float), Layout::contiguous);
-  STD_TORCH_CHECK(!shift || shift->numel() == y.size(1), op, ": bias must have one value for each output channel");
   a.rows = rows_of(op, y);
-  a.narrow = narrow.const_data_ptr(), a.out = y.mutable_data_ptr(), a.bias = pointer<float>(shift);
+  a.narrow = narrow.const_data_ptr(), a.out = y.mutable_data_ptr();
   a.mask = mask ? bytes_of(op, *mask, y) : nullptr;
   a.sign_bits = writes ? output<uint8_t>(signs) : nullptr;
   with_narrow(op, x, x.size(1), [&](auto type, auto channels) {
@@ -69,20 +75,13 @@ Tensor reduce(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional
               double positive_slope, double negative_slope) {
   const char* op = "conv_rgb_reduce";
   const OnDeviceOf guard(x);
-  check_device(op, "weight", weight, x);
-  check_device(op, "bias", bias, x);
-  check_device(op, "mask", mask, x);
   ConvRGB a = arguments(op, scale, positive_slope, negative_slope);
-  STD_TORCH_CHECK(x.dim() == 4, op, ": x must be [N, C, H, W]");
-  set_weight(op, a, weight, x, 1);
+  const std::optional<Tensor> shift = set_operands(op, a, x, weight, bias, mask, 1);
   const Tensor wide = with_layout(x, Layout::channels_last);
   const int64_t sizes[] = {x.size(0), weight.size(0), x.size(2), x.size(3)};
   Tensor y = empty_with_layout(sizes, x.scalar_type(), Layout::channels_last);
-  std::optional<Tensor> shift;
-  if (bias) shift = with_layout(with_dtype(*bias, ScalarType::Float), Layout::contiguous);
-  STD_TORCH_CHECK(!shift || shift->numel() == y.size(1), op, ": bias must have one value for each output channel");
   a.rows = rows_of(op, wide);
-  a.wide = wide.const_data_ptr(), a.out = y.mutable_data_ptr(), a.bias = pointer<float>(shift);
+  a.wide = wide.const_data_ptr(), a.out = y.mutable_data_ptr();
   a.mask = mask ? bytes_of(op, *mask, x) : nullptr;
   with_narrow(op, x, weight.size(0), [&](auto type, auto channels) {
     launch(op, conv_rgb_reduce_kernel<decltype(type), channels>, blocks_at_once(tiles_of(a.rows)), a);

@@ -74,9 +74,7 @@ std::tuple<Tensor, Tensor> filtered_lrelu(Tensor x, std::optional<Tensor> bias, 
   const Lrelu s = lrelu_sizes(x, fu, fd, up, down, x0, x1, y0, y1);
   const int64_t sizes[] = {x.size(0), x.size(1), s.oh, s.ow};
   Output y(empty_with_layout(sizes, x.scalar_type(), working_layout(x)), Layout::contiguous);
-  Tensor mask = fresh_mask(keep_mask ? mask_sizes(x, s) : std::vector<int64_t>{0});
-  // Streams that end before the others have bytes of no column.
-  if (keep_mask && s.gw % std::lcm(up, down)) torch::stable::zero_(mask);
+  const Tensor mask = fresh_mask(keep_mask ? mask_sizes(x, s) : std::vector<int64_t>{0});
   const Tensor dense = with_layout(x, Layout::contiguous), up_filter = wide(fu, x), down_filter = wide(fd, x);
   std::optional<Tensor> wide_bias;
   if (bias) wide_bias = wide(*bias, x);
@@ -95,11 +93,8 @@ Tensor filtered_lrelu_masked(Tensor x, Tensor mask, Tensor fu, Tensor fd, int64_
   check_device("filtered_lrelu", "mask", mask, x);
   check_device("filtered_lrelu", "fu", fu, x);
   check_device("filtered_lrelu", "fd", fd, x);
-  check_lrelu(x, up, down, gain, slope);
-  taps_of("fu", fu), taps_of("fd", fd);
-  STD_TORCH_CHECK(out_h >= 0 && out_w >= 0 && grid_h >= 0 && grid_w >= 0, "filtered_lrelu: sizes must be at least 0");
-  const Lrelu s{x.size(2), x.size(3), grid_h, grid_w, out_h, out_w, up, down, x0, y0, left, top};
-  check_mask(x, mask, s);
+  const Lrelu s =
+      masked_sizes(x, mask, fu, fd, up, down, x0, y0, left, top, grid_h, grid_w, out_h, out_w, gain, slope);
   const int64_t sizes[] = {x.size(0), x.size(1), out_h, out_w};
   Output y(empty_with_layout(sizes, x.scalar_type(), working_layout(x)), Layout::contiguous);
   const Tensor dense = with_layout(x, Layout::contiguous), bits = with_layout(mask, Layout::contiguous);

@@ -124,6 +124,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
         store(mask_out + byte, static_cast<uint8_t>(bits));
     }
   }
+  if (writes && ox + g.tw >= g.ow) {
+    // Streams that end before the others have bytes of no column.
+    const int behind = g.step * g.mask_w - g.gw;
+    for (int i = thread; i < g.pgh / 4 * behind; i += kThreads) {
+      const int row = i / behind * 4, grid_row = gy + row, column = g.gw + i % behind;
+      if (grid_row < g.gh && (oy + g.th >= g.oh || row < g.th * g.down))
+        store(mask_out + mask_plane + (int64_t(grid_row / 4) * g.step + column % g.step) * g.mask_w + column / g.step,
+              uint8_t(0));
+    }
+  }
   __syncthreads();
 
   for (int i = thread; i < g.pgh * g.tw; i += kThreads) {

@@ -67,6 +67,18 @@ inline void check_mask(const Tensor& x, const Tensor& mask, const Lrelu& s) {
   STD_TORCH_CHECK(fits, "filtered_lrelu: the mask is not one of this size");
 }
 
+// The masked op's, which says all of them.
+inline Lrelu masked_sizes(const Tensor& x, const Tensor& mask, const Tensor& fu, const Tensor& fd, int64_t up,
+                          int64_t down, int64_t x0, int64_t y0, int64_t left, int64_t top, int64_t grid_h,
+                          int64_t grid_w, int64_t out_h, int64_t out_w, double gain, double slope) {
+  check_lrelu(x, up, down, gain, slope);
+  taps_of("fu", fu), taps_of("fd", fd);
+  STD_TORCH_CHECK(out_h >= 0 && out_w >= 0 && grid_h >= 0 && grid_w >= 0, "filtered_lrelu: sizes must be at least 0");
+  const Lrelu s{x.size(2), x.size(3), grid_h, grid_w, out_h, out_w, up, down, x0, y0, left, top};
+  check_mask(x, mask, s);
+  return s;
+}
+
 // A filter in the order of a correlation, times `gain`.
 inline std::vector<double> in_order(const Tensor& f, bool flip, double gain) {
   const Tensor wide = with_layout(with_dtype(f, ScalarType::Double), Layout::contiguous);
