@@ -91,12 +91,11 @@ inline Rows rows_of(const char* op, const Tensor& t) {
 // f(a value of the type) for the dtypes that there are kernels for.
 template <class F>
 void with_short_type(const char* op, const Tensor& t, F f) {
-  switch (dtype_of(t)) {
-    case Dtype::f32: return f(float{});
-    case Dtype::bf16: return f(torch::headeronly::BFloat16{});
-    case Dtype::f16: return f(torch::headeronly::Half{});
-    default: STD_TORCH_CHECK(false, op, ": tensors must be float32, bfloat16 or float16");
-  }
+  const Dtype dtype = dtype_of(t);
+  STD_TORCH_CHECK(dtype != Dtype::f64, op, ": tensors must be float32, bfloat16 or float16");
+  if (dtype == Dtype::f32) return f(float{});
+  if (dtype == Dtype::bf16) return f(torch::headeronly::BFloat16{});
+  return f(torch::headeronly::Half{});
 }
 
 inline Tensor empty_words(const std::vector<int64_t>& sizes) {

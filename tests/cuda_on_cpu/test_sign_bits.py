@@ -119,6 +119,8 @@ def test_what_there_is_no_kernel_for_is_refused(ops):
         ops.bias_act_with_sign_bits_(torch.randn(1, 64, 4, 4), None, 0.7, 0.2, 1.3)
     with pytest.raises(RuntimeError, match="images have 2 channels, allowed: 1, 3"):
         ops.conv_rgb_expand(last(1, 2, 4, 4, dtype=torch.float32), torch.randn(16, 2, 1, 1), None, None, *SLOPES, True)
+    with pytest.raises(RuntimeError, match="must be float32, bfloat16 or float16"):
+        ops.bias_act_with_sign_bits_(last(1, 64, 4, 4, dtype=torch.float64), None, 0.7, 0.2, 1.3)
     with pytest.raises(RuntimeError, match="sign bits must be int32"):
         ops.bias_act_backward_by_sign_bits(x[:, :32], bits.long(), 0.7, 0.2, 1.3, True)
 
