@@ -78,10 +78,10 @@ class SlicedWasserstein:
                 f"{reals.count} real and {fakes.count} generated images: must be as many of each, and 1 or more"
             )
         random = np.random.Generator(np.random.PCG64([self.seed, 0]))
-        values = {}
+        values, space = {}, _workspace(reals.stores[0].count, self.device)
         for size, a, b in zip(level_sizes(*self._shape[1:]), reals.stores, fakes.stores, strict=True):
             directions = random_directions(random, PATCH**2 * self._shape[0], DIRECTIONS)
-            values[str(min(size))] = SCALE * distance(a, b, directions.to(self.device))
+            values[str(min(size))] = SCALE * distance(a, b, directions.to(self.device), space)
         return {**values, "average": sum(values.values()) / len(values)}
 
     def close(self) -> None:
@@ -142,15 +142,24 @@ def random_directions(random: np.random.Generator, size: int, count: int) -> Ten
     return torch.from_numpy((directions / np.linalg.norm(directions, axis=0)).astype(np.float32))
 
 
-def distance(a: PatchStore, b: PatchStore, directions: Tensor) -> float:
-    """The sliced Wasserstein distance of two stores of one count, normalised, along float32 directions [49*C, K]."""
-    at_once = min(directions.shape[1], max(1, WORKSPACE // (4 * (a.count + b.count))))
-    # Made once: fresh memory costs about as much as what is computed in it.
-    projections = torch.empty(2, at_once, a.count, device=directions.device)
+def _workspace(count: int, device: torch.device) -> Tensor:
+    """Room for the projections of two sets of `count` patches along some directions: float32 [2, directions, count].
+
+    Made once for all levels: on a CPU fresh memory costs about as much as what is computed in it.
+    """
+    return torch.empty(2, min(DIRECTIONS, max(1, WORKSPACE // (8 * count))), count, device=device)
+
+
+def distance(a: PatchStore, b: PatchStore, directions: Tensor, space: Tensor | None = None) -> float:
+    """The sliced Wasserstein distance of two stores of one count, normalised, along float32 directions [49*C, K].
+
+    space: float32 [2, directions at once, count], overwritten; by default its own.
+    """
+    space = _workspace(a.count, directions.device) if space is None else space
     statistics = a.mean_std(), b.mean_std()
     total = 0.0
-    for some in directions.split(at_once, dim=1):
-        x, y = projections[:, : some.shape[1]]
+    for some in directions.split(space.shape[1], dim=1):
+        x, y = space[:, : some.shape[1]]
         shift = project(b, some, *statistics[1], y) - project(a, some, *statistics[0], x)
         total += _sum_of_differences(x, y, shift)
     return total / (a.count * directions.shape[1])
