@@ -5,6 +5,7 @@ Does nothing where the package is imported by another program. Imports nothing b
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import sys
@@ -14,9 +15,23 @@ SPINS = 10_000  # about half a millisecond; libgomp's own default is thirty time
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 LONG_COMMANDS = ("train", "demo")
+# Errors that have no class of their own: words of the loader, torch's allocator, C++, threads and decoders.
+NO_MEMORY = (
+    "failed to map segment",
+    "annot allocate memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "can't start new thread",
+    "out of memory",
+    "Unable to allocate",
+)
+SPARE = 96 << 20  # bytes that must be left when everything is imported, for a command to come to its own error
+NOT_FOR_MEMORY = 3  # how the child leaves whose import failed for another reason
 
 _asked = {"stop": False, "save": False}
 _importing = True
+_is_child = False
+_spare: mmap.mmap | None = None
 
 
 def is_command_line() -> bool:
@@ -42,6 +57,8 @@ def prepare() -> None:
         _answer_signals()
     elif signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
+    if _address_space_is_limited():
+        _import_in_a_child_first()
 
 
 def imported() -> None:
@@ -50,6 +67,8 @@ def imported() -> None:
     Commands without a run get Python's KeyboardInterrupt, for which somebody is ready now.
     """
     global _importing
+    if _is_child:
+        os._exit(0)
     _importing = False
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -66,17 +85,61 @@ def take(request: str) -> bool:
     return asked
 
 
+def says_no_memory(text: str) -> bool:
+    """Return whether an error's text says that memory ran out; a disk mounted noexec fails to map segments too."""
+    return any(words in text for words in NO_MEMORY) and "not permitted" not in text
+
+
+def _address_space_is_limited() -> bool:
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits
+        return False
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    return any(limit != resource.RLIM_INFINITY for limit in limits)
+
+
+def _import_in_a_child_first() -> None:
+    """Leave with one line if torch cannot be loaded within the limit.
+
+    C++ and OpenBLAS end the process for want of memory, which no exception tells, so a child tries it: it imports what
+    this process would, up to `imported`.
+    """
+    global _is_child, _spare
+    child = os.fork()
+    if child == 0:
+        _is_child = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        try:
+            _spare = mmap.mmap(-1, SPARE)
+        except OSError:
+            os._exit(USER_ERROR)
+        return
+    left = os.waitpid(child, 0)[1]
+    if os.waitstatus_to_exitcode(left) not in (0, NOT_FOR_MEMORY):
+        _leave_without_torch("the process may not take more: ulimit -v")
+
+
+def _leave_without_torch(reason: str) -> None:
+    print(f"pggan-fast: error: there is too little memory to load torch ({reason})", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(USER_ERROR)
+
+
 def _report_missing_memory(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Say in one line that torch cannot be loaded for want of memory, which nobody above can catch."""
-    without_memory = isinstance(error, MemoryError) or any(
-        reason in str(error) for reason in ("failed to map segment", "annot allocate memory", "std::bad_alloc")
-    )
-    if not (_importing and without_memory):
+    """Say in one line that memory ran out where nobody above can catch it: while torch is loaded, or at the end."""
+    text = " ".join(str(error).split())[:160]
+    without_memory = isinstance(error, MemoryError) or says_no_memory(str(error))
+    if _is_child:
+        os._exit(USER_ERROR if without_memory else NOT_FOR_MEMORY)
+    if not without_memory:
         sys.__excepthook__(kind, error, traceback)
         return
-    print(
-        f"pggan-fast: error: there is too little memory to load torch ({str(error) or 'MemoryError'})", file=sys.stderr
-    )
+    if _importing:
+        _leave_without_torch(text or "MemoryError")
+    print(f"pggan-fast: error: out of memory ({text or 'no memory is left'})", file=sys.stderr)
     sys.stderr.flush()
     os._exit(USER_ERROR)
 

@@ -24,7 +24,7 @@ from pggan_fast.training.init_from import find_weights, settings_to_grow
 from pggan_fast.training.presets import PRESETS
 from pggan_fast.training.runtime.openmp import spin_briefly
 from pggan_fast.utils.distributed import join
-from pggan_fast.utils.memory import is_out_of_memory
+from pggan_fast.utils.memory import describe_out_of_memory
 from pggan_fast.utils.options import Parser, from_options
 from pggan_fast.utils.settings_file import FORMATS, add_config_option, settings_text, with_settings_file
 from pggan_fast.utils.streams import lasting_streams
@@ -60,14 +60,11 @@ def _run(arguments: list[str]) -> int:
             return COMMANDS[command](arguments[1:]) or 0
         else:
             raise UserError(f"unknown command {command}; must be one of: {', '.join(COMMANDS)}")
-    except (UserError, OSError) as error:  # OSError: no permission, disk full, ...
-        print(f"pggan-fast: error: {error}", file=sys.stderr)
-        return USER_ERROR
     except Exception as error:
-        if not is_out_of_memory(error):
+        line = describe_out_of_memory(error)
+        if line is None and not isinstance(error, (UserError, OSError)):  # OSError: no permission, disk full, ...
             raise
-        reason = " ".join(str(error).split())[:160] or "no memory is left"
-        print(f"pggan-fast: error: out of memory ({reason})", file=sys.stderr)
+        print(f"pggan-fast: error: {line or error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as stop:  # a command may say what it has done by then
         print("pggan-fast: interrupted" + (f", {stop}" if str(stop) else ""), file=sys.stderr)

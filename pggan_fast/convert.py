@@ -23,6 +23,7 @@ from pggan_fast.networks import BaseGenerator, Discriminator, Generator
 from pggan_fast.training import UserError
 from pggan_fast.utils.atomic_write import atomic_write
 from pggan_fast.utils.errors import reason_of
+from pggan_fast.utils.memory import GENERAL_ADVICE, advice_when_out_of_memory
 from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import option
 from pggan_fast.utils.torch_files import load_weights_only
@@ -108,7 +109,12 @@ def import_weights(config: ImportConfig) -> list[Path]:
 
 
 def export_weights(config: ExportConfig) -> Path:
-    """Write the file and return its path. Raises UserError before it would overwrite one."""
+    """Write the file and return its path. Raises UserError before it would overwrite one, and if memory runs out."""
+    with advice_when_out_of_memory(f"--format safetensors, which needs the least; {GENERAL_ADVICE}"):
+        return _export_weights(config)
+
+
+def _export_weights(config: ExportConfig) -> Path:
     for path in (config.out, config.out.with_suffix(".json")) if config.format == "safetensors" else (config.out,):
         if path.exists():
             raise UserError(f"--out {config.out}: {path} exists already; choose another name")

@@ -6,18 +6,14 @@ from contextlib import contextmanager
 
 import torch
 
+from pggan_fast import _startup
 from pggan_fast.utils.errors import UserError
 
-# Errors that have no class of their own, from torch's allocator, C++, threads and decoders.
-WORDS = (
-    "can't allocate memory",
-    "bad_alloc",
-    "can't start new thread",
-    "out of memory",
-    "Cannot allocate memory",
-    "Unable to allocate",
-)
 TRAINING_ADVICE = "--micro-batch N below the batch size, --activation-checkpointing, --precision bf16"
+
+
+GENERAL_ADVICE = "more memory for this process (ulimit -v, a container's limit), smaller networks"
+BEGINNING = "out of memory ("
 
 
 @contextmanager
@@ -26,10 +22,30 @@ def advice_when_out_of_memory(advice: str = TRAINING_ADVICE) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) or not is_out_of_memory(error):
+        line = describe_out_of_memory(error, advice)
+        if line is None or line == str(error):
             raise
-        reason = (str(error).splitlines() or ["no memory is left"])[0]
-        raise UserError(f"out of memory ({reason}); continue with one or more of: {advice}") from error
+        raise UserError(line) from error
+
+
+def describe_out_of_memory(error: BaseException, advice: str = GENERAL_ADVICE) -> str | None:
+    """Return the line for a user, with `advice`, if memory ran out in `error` or in what led to it, else None."""
+    if isinstance(error, UserError) and str(error).startswith(BEGINNING):
+        return str(error)
+    cause = next((link for link in chain_of(error) if is_out_of_memory(link)), None)
+    if cause is None:
+        return None
+    reason = (str(cause).splitlines() or ["no memory is left"])[0][:160]
+    return f"{BEGINNING}{reason}); continue with one or more of: {advice}"
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield `error`, what caused it, and so on: libraries and readers put errors of their own before the reason."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -38,4 +54,4 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM or (error.errno is None and "out of memory" in str(error))
-    return isinstance(error, (RuntimeError, ImportError)) and any(words in str(error) for words in WORDS)
+    return isinstance(error, (RuntimeError, ImportError)) and _startup.says_no_memory(str(error))
