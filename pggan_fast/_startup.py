@@ -1,6 +1,6 @@
 """The first moments of `pggan-fast`, before torch is imported, which takes seconds.
 
-Does nothing where the package is imported by another program. Imports nothing but the standard library.
+Does nothing where the package is imported by another program. Imports nothing but the standard library and words.
 """
 
 from __future__ import annotations
@@ -11,20 +11,12 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
+from pggan_fast.utils.memory_words import says_no_memory
+
 SPINS = 10_000  # about half a millisecond; libgomp's own default is thirty times that
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 LONG_COMMANDS = ("train", "demo")
-# Errors that have no class of their own: words of the loader, torch's allocator, C++, threads and decoders.
-NO_MEMORY = (
-    "failed to map segment",
-    "annot allocate memory",
-    "can't allocate memory",
-    "bad_alloc",
-    "can't start new thread",
-    "out of memory",
-    "Unable to allocate",
-)
 SPARE = 96 << 20  # bytes that must be left when everything is imported, for a command to come to its own error
 NOT_FOR_MEMORY = 3  # how the child leaves whose import failed for another reason
 
@@ -83,11 +75,6 @@ def take(request: str) -> bool:
     """Return whether "stop" or "save" was asked for, once."""
     asked, _asked[request] = _asked[request], False
     return asked
-
-
-def says_no_memory(text: str) -> bool:
-    """Return whether an error's text says that memory ran out; a disk mounted noexec fails to map segments too."""
-    return any(words in text for words in NO_MEMORY) and "not permitted" not in text
 
 
 def _address_space_is_limited() -> bool:

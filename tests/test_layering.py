@@ -26,7 +26,7 @@ ORDER = (
     {"convert", "demo", "doctor"},
     {"cli", "__main__"},
 )
-SIDEWAYS = {("__main__", "cli"), ("dropin", "compat")}
+SIDEWAYS = {("__main__", "cli"), ("dropin", "compat"), ("_startup", "utils")}
 KERNELS_NEED = {"torch", "triton", *sys.stdlib_module_names}
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 

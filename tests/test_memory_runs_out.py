@@ -8,10 +8,11 @@ import sys
 import pytest
 import torch
 
-from pggan_fast import _startup, cli
+from pggan_fast import cli
 from pggan_fast.networks import Generator
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.memory import describe_out_of_memory
+from pggan_fast.utils.memory_words import says_no_memory
 
 # Each command with the function of `cli` that does its work.
 WORK = {
@@ -138,5 +139,5 @@ def test_a_limit_that_suffices_changes_nothing():
 
 
 def test_words_of_the_loader():
-    assert _startup.says_no_memory("libtorch_cpu.so: failed to map segment from shared object")
-    assert not _startup.says_no_memory("no such file")
+    assert says_no_memory("libtorch_cpu.so: failed to map segment from shared object")
+    assert not says_no_memory("no such file")

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
-from pggan_fast import _startup
 from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.memory_words import says_no_memory
 
 TRAINING_ADVICE = "--micro-batch N below the batch size, --activation-checkpointing, --precision bf16"
 
@@ -54,4 +54,4 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM or (error.errno is None and "out of memory" in str(error))
-    return isinstance(error, (RuntimeError, ImportError)) and _startup.says_no_memory(str(error))
+    return isinstance(error, (RuntimeError, ImportError)) and says_no_memory(str(error))

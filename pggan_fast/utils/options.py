@@ -292,7 +292,7 @@ def _reporting(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             return parse(text)
         except ValueError:
             allowed = {int: "a whole number", float: "a number"}.get(parse)
-            raise argparse.ArgumentTypeError(f"{text}: must be {allowed or parse.__name__}") from None
+            raise argparse.ArgumentTypeError(f"{shown_value(text)}: must be {allowed or parse.__name__}") from None
 
     return parse_or_explain
 
