@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from pggan_fast.kernels.conv_table import measurement
-from pggan_fast.kernels.gpu_limits import MODELLED, GPULimits, limits_of
+from pggan_fast.kernels.gpu_limits import MODELLED, GPULimits, limits_of_device
 from pggan_fast.kernels.tensors import cdiv, next_power_of_2
 
 # Pixel norm needs all channels of a pixel in one program; more than this do not fit a program's registers.
@@ -119,7 +119,7 @@ def limits() -> GPULimits:
 
 @cache
 def _limits_of_device(index: int) -> GPULimits:
-    return limits_of(torch.cuda.get_device_name(index))
+    return limits_of_device(index)
 
 
 def on_tensor_cores(dtype: torch.dtype) -> bool:

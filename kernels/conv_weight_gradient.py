@@ -7,12 +7,27 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import JITFunction
 from triton.runtime.errors import OutOfResources
 
 from pggan_fast.kernels.conv_table import forget_measurement
-from pggan_fast.kernels.conv_tiles import dot_precision
-from pggan_fast.kernels.conv_weight_tiles import WeightProblem, WeightTile, choose_weight_tile, splits_of
-from pggan_fast.kernels.tensors import accumulation_dtype, cdiv, launch, next_power_of_2, scalar, scalar_args
+from pggan_fast.kernels.conv_tiles import dot_precision, limits, on_hip
+from pggan_fast.kernels.conv_weight_tiles import (
+    PROGRAMS_PER_MULTIPROCESSOR,
+    WeightProblem,
+    WeightTile,
+    choose_weight_tile,
+    splits_of,
+)
+from pggan_fast.kernels.tensors import (
+    accumulation_dtype,
+    cdiv,
+    compiled,
+    launch,
+    next_power_of_2,
+    scalar,
+    scalar_args,
+)
 
 
 @triton.jit
@@ -186,13 +201,13 @@ class Plan(NamedTuple):
     parts_constants: dict
 
 
-def _make_plan(problem: WeightProblem, tile: WeightTile | None, precision: str, device: int) -> Plan:
+def _make_plan(problem: WeightProblem, tile: WeightTile | None, precision: str, device: int, resident: int) -> Plan:
     p = problem
     tile = tile or choose_weight_tile(p, device)
     tiles_h, tiles_w = cdiv(p.h, tile.h), cdiv(p.w, tile.w)
     tiles = cdiv(p.n, tile.n) * tiles_h * tiles_w
     blocks = cdiv(p.rows, tile.block_b), cdiv(p.c_a, tile.block_a)
-    splits = splits_of(p, tiles, blocks[0] * blocks[1])
+    splits = splits_of(tiles, blocks[0] * blocks[1], resident)
     constants = dict(
         C_A=p.c_a,
         C_B=p.c_b,
@@ -218,6 +233,16 @@ def _make_plan(problem: WeightProblem, tile: WeightTile | None, precision: str, 
 
 
 _cached_plan = cache(_make_plan)
+
+_resident: dict[tuple, int] = {}
+"""{(problem, tile, precision, device): programs that a multiprocessor holds}, of kernels that were compiled."""
+
+
+def _resident_programs(a: Tensor, b: Tensor, dw: Tensor, padding: int, strides: tuple, plan: Plan) -> int:
+    """Compile the plan's kernel without launching it; return how many of its programs a multiprocessor holds."""
+    out, args = _arguments(a, b, dw, 1.0, padding, strides, plan)
+    found = compiled(weight_gradient_kernel, plan.grid, a, b, out, *args, **plan.constants)
+    return limits().resident_blocks(found.n_regs, found.metadata.shared, found.metadata.num_warps)
 
 
 def weight_gradient(
@@ -254,8 +279,16 @@ def weight_gradient(
     strides = dw.stride()[:2][:: -1 if transposed and folded else 1], dw.stride()[2:]
     scale = scale * fold if folded else scale
 
+    key = problem, tile, dot_precision(a.dtype), a.get_device()
+    # A graph that is traced, the interpreter and AMD's compiler state no registers.
+    states_registers = type(x) is Tensor and a.is_cuda and isinstance(weight_gradient_kernel, JITFunction)
+    states_registers = states_registers and not on_hip()
+
     def run() -> None:
-        plan = make_plan(problem, tile, dot_precision(a.dtype), a.get_device())
+        if states_registers and key not in _resident:
+            assumed = make_plan(*key, PROGRAMS_PER_MULTIPROCESSOR)
+            _resident[key] = _resident_programs(a, b, dw, padding, strides, assumed)
+        plan = make_plan(*key, _resident.get(key, PROGRAMS_PER_MULTIPROCESSOR))
         _launch(a, b, dw, scale, padding, strides, plan)
 
     try:
@@ -265,33 +298,32 @@ def weight_gradient(
         if tile is not None or not forget_measurement(problem, a.get_device()):
             raise
         _cached_plan.cache_clear()
+        _resident.clear()
         run()
     return dw
 
 
-def _launch(a: Tensor, b: Tensor, dw: Tensor, scale: float, padding: int, strides: tuple, plan: Plan) -> None:
-    (n, _, h, w), splits, wide = a.shape, plan.grid[0], accumulation_dtype(a)
+def _arguments(
+    a: Tensor, b: Tensor, dw: Tensor, scale: float, padding: int, strides: tuple, plan: Plan
+) -> tuple[Tensor, tuple]:
+    """Return what weight_gradient_kernel writes, dw itself or its parts, and its arguments after that."""
+    (n, _, h, w), splits = a.shape, plan.grid[0]
     (dw_a, dw_b), (dw_h, dw_w) = strides
-    out, out_strides, scale_here = dw, (0, dw_a, dw_b, dw_h, dw_w), scale
+    out, out_strides = dw, (0, dw_a, dw_b, dw_h, dw_w)
     if splits > 1:
         k, c_b, c_a = dw.shape[-1], plan.constants["C_B"], plan.constants["C_A"]
-        out = torch.empty(splits, k, k, c_b, c_a, dtype=wide, device=a.device)
-        out_strides, scale_here = (out.stride(0), 1, c_a, *out.stride()[1:3]), 1.0
+        out = torch.empty(splits, k, k, c_b, c_a, dtype=accumulation_dtype(a), device=a.device)
+        out_strides, scale = (out.stride(0), 1, c_a, *out.stride()[1:3]), 1.0
     sizes = (n, h, w, *b.shape[2:], *plan.tiles, splits, padding)
-    launch(
-        weight_gradient_kernel,
-        plan.grid,
-        a,
-        b,
-        out,
-        *scalar_args(a.dtype, scale_here),
-        *sizes,
-        *a.stride(),
-        *b.stride(),
-        *out_strides,
-        **plan.constants,
-    )
-    if splits > 1:
+    return out, (*scalar_args(a.dtype, scale), *sizes, *a.stride(), *b.stride(), *out_strides)
+
+
+def _launch(a: Tensor, b: Tensor, dw: Tensor, scale: float, padding: int, strides: tuple, plan: Plan) -> None:
+    out, args = _arguments(a, b, dw, scale, padding, strides, plan)
+    launch(weight_gradient_kernel, plan.grid, a, b, out, *args, **plan.constants)
+    if out is not dw:
+        splits, wide = plan.grid[0], accumulation_dtype(a)
+        (dw_a, dw_b), (dw_h, dw_w) = strides
         scalars = scalar_args(wide, scale)
         launch(
             add_parts_kernel,

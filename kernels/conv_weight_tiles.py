@@ -9,7 +9,7 @@ from pggan_fast.kernels.conv_tiles import limits, on_tensor_cores, power_of_2, t
 from pggan_fast.kernels.tensors import cdiv, next_power_of_2
 
 PROGRAMS_PER_MULTIPROCESSOR = 3
-"""Programs of 128 threads with up to 168 registers that run at a time: one more would wait for a second wave."""
+"""Programs of 128 threads with up to 168 registers that run at a time: assumed where the kernel is not compiled yet."""
 
 
 class WeightTile(NamedTuple):
@@ -91,10 +91,12 @@ def default_weight_tile(problem: WeightProblem) -> WeightTile:
     return WeightTile(*tile_shape(pixels, p.h, p.w), block_a, block_b, warps, stages=3)
 
 
-def splits_of(problem: WeightProblem, tiles: int, blocks: int) -> int:
-    """Return the number of programs that share the pixels of a block: one wave of the GPU, and no more to add up."""
-    resident = limits().multiprocessors * PROGRAMS_PER_MULTIPROCESSOR
-    return max(1, min(int(tiles), resident // blocks))
+def splits_of(tiles: int, blocks: int, resident: int) -> int:
+    """Return the number of programs that share the pixels of a block: one wave of the GPU, and no more to add up.
+
+    resident: programs of the kernel that a multiprocessor holds at a time.
+    """
+    return max(1, min(int(tiles), limits().multiprocessors * resident // blocks))
 
 
 def l2_bytes(problem: WeightProblem, tile: WeightTile) -> float:

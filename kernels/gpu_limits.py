@@ -37,6 +37,15 @@ class GPULimits(NamedTuple):
             return self.fp32_flops / 2 if self.capability in ((8, 0), (9, 0)) else self.fp32_flops / 64
         return self.tf32_flops if tf32 else self.fp32_flops
 
+    def resident_blocks(self, registers: int, shared_bytes: int, warps: int) -> int:
+        """Return how many blocks a multiprocessor holds at once, by the registers of a thread, shared memory and warps.
+
+        Registers are given out to warps by 256, and 1 KB of a block's shared memory is the system's (CUDA programming
+        guide, occupancy). At least 1: whatever runs at all has room for one.
+        """
+        by_registers = self.registers // (max(1, -(-registers * 32 // 256)) * 256 * warps)
+        return max(1, min(self.threads // (32 * warps), by_registers, self.shared_bytes // (shared_bytes + 1024), 32))
+
     @property
     def issue_per_second(self) -> float:
         """Instructions of a warp that all multiprocessors start in a second, four to a clock each."""
@@ -99,3 +108,14 @@ MODELLED = H200
 def limits_of(device_name: str) -> GPULimits:
     """Return the limits of the GPU that the driver names so ("NVIDIA H100 80GB HBM3"), else those of `MODELLED`."""
     return next((gpu for name, gpu in GPUS.items() if name in device_name), MODELLED)
+
+
+def limits_of_device(index: int) -> GPULimits:
+    """Return the limits of a GPU that is here: rates by its name, sizes as the driver states them."""
+    stated = torch.cuda.get_device_properties(index)
+    return limits_of(stated.name)._replace(
+        multiprocessors=stated.multi_processor_count,
+        shared_bytes=stated.shared_memory_per_multiprocessor,
+        registers=stated.regs_per_multiprocessor,
+        threads=stated.max_threads_per_multi_processor,
+    )

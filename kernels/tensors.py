@@ -28,6 +28,14 @@ def launch(kernel, grid: tuple, first: Tensor, *args, **options) -> None:
         kernel[grid](first, *args, **options, enable_fp_fusion=True)
 
 
+def compiled(kernel, grid: tuple, first: Tensor, *args, **options):
+    """Return what `launch` would run, compiled and loaded for the device of the first tensor, which is on a GPU."""
+    with torch.cuda.device(first.get_device()):
+        found = kernel.warmup(first, *args, grid=grid, **options, enable_fp_fusion=True)
+        found._init_handles()  # loads it: the driver then says how many registers it has
+    return found
+
+
 def scalar_args(dtype: torch.dtype, *numbers: float) -> tuple:
     """Return numbers as a kernel's arguments, read by `scalar`: fp32, and for tensors of fp64 the bits of fp64.
 

@@ -80,6 +80,7 @@ def floor(call: Call, gpu: GPULimits) -> Floor:
     warps = math.prod(launch.grid) * code.warps
     products = 2 * warps * work.multiplications
     share = 1.0 if work.is_group_wide or gpu.capability < (9, 0) else WARP_PRODUCT_SHARE
+    resident = gpu.resident_blocks(code.registers, code.shared_bytes, code.warps)
     rate = gpu.tf32_flops if launch.args[0].dtype == torch.float32 else gpu.half_flops
     return Floor(
         call.name,
@@ -90,7 +91,7 @@ def floor(call: Call, gpu: GPULimits) -> Floor:
         warps * work.instructions / gpu.issue_per_second,
         code.registers,
         code.shared_bytes,
-        math.prod(launch.grid) / (gpu.multiprocessors * _resident(code, gpu)),
+        math.prod(launch.grid) / (gpu.multiprocessors * resident),
     )
 
 
@@ -169,12 +170,3 @@ def _compiled(signature: Signature, capability: int) -> Code:
         compiled = launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.options)
     (registers, local_bytes), code = inspect(compiled.asm["cubin"])
     return Code(code, compiled.metadata.num_warps, registers, compiled.metadata.shared, local_bytes)
-
-
-def _resident(code: Code, gpu: GPULimits) -> int:
-    """Return how many of its blocks a multiprocessor holds at once."""
-    threads = code.warps * sass.WARP
-    # Registers are given out to warps by 256; a block also has 1 KB of shared memory that is the system's.
-    by_registers = gpu.registers // (math.ceil(code.registers * sass.WARP / 256) * 256 * code.warps)
-    by_shared = gpu.shared_bytes // (code.shared_bytes + 1024)
-    return max(1, min(gpu.threads // threads, by_registers, by_shared, 32))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bench.roofline.aot import Compiled, compiling
 from pggan_fast.kernels import bias_act, fade, resample, stddev, upfirdn2d
+from pggan_fast.kernels.gpu_limits import H200
 
 EPILOGUE = (0.1, "lrelu", 0.2, 1.0)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -146,17 +147,10 @@ def share_of_128_bits(compiled: Compiled) -> float:
     return moved[True] / max(sum(moved.values()), 1)
 
 
-# Per multiprocessor: registers, threads, bytes of shared memory (CUDA programming guide).
-SM_90 = (65536, 2048, 228 << 10)
-
-
 def occupancy(compiled: Compiled) -> float:
     """Return the part of the threads that a multiprocessor of capability 9.0 can hold that it holds of this kernel."""
-    registers, threads, shared = SM_90
-    block = compiled.warps * 32
-    per_thread = -(-compiled.registers // 8) * 8
-    blocks = min(registers // (per_thread * block), threads // block, shared // (compiled.shared_bytes + 1024), 32)
-    return blocks * block / threads
+    blocks = H200.resident_blocks(compiled.registers, compiled.shared_bytes, compiled.warps)
+    return blocks * compiled.warps * 32 / H200.threads
 
 
 def table() -> Iterator[str]:

@@ -3,6 +3,7 @@
 import inspect
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -22,6 +23,7 @@ from pggan_fast.kernels import (
     tensors,
     upfirdn2d,
 )  # noqa: E402
+from pggan_fast.kernels.gpu_limits import MODELLED  # noqa: E402
 from pggan_fast.ops import conv_fused  # noqa: E402
 from pggan_fast.ops import sign_bits as sign_bits_ops  # noqa: E402
 
@@ -125,6 +127,31 @@ def test_a_launch_that_was_planned_before_searches_nothing():
             sys.setprofile(None)
     assert {"convolve", "weight_gradient"} <= set(seen)
     assert not {"_make_plan", "default_tile", "choose_tile", "programs", "tile_shape", "next_power_of_2"} & set(seen)
+
+
+@pytest.mark.parametrize(("n_regs", "shared", "warps", "resident"), [(126, 64 << 10, 8, 2), (47, 27 << 10, 4, 8)])
+def test_a_weight_gradient_fills_one_wave_by_the_registers_of_its_kernel(
+    launches, monkeypatch, n_regs, shared, warps, resident
+):
+    """Two programs to a multiprocessor where registers allow no third, which would wait for a second wave; or eight."""
+    seen = []
+
+    def compiled(kernel, grid, *args, **options):
+        seen.append(options)
+        return SimpleNamespace(n_regs=n_regs, metadata=SimpleNamespace(shared=shared, num_warps=warps))
+
+    monkeypatch.setattr(conv_weight_gradient, "Tensor", FakeTensor)
+    monkeypatch.setattr(conv_weight_gradient, "JITFunction", Kernel)
+    monkeypatch.setattr(conv_weight_gradient, "compiled", compiled)
+    monkeypatch.setattr(conv_weight_gradient, "_resident", {})
+    x, weight = empty(4, 16, 512, 512), empty(16, 16, 3, 3)
+    for _ in range(2):
+        conv_weight_gradient.weight_gradient(x, x, weight, padding=1)
+    (_, grid, options), (_, again, _) = [launch for launch in launches.launches if "TILE_N" in launch[2]]
+    programs = grid[0] * grid[1] * grid[2]
+    assert grid == again and len(seen) == 1
+    assert 0.98 < programs / (resident * MODELLED.multiprocessors) <= 1
+    assert seen[0].items() <= options.items()
 
 
 @pytest.mark.parametrize(
