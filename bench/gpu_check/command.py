@@ -20,6 +20,8 @@ from pggan_fast import _native, doctor
 
 MODULES = {
     "compile": "compile_ahead",
+    "passes": "passes",
+    "pass_times": "passes",
     "halo_tiles": "halo",
     "halo_times": "halo",
     "steps_equal": "equality",

@@ -43,6 +43,7 @@ def parts(rehearse: bool) -> list[Part]:
             found.append(Part(tool, command, 0.08, (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)))
     found += [
         _own("halo_tiles", 0.03),
+        _own("passes", 0.03),
         _own("steps_equal", 0.06),
         _own("captured", 0.08),
         _own("train", 0.08),
@@ -50,6 +51,7 @@ def parts(rehearse: bool) -> list[Part]:
         _own("convolutions", 0.08, timed=True),
         _own("memory_bound", 0.09, timed=True),
         _own("halo_times", 0.03, timed=True),
+        _own("pass_times", 0.03, timed=True),
     ]
     return found
 

@@ -127,8 +127,38 @@ def test_a_rehearsal_runs_every_part_and_writes_the_report(tmp_path):
     assert ended == {part: "passed" for part in ended} | {"racecheck": "FAILED (9)"}
     assert not [line for line in found if "failed" in line]
     ran = {"compile", "halo_tiles", "halo_times", "steps_equal", "captured", "train", "steps", "memory_bound"}
+    ran |= {"passes", "pass_times"}
     assert {line["part"] for line in found} >= ran
+    assert all("share_of_copy" in line for line in found if line["part"] == "pass_times")
     exact = [line for line in found if line["part"] == "steps_equal" and "exact" in line["what"]]
     assert exact and all(float(line["D's gradients"]) < 1e-6 for line in exact)
     assert json.loads((out / "results.jsonl").read_text().splitlines()[0])["part"] == "compile"
     assert "## steps\n\n| what | ms | seconds_per_kimg |" in (out / "report.md").read_text()
+
+
+WRONG_PASSES = """
+import torch
+from bench.gpu_check.passes import CASES, errors
+
+for name, wrong in {
+    "from RGB 3>16": lambda ours: lambda *t: ours(*t) * 1.03,
+    "upfirdn2d blur": lambda ours: lambda x: ours(x).roll(1, -1),
+    "filtered_lrelu": lambda ours: lambda x, bias: ours(x, bias + 0.1),
+}.items():
+    case = CASES[name]
+    errors(case, torch.bfloat16)
+    try:
+        errors(case._replace(ours=wrong(case.ours)), torch.bfloat16)
+    except AssertionError as error:
+        print(name, error)
+"""
+
+
+def test_a_pass_that_is_wrong_is_found():
+    """In a process of its own, which imports the part as a rehearsal does: small tensors on the CPU."""
+    env = {**os.environ, "PGGAN_FAST_REHEARSE_GPU": "1"}
+    done = subprocess.run([sys.executable, "-c", WRONG_PASSES], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line.rpartition(" ")[0] for line in done.stdout.splitlines()] == [
+        f"{name} too far from fp64: y" for name in ("from RGB 3>16", "upfirdn2d blur", "filtered_lrelu")
+    ]

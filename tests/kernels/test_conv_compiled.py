@@ -16,9 +16,11 @@ pytest.importorskip("triton")
 from bench.roofline.aot import CAPABILITIES, SHARED_MEMORY, Compiled, compiling  # noqa: E402
 from pggan_fast.kernels import (
     conv,  # noqa: E402
+    conv_tiles,  # noqa: E402
     conv_weight_gradient,  # noqa: E402
 )
 from pggan_fast.kernels.activation import sign_bits_shape  # noqa: E402
+from pggan_fast.kernels.gpu_limits import H200  # noqa: E402
 from tests.kernels.memory_bound import occupancy  # noqa: E402
 
 EVERY_GPU = "PGGAN_FAST_TEST_KERNELS" in os.environ
@@ -125,6 +127,16 @@ def test_half_precision_keeps_to_registers_and_uses_tensor_cores(launch, channel
             assert found.count(TENSOR_CORES[capability])
             # A tap of 8 x 16 channels is a value to a thread.
             assert found.count(r"STG\.E\.128") or (launch, channels) == ("folded weight gradient", 16)
+
+
+def test_fp32_without_tf32_takes_no_tensor_cores(monkeypatch):
+    """The products are FFMA, which docs/ops.md says of impl="triton"; nothing is spilled there either."""
+    for precision in ("ieee", "tf32"):
+        monkeypatch.setattr(conv_tiles, "dot_precision", lambda dtype, precision=precision: precision)
+        monkeypatch.setattr(conv, "dot_precision", lambda dtype, precision=precision: precision)
+        found = forward(16, torch.float32, 90)
+        assert (found.count("HGMMA") > 0) == (precision == "tf32") and found.local_bytes == 0
+    assert H200.flops(torch.float32, tf32=False) < H200.flops(torch.float32) / 6
 
 
 def rows() -> Iterator[str]:
