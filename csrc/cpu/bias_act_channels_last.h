@@ -18,8 +18,8 @@ void forward_channels_last(const BiasActForward& a, const Block& block, const Ac
   T* y = static_cast<T*>(a.y) + block.first * c;
   if (!a.epilogue.pixel_norm) {
     for (int64_t i = 0; i < block.count; ++i, x += c, y += c)
-      for_vectors<A>(c, [&](int64_t j, auto n) {
-        store(y + j, with_its_sign<T>(act(scale * load(x + j, n) + load(bias + j))), n);
+      store_vectors(y, c, [&](int64_t j, auto n) {
+        return with_its_sign<T>(act(scale * load(x + j, n) + load(bias + j)));
       });
     return;
   }
@@ -46,9 +46,9 @@ void forward_channels_last(const BiasActForward& a, const Block& block, const Ac
     store(r + i, load(factors), rows);
     for (int64_t k = 0; k < rows; ++k, x += c, y += c) {
       const Vec<A> factor = broadcast<A>(factors[k]);
-      for_vectors<A>(c, [&](int64_t j, auto n) {
+      store_vectors(y, c, [&](int64_t j, auto n) {
         __builtin_prefetch(x + most * c + j);
-        store(y + j, with_its_sign<T>(act(scale * load(x + j, n) + load(bias + j)) * factor), n);
+        return with_its_sign<T>(act(scale * load(x + j, n) + load(bias + j)) * factor);
       });
     }
   }
@@ -73,22 +73,22 @@ void backward_channels_last(const BiasActBackward& a, const Block& block) {
     const int64_t rows = std::min(kRows, block.count - i);
     if (a.db) std::fill_n(db, padded_c, A(0));
     for (int64_t k = i; k < i + rows; ++k, dy += c, y += c, dx += c) {
-      const auto take_back = [&](int64_t j, auto n, Vec<A> du, Vec<A> out) {
+      const auto take_back = [&](int64_t j, Vec<A> du, Vec<A> out) {
         const Vec<A> d = derivative(du, out);
-        store(dx + j, scale * d, n);
         if (a.db) store(db + j, load(db + j) + d);
+        return scale * d;
       };
       if (!a.epilogue.pixel_norm) {
-        for_vectors<A>(c, [&](int64_t j, auto n) { take_back(j, n, load(dy + j, n), load(y + j, n)); });
+        store_vectors(dx, c, [&](int64_t j, auto n) { return take_back(j, load(dy + j, n), load(y + j, n)); });
         continue;
       }
       Vec<A> product{};
       for_vectors<A>(c, [&](int64_t j, auto n) { product += load(dy + j, n) * load(y + j, n); });
       const Vec<A> factor = broadcast<A>(r[k]);
       const Vec<A> pull = broadcast<A>((sum(product) + (dr ? r[k] * dr[k] : A(0))) / A(c));
-      for_vectors<A>(c, [&](int64_t j, auto n) {
+      store_vectors(dx, c, [&](int64_t j, auto n) {
         const Vec<A> out = load(y + j, n);
-        take_back(j, n, factor * (load(dy + j, n) - out * pull), out);
+        return take_back(j, factor * (load(dy + j, n) - out * pull), out);
       });
     }
     if (a.db)

@@ -37,8 +37,8 @@ void forward_planes(const BiasActForward& a, const Planes& planes, const Acc<T>*
     const T* x = static_cast<const T*>(a.x) + offset;
     T* y = static_cast<T*>(a.y) + offset;
     const Vec<A> shift = broadcast<A>(bias[channel]);
-    for_vectors<A>(planes.count, [&](int64_t i, auto n) {
-      store(y + i, with_its_sign<T>(act(scale * load(x + i, n) + shift)), n);
+    store_vectors(y, planes.count, [&](int64_t i, auto n) {
+      return with_its_sign<T>(act(scale * load(x + i, n) + shift));
     });
   });
 }
@@ -56,10 +56,10 @@ void backward_planes(const BiasActBackward& a, const Planes& planes) {
       const T* y = static_cast<const T*>(a.y) + offset + start;
       T* dx = static_cast<T*>(a.dx) + offset + start;
       Vec<A> total{};
-      for_vectors<A>(std::min(kRun, planes.count - start), [&](int64_t i, auto n) {
+      store_vectors(dx, std::min(kRun, planes.count - start), [&](int64_t i, auto n) {
         const Vec<A> d = derivative(load(dy + i, n), load(y + i, n));
-        store(dx + i, scale * d, n);
         total += d;
+        return scale * d;
       });
       if (a.db) a.db[channel] += sum(total);
     }
@@ -76,9 +76,9 @@ void double_backward_planes(const BiasActDoubleBackward& a, const Planes& planes
     const T* y = static_cast<const T*>(a.y) + offset;
     T* d_dy = static_cast<T*>(a.d_dy) + offset;
     const Vec<A> shift = broadcast<A>(g_bias[channel]);
-    for_vectors<A>(planes.count, [&](int64_t i, auto n) {
+    store_vectors(d_dy, planes.count, [&](int64_t i, auto n) {
       const Vec<A> upstream = g ? scale * load(g + i, n) : Vec<A>{};
-      store(d_dy + i, derivative(upstream + shift, load(y + i, n)), n);
+      return derivative(upstream + shift, load(y + i, n));
     });
   });
 }
@@ -116,10 +116,10 @@ void forward_contiguous(const BiasActForward& a, const Block& block, const Acc<T
   });
   for (int64_t j = 0; j < c; ++j, x += p, y += p) {
     const Vec<A> shift = broadcast<A>(bias[j]);
-    for_vectors<A>(count, [&](int64_t i, auto n) {
+    store_vectors(y, count, [&](int64_t i, auto n) {
       __builtin_prefetch(x + p + i);
       __builtin_prefetch(y + p + i, 1);
-      store(y + i, with_its_sign<T>(act(scale * load(x + i, n) + shift) * load(factors + i)), n);
+      return with_its_sign<T>(act(scale * load(x + i, n) + shift) * load(factors + i));
     });
   }
 }
@@ -156,14 +156,14 @@ void backward_contiguous(const BiasActBackward& a, const Block& block) {
   for (int64_t j = 0; j < c; ++j, dy += p, y += p, dx += p) {
     // A block is short enough for its sum to be taken in A.
     Vec<A> total{};
-    for_vectors<A>(count, [&](int64_t i, auto n) {
+    store_vectors(dx, count, [&](int64_t i, auto n) {
       __builtin_prefetch(dy + p + i);
       __builtin_prefetch(y + p + i);
       __builtin_prefetch(dx + p + i, 1);
       const Vec<A> out = load(y + i, n);
       const Vec<A> d = derivative(load(factors + i) * (load(dy + i, n) - out * load(pulls + i)), out);
-      store(dx + i, scale * d, n);
       total += d;
+      return scale * d;
     });
     if (a.db) a.db[j] += sum(total);
   }

@@ -13,10 +13,10 @@ struct Blend {
   Vec<A> step;  // the weight of the farther image
   explicit Blend(double alpha)
       : from_old(std::fabs(A(alpha)) < A(0.5)), step(broadcast<A>(from_old ? A(alpha) : A(1) - A(alpha))) {}
-  Pair<A> operator()(const Pair<A>& old, const Pair<A>& fresh) const {
+  INLINED Pair<A> operator()(const Pair<A>& old, const Pair<A>& fresh) const {
     return from_old ? towards(old, fresh) : towards(fresh, old);
   }
-  Pair<A> towards(const Pair<A>& near, const Pair<A>& far) const {
+  INLINED Pair<A> towards(const Pair<A>& near, const Pair<A>& far) const {
     return {{near.part[0] + (far.part[0] - near.part[0]) * step, near.part[1] + (far.part[1] - near.part[1]) * step}};
   }
 };
@@ -32,14 +32,14 @@ struct FadeIn {
   explicit FadeIn(const Resample& a) : low(as<T>(a.low)), high(as<T>(a.high)), y(as<T>(a.high_out)), blend(a.factor) {}
 
   template <Pairs pairs>
-  void at(const Place& p) const {
+  INLINED void at(const Place& p) const {
     const Pair<A> old = spread<A, pairs>(load(low + p.low));
     const Pair<A> top = load_pair<A, pairs>(high, p.top), bottom = load_pair<A, pairs>(high, p.bottom);
     store_pair<pairs>(y, p.top, blend(old, top));
     store_pair<pairs>(y, p.bottom, blend(old, bottom));
   }
 
-  void at_channels(const Place& p) const {
+  INLINED void at_channels(const Place& p) const {
     const Pair<A> old = load_channels(low + p.low);
     for (const int64_t at : {p.top[0], p.top[1], p.bottom[0], p.bottom[1]})
       store_channels(y + at, blend(old, load_channels(high + at)));
@@ -62,7 +62,7 @@ struct FadeInBackward {
         rest(broadcast<A>(A(1) - A(a.factor))) {}
 
   template <Pairs pairs>
-  void at(const Place& p) const {
+  INLINED void at(const Place& p) const {
     const Pair<A> top = load_pair<A, pairs>(dy, p.top), bottom = load_pair<A, pairs>(dy, p.bottom);
     store_pair<pairs>(d_high, p.top, scaled<A>(alpha, top));
     store_pair<pairs>(d_high, p.bottom, scaled<A>(alpha, bottom));
@@ -70,7 +70,7 @@ struct FadeInBackward {
     store(d_low + p.low, gather<A, pairs>(scaled<A>(rest, top) + scaled<A>(rest, bottom)));
   }
 
-  void at_channels(const Place& p) const {
+  INLINED void at_channels(const Place& p) const {
     Pair<A> side[2];
     for (int k = 0; k < 2; ++k) {
       const Pair<A> top = load_channels(dy + p.top[k]), bottom = load_channels(dy + p.bottom[k]);
@@ -94,14 +94,14 @@ struct FadeReals {
   explicit FadeReals(const Resample& a) : x(as<Image>(a.high)), y(as<T>(a.high_out)), blend(a.factor) {}
 
   template <Pairs pairs>
-  void at(const Place& p) const {
+  INLINED void at(const Place& p) const {
     const Pair<A> top = load_pair<A, pairs>(x, p.top), bottom = load_pair<A, pairs>(x, p.bottom);
     const Pair<A> old = spread<A, pairs>(broadcast<A>(A(0.25)) * gather<A, pairs>(top + bottom));
     store_pair<pairs>(y, p.top, blend(old, top));
     store_pair<pairs>(y, p.bottom, blend(old, bottom));
   }
 
-  void at_channels(const Place& p) const {
+  INLINED void at_channels(const Place& p) const {
     const Pair<A> left[] = {load_channels(x + p.top[0]), load_channels(x + p.bottom[0])};
     const Pair<A> right[] = {load_channels(x + p.top[1]), load_channels(x + p.bottom[1])};
     const Pair<A> old = scaled<A>(broadcast<A>(A(0.25)), left[0] + left[1] + (right[0] + right[1]));

@@ -7,6 +7,9 @@
 
 #include "worker.h"
 
+// An op's constants stay in registers only where its steps are part of the loop, which the compiler has to be told.
+#define INLINED __attribute__((always_inline))
+
 namespace pggan_fast::LEVEL {
 
 // From and to tensors
@@ -141,7 +144,7 @@ inline Pair<A> load_pair(const T* p, const int64_t (&at)[2]) {
 template <Pairs pairs, class T>
 inline void store_pair(T* p, const int64_t (&at)[2], const Pair<Acc<T>>& v) {
   if constexpr (pairs == Pairs::columns) {
-    const Bits32 bits = rounded_bits(v.part[0]) >> 16 | (rounded_bits(v.part[1]) & 0xffff0000);
+    const Bits32 bits = rounded_pair(v.part[0], v.part[1]);
     std::memcpy(p + at[0], &bits, sizeof(bits));
   } else {
     for (int k = 0; k < 2; ++k) store(p + at[k], v.part[k]);
@@ -156,7 +159,7 @@ inline Pair<float> load_channels(const BFloat16* p) {
 }
 
 inline void store_channels(BFloat16* p, const Pair<float>& v) {
-  const Bits32 bits = rounded_bits(v.part[0]) >> 16 | (rounded_bits(v.part[1]) & 0xffff0000);
+  const Bits32 bits = rounded_pair(v.part[0], v.part[1]);
   std::memcpy(p, &bits, sizeof(bits));
 }
 
@@ -181,13 +184,13 @@ struct Upsample {
   explicit Upsample(const Resample& a) : x(as<T>(a.low)), y(as<T>(a.high_out)), scale(broadcast<A>(A(a.factor))) {}
 
   template <Pairs pairs>
-  void at(const Place& p) const {
+  INLINED void at(const Place& p) const {
     const Pair<A> v = spread<A, pairs>(scale * load(x + p.low));
     store_pair<pairs>(y, p.top, v);
     store_pair<pairs>(y, p.bottom, v);
   }
 
-  void at_channels(const Place& p) const {
+  INLINED void at_channels(const Place& p) const {
     const Pair<A> v = scaled<A>(scale, load_channels(x + p.low));
     for (const int64_t at : {p.top[0], p.top[1], p.bottom[0], p.bottom[1]}) store_channels(y + at, v);
   }
@@ -204,12 +207,12 @@ struct Downsample {
   explicit Downsample(const Resample& a) : x(as<T>(a.high)), y(as<T>(a.low_out)), scale(broadcast<A>(A(a.factor))) {}
 
   template <Pairs pairs>
-  void at(const Place& p) const {
+  INLINED void at(const Place& p) const {
     const Pair<A> top = load_pair<A, pairs>(x, p.top), bottom = load_pair<A, pairs>(x, p.bottom);
     store(y + p.low, scale * gather<A, pairs>(top + bottom));
   }
 
-  void at_channels(const Place& p) const {
+  INLINED void at_channels(const Place& p) const {
     const Pair<A> left = load_channels(x + p.top[0]) + load_channels(x + p.bottom[0]);
     const Pair<A> right = load_channels(x + p.top[1]) + load_channels(x + p.bottom[1]);
     store_channels(y + p.low, scaled<A>(scale, left + right));

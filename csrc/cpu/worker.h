@@ -35,6 +35,20 @@ inline void for_vectors(int64_t size, const F& f) {
   if (i < size) f(i, size - i);
 }
 
+// Write f(offset, count) to y for each vector of `size` elements, two at a time, in which bfloat16 is rounded sooner.
+template <class T, class F>
+inline void store_vectors(T* y, int64_t size, const F& f) {
+  using A = Acc<T>;
+  constexpr int W = kWidth<A>;
+  int64_t i = 0;
+  for (; i + 2 * W <= size; i += 2 * W) {
+    const Vec<A> first = f(i, Whole<A>{}), second = f(i + W, Whole<A>{});
+    store_two(y + i, first, second);
+  }
+  for (; i + W <= size; i += W) store(y + i, f(i, Whole<A>{}));
+  if (i < size) store(y + i, f(i, size - i), size - i);
+}
+
 // Working memory of one thread, kept from call to call: a fresh buffer would cost page faults.
 template <class A>
 struct Buffer {
