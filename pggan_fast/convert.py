@@ -25,7 +25,7 @@ from pggan_fast.utils.atomic_write import atomic_write
 from pggan_fast.utils.errors import reason_of
 from pggan_fast.utils.memory import GENERAL_ADVICE, advice_when_out_of_memory
 from pggan_fast.utils.optional import require
-from pggan_fast.utils.options import option
+from pggan_fast.utils.options import check_options, option
 from pggan_fast.utils.torch_files import load_weights_only
 
 Networks = dict[str, Generator | Discriminator]
@@ -46,15 +46,17 @@ class ImportConfig:
     weights: Path = option(help="File to read: an official .pkl, or what torch.save wrote.", metavar="FILE")
     out: Path = option(help="New folder for generator.safetensors and discriminator.safetensors.", metavar="FOLDER")
     label_dim: int = option(
-        0, help="Number of a generator's latents, the last ones, that are classes; official files say it themselves."
+        0,
+        min=0,
+        max=1 << 16,
+        help="Number of a generator's latents, the last ones, that are classes; official files say it themselves.",
     )
     equalized: bool = option(
         True, help="Whether weights are scaled at run time; official and pro-gan-pth files say it themselves."
     )
 
     def __post_init__(self) -> None:
-        if self.label_dim < 0:
-            raise UserError(f"--label-dim {self.label_dim}: must be 0 or more")
+        check_options(self)
         if self.from_ == "official" and (self.label_dim or not self.equalized):
             raise UserError("--from official: the file says --label-dim and --equalized itself; leave them out")
 

@@ -42,6 +42,7 @@ ERRORS = {
     "c++": RuntimeError("std::bad_alloc"),
     "torch": RuntimeError("[enforce fail at alloc_cpu.cpp:126] . DefaultCPUAllocator: can't allocate memory"),
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAdvice of several lines"),
+    "onednn": RuntimeError("could not create a primitive"),
     "thread": RuntimeError("can't start new thread"),
     "import": ImportError("libonnx.so: failed to map segment from shared object"),
     "system": OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
@@ -87,6 +88,7 @@ def test_export_names_the_format_that_needs_least_and_leaves_no_file(tmp_path, c
     [
         UserError("--count 0: must be 1 or more"),
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RuntimeError("could not create a primitive descriptor iterator"),
         ImportError("a.so: failed to map segment from shared object: Operation not permitted"),
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
         chained(UserError("w.pkl: is damaged"), EOFError()),

@@ -21,7 +21,7 @@ from pggan_fast.data.sources import Item, Source, SourceError, open_source
 from pggan_fast.networks.resolutions import HIGHEST, LOWEST
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.memory import advice_when_out_of_memory, is_out_of_memory
-from pggan_fast.utils.options import option
+from pggan_fast.utils.options import check_options, option
 from pggan_fast.utils.program import command
 from pggan_fast.utils.progress_bar import bar_over
 
@@ -64,7 +64,9 @@ class PrepareConfig:
     channels: int = option(
         3, choices=(1, 2, 3, 4), help="Channels of the prepared images: 1 grayscale, 3 RGB, 2 and 4 with transparency."
     )
-    workers: int | None = option(None, help="Number of images that are read at once (default: one per CPU).")
+    workers: int | None = option(
+        None, min=1, max=1024, help="Number of images that are read at once (default: one per CPU)."
+    )
 
     def __post_init__(self) -> None:
         for name in ("images", "out"):
@@ -73,8 +75,7 @@ class PrepareConfig:
         r = self.resolution
         if r is not None and not (LOWEST <= r <= HIGHEST and r & (r - 1) == 0):
             raise UserError(f"--resolution {r}: must be a power of two, {LOWEST} to {HIGHEST}")
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers {self.workers}: must be 1 or more")
+        check_options(self)
         sides = self.base.split("x")
         if len(sides) != 2 or not all(side.isdecimal() for side in sides) or min(map(int, sides)) != LOWEST:
             raise UserError(f"--base {self.base}: must be HEIGHTxWIDTH, the smaller one {LOWEST}")

@@ -24,6 +24,7 @@ from pggan_fast.evaluation.sources import (
     folder_source,
 )
 from pggan_fast.evaluation.streaming import add_fakes, add_reals
+from pggan_fast.generation.images import HIGHEST_SEED, MOST_IMAGES
 from pggan_fast.generation.trained import alpha_of, run_option, trained_generator, weights_option
 from pggan_fast.metrics import METRICS, MetricSet, metric_names
 from pggan_fast.metrics.features import STATISTICS
@@ -34,7 +35,7 @@ from pggan_fast.utils.atomic_write import write_json
 from pggan_fast.utils.device import find_device
 from pggan_fast.utils.distributed import Processes
 from pggan_fast.utils.memory import advice_when_out_of_memory
-from pggan_fast.utils.options import option, to_json
+from pggan_fast.utils.options import check_options, option, to_json
 
 PAPERS_COUNT = 16_384
 ADVICE = "--batch-size N below 64, --count N, a lower --resolution"
@@ -55,17 +56,26 @@ class EvaluateConfig:
         metavar="SOURCE",
     )
     count: int | None = option(
-        None, help=f"Number of images of each set (default: all that there are, at most {PAPERS_COUNT:,})."
+        None,
+        min=1,
+        max=MOST_IMAGES,
+        help=f"Number of images of each set (default: all that there are, at most {PAPERS_COUNT:,}).",
     )
     reals_count: int | None = option(
         None,
         min=2,
+        max=MOST_IMAGES,
         help="Number of reals, for metrics of features: all of a dataset, for one (default: as --count).",
     )
     resolution: int | None = option(
-        None, help="Side in pixels at which images are compared (default: that of the evaluated images)."
+        None,
+        min=1,
+        max=16384,
+        help="Side in pixels at which images are compared (default: that of the evaluated images).",
     )
-    seed: int = option(0, help="Seed of the choice of images, of the latents and of the metrics.")
+    seed: int = option(
+        0, min=0, max=HIGHEST_SEED - 1, help="Seed of the choice of images, of the latents and of the metrics."
+    )
 
     metrics: str = option(
         "swd,ms-ssim",
@@ -88,23 +98,20 @@ class EvaluateConfig:
         metavar="FILE",
     )
     device: str = option("auto", help="Device to compute on: auto, cpu, cuda, cuda:N, xpu or mps.", metavar="NAME")
-    batch_size: int = option(64, help="Number of images in work at once.")
+    batch_size: int = option(64, min=1, max=1 << 20, help="Number of images in work at once.")
 
     def __post_init__(self) -> None:
         if sum(path is not None for path in (self.run, self.weights, self.images)) != 1:
             raise UserError("--run, --weights or --images: exactly one of them must be given")
         if self.reals is None and self.run is None:
             raise UserError("--reals is missing: images to compare with, or prepared data")
-        for name in ("count", "reals_count", "resolution", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+        check_options(self)
         pixels = set(METRICS) - {"kid-lite0", *STATISTICS}
         named = [name.strip() for name in self.metrics.split(",")]
         if self.reals_count is not None and (unequal := [name for name in named if name in pixels]):
-            raise UserError(f"--reals-count: {', '.join(unequal)} compare as many reals as images; leave it out")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed}: must be 0 or more")
+            raise UserError(
+                f"--reals-count {self.reals_count}: {', '.join(unequal)} compare as many reals as images; leave it out"
+            )
         if not self.metrics.strip(" ,"):
             raise UserError(f"--metrics: name at least one of: {', '.join(METRICS)}")
         if self.out is not None and self.out.exists():

@@ -29,7 +29,7 @@ from pggan_fast.utils.device import find_device
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.images import grid, save_png
 from pggan_fast.utils.memory import advice_when_out_of_memory
-from pggan_fast.utils.options import option
+from pggan_fast.utils.options import check_options, option
 from pggan_fast.utils.progress_bar import bar_over
 
 HIGHEST_SEED = 1 << 63
@@ -52,7 +52,7 @@ class GenerateConfig:
         metavar="PATH,...",
     )
     device: str = option("auto", help="Device to generate on: auto, cpu, cuda, cuda:N, xpu or mps.", metavar="NAME")
-    batch_size: int = option(CHUNK, help="Number of images that are generated at once.")
+    batch_size: int = option(CHUNK, min=1, max=1 << 20, help="Number of images that are generated at once.")
     count: int = option(16, help="Number of images.", group="images")
     seed: int = option(0, help="Seed of the first image; the following ones count up.")
     latents: str | None = latents_option(
@@ -72,8 +72,7 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.count <= MOST_IMAGES:
             raise UserError(f"--count {self.count}: must be from 1 to {MOST_IMAGES}")
-        if self.batch_size < 1:
-            raise UserError(f"--batch-size {self.batch_size}: must be 1 or more")
+        check_options(self)
         check_seeds(self.seed, self.count)
         check_run_or_weights(self.run, self.weights)
         if self.truncation is not None and not 0 < self.truncation < math.inf:

@@ -22,14 +22,14 @@ from pggan_fast.generation.trained import (
     trained_generator,
     weights_option,
 )
-from pggan_fast.generation.video import OUT_HELP, save_video, video_path
+from pggan_fast.generation.video import FASTEST, OUT_HELP, save_video, video_path
 from pggan_fast.networks import Generator
 from pggan_fast.networks.sampling import generate, latents
 from pggan_fast.utils.device import find_device
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.images import grid, rgb_array
 from pggan_fast.utils.memory import advice_when_out_of_memory
-from pggan_fast.utils.options import option
+from pggan_fast.utils.options import check_options, option
 from pggan_fast.utils.progress_bar import bar_over
 
 MOST = 100_000  # latents, walks, frames between two latents: a video of weeks
@@ -50,13 +50,14 @@ class InterpolateConfig:
     keys: int = option(6, help="Number of latents that each walk passes through; it ends where it begins.")
     count: int = option(1, help="Number of walks that are shown side by side.")
     frames: int = option(60, help="Number of frames from one latent to the next.")
-    fps: float = option(30.0, help="Frames per second.")
+    fps: float = option(30.0, above=0, max=FASTEST, help="Frames per second.")
     label: str | None = option(None, help="Name or number of a class (default: by seed, in turn).", metavar="CLASS")
 
     def __post_init__(self) -> None:
         for name, least in (("keys", 2), ("count", 1), ("frames", 1)):
             if not least <= getattr(self, name) <= MOST:
                 raise UserError(f"--{name} {getattr(self, name)}: must be from {least} to {MOST}")
+        check_options(self)
         check_seeds(self.seed, self.keys * self.count)
         if self.latents is not None:
             for name in ("seed", "keys", "count"):

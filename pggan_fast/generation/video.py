@@ -17,12 +17,13 @@ from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.images import rgb
 from pggan_fast.utils.memory import advice_when_out_of_memory
 from pggan_fast.utils.optional import require
-from pggan_fast.utils.options import option
+from pggan_fast.utils.options import check_options, option
 from pggan_fast.utils.progress_bar import bar_over
 
 FORMATS = (".mp4", ".gif")
 OUT_HELP = "File to write, .mp4 or .gif; without an ending .mp4 if imageio-ffmpeg is installed, else .gif."
 GIF_STEP = 0.01  # seconds: what a .gif counts time in
+FASTEST = 240  # frames per second of an .mp4
 QUALITY = 18  # x264's constant rate factor: the eye sees no loss
 LAST_FRAME_SECONDS = 2.0
 
@@ -33,12 +34,11 @@ class VideoConfig:
 
     run: Path = option(help="Folder of a run; its sample grids become the frames.", metavar="RUN")
     out: Path = option(help=OUT_HELP, metavar="FILE")
-    fps: float = option(8.0, help="Frames per second.")
-    width: int = option(1024, help="Largest width of the video in pixels.")
+    fps: float = option(8.0, above=0, max=FASTEST, help="Frames per second.")
+    width: int = option(1024, min=16, max=16384, help="Largest width of the video in pixels.")
 
     def __post_init__(self) -> None:
-        if self.width < 16:
-            raise UserError(f"--width {self.width}: must be 16 or more")
+        check_options(self)
 
 
 def training_video(config: VideoConfig) -> Path:
@@ -86,7 +86,7 @@ def video_path(out: Path, fps: float) -> Path:
         out = out.with_suffix(".mp4" if find_spec("imageio_ffmpeg") else ".gif")
     if out.exists():
         raise UserError(f"--out {out}: is there already; choose another name")
-    fastest = 1 / (2 * GIF_STEP) if out.suffix.lower() == ".gif" else 240
+    fastest = 1 / (2 * GIF_STEP) if out.suffix.lower() == ".gif" else FASTEST
     if not 0 < fps <= fastest:
         raise UserError(f"--fps {fps:g}: must be above 0 and at most {fastest:g} for {out.suffix}")
     if out.suffix.lower() == ".mp4":

@@ -50,6 +50,9 @@ class _Array(HasState):
 
     values: np.ndarray
 
+    def __init__(self, budget: "_Budget") -> None:
+        self.budget = budget
+
     def set_state(self, state: Any) -> None:
         if type(state) is not tuple or len(state) != 5:
             raise Malformed("has an array with another state than version, shape, dtype, order and values")
@@ -61,6 +64,7 @@ class _Array(HasState):
         data = _as_bytes(data)
         if len(data) != math.prod(shape) * dtype.numpy.itemsize:
             raise Malformed(f"has an array of shape {str(shape)[:60]} and {len(data)} bytes, which do not fit")
+        self.budget.take(len(data))
         values = np.frombuffer(data, dtype.numpy).astype(dtype.numpy.newbyteorder("="), copy=False)
         self.values = values.reshape(shape, order="F" if fortran else "C")
 
@@ -77,14 +81,34 @@ def _as_bytes(data: Any) -> bytes:
 
 def _dtype(text: Any, align: Any = False, copy: Any = False) -> _DType:
     if not isinstance(text, str) or not PLAIN_DTYPES.fullmatch(text):
-        raise Malformed(f"has an array of dtype {str(text)[:20]!r}, must be plain numbers")
+        shown = repr(text[:20]) if isinstance(text, str) else f"given as a {type(text).__name__}"
+        raise Malformed(f"has an array of dtype {shown}, must be plain numbers")
     return _DType(text)
 
 
-def _reconstruct(kind: Any, shape: Any, typecode: Any) -> _Array:
-    if kind is not NDARRAY:
-        raise Malformed("builds an array of what is no ndarray")
-    return _Array()
+class _Budget:
+    """Bytes that all values together may still take: no more than the file has, which may name the same bytes again."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def take(self, count: int) -> None:
+        """Raise Malformed if `count` bytes more are too many."""
+        self.left -= count
+        if self.left < 0:
+            raise Malformed("has bytes that are longer than the file")
+
+
+class _Reconstruct:
+    """The function that makes empty arrays."""
+
+    def __init__(self, size: int) -> None:
+        self.budget = _Budget(size)
+
+    def __call__(self, kind: Any, shape: Any, typecode: Any) -> _Array:
+        if kind is not NDARRAY:
+            raise Malformed("builds an array of what is no ndarray")
+        return _Array(self.budget)
 
 
 def _scalar(dtype: Any, data: Any) -> np.generic:
@@ -96,15 +120,13 @@ def _scalar(dtype: Any, data: Any) -> np.generic:
 class _Encode:
     """The function `_codecs.encode` in pickles of bytes; its results together are at most as long as the file."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, size: int) -> None:
+        self.budget = _Budget(size)
 
     def __call__(self, text: Any, encoding: Any) -> bytes:
         if encoding != "latin1" or not isinstance(text, str):
             raise Malformed("has bytes in an encoding that is not latin1")
-        self.budget -= len(text)
-        if self.budget < 0:
-            raise Malformed("has bytes that are longer than the file")
+        self.budget.take(len(text))
         return text.encode("latin1")
 
 
@@ -167,8 +189,9 @@ def _globals(size: int) -> dict[tuple[str, str], Global]:
         ("numpy", "ndarray"): NDARRAY,
         ("numpy", "dtype"): Global(call=_dtype),
     }
+    reconstruct = Global(call=_Reconstruct(size))
     for core in ("core", "_core"):
-        allowed[f"numpy.{core}.multiarray", "_reconstruct"] = Global(call=_reconstruct)
+        allowed[f"numpy.{core}.multiarray", "_reconstruct"] = reconstruct
         allowed[f"numpy.{core}.multiarray", "scalar"] = Global(call=_scalar)
     return allowed
 

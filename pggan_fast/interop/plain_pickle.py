@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 MOST_OPERATIONS = 1_000_000  # a file of three networks has some ten thousand
 LONGEST_LINE = 1 << 24  # bytes: text in the oldest protocol
+LARGEST_KEY = 1 << 60  # of whole numbers that are keys: larger ones can be chosen so that all have the same hash
 SHOWN = 80  # characters of a name in a message
 _MARK = object()
 
@@ -71,7 +72,7 @@ def load(path: str | Path, globals_: Mapping[tuple[str, str], Global]) -> Any:
             return _Machine(globals_).run(_Input(file))
         except Malformed:
             raise
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise Malformed(f"damaged: {error}") from error
 
 
@@ -117,6 +118,8 @@ class _Machine:
             size = TUPLES[name]
             stack.append(tuple(reversed([self._pop() for _ in range(size)])))
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            if not 0 <= argument < LARGEST_KEY:
+                raise Malformed("damaged: a position in the memo that none has")
             self._memo[argument] = self._top()
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(self._memo[argument])
@@ -190,6 +193,8 @@ class _Machine:
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, str | int):  # hashing a deeply nested tuple overflows the stack of C
                 raise Malformed(f"has a dict with a key of type {type(key).__name__}")
+            if isinstance(key, int) and abs(key) >= LARGEST_KEY:
+                raise Malformed("has a dict with a key that is too large a number")
             target[key] = value
 
     def _global(self, names: str) -> None:

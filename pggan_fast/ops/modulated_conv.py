@@ -112,8 +112,8 @@ def modulated_conv2d(
     weight, styles = weight.to(wide), styles.to(wide)
     if x.dtype == torch.float16 and demodulate:
         # Demodulation makes both magnitudes cancel, and products of them might overflow before.
-        weight = weight / weight.abs().amax((1, 2, 3), keepdim=True)
-        styles = styles / styles.abs().amax(1, keepdim=True)
+        weight = weight / _largest(weight, (1, 2, 3))
+        styles = styles / _largest(styles, (1,))
     geometry = dict(up=up, down=down, padding=padding, flip_weight=flip_weight, impl=impl)
     factors = None
     if demodulate:
@@ -139,12 +139,33 @@ def _sums_of_squares(weight: Tensor) -> Tensor:
     return weight.square().flatten(2) @ weight.new_ones(weight[0, 0].numel())
 
 
+def _largest(t: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The largest magnitude along `dims`, which stay, and 1 where all of it is zero."""
+    largest = t.abs().amax(dims, keepdim=True)
+    return torch.where(largest == 0, torch.ones_like(largest), largest)
+
+
 def _scaled(x, weight, styles, factors, f, geometry, noise=None) -> Tensor:
+    if x.dtype == torch.float16:
+        styles, factors = _within_fp16(styles, factors)
     y = conv2d_resample(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), f, **geometry)
     if factors is None:
         return y if noise is None else y + noise.to(y.dtype)
     factors = factors.to(y.dtype)[:, :, None, None]
     return y * factors if noise is None else torch.addcmul(noise.to(y.dtype), y, factors)
+
+
+def _within_fp16(styles: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Move what is common to a sample's channels between styles and factors, so that products of neither overflow.
+
+    What is stored between the two is then no larger than the result. Their product stays what it was, and with it the
+    gradients: what is moved has none.
+    """
+    if factors is None:
+        common = styles.detach().abs().amax(1, keepdim=True).clamp_min(1)  # [N, 1]
+        return styles / common, common
+    common = factors.detach().nan_to_num(1.0).amin(1, keepdim=True).clamp_max(1)  # [N, 1]; a channel's nan stays there
+    return styles * common, factors / common
 
 
 def modulated_conv2d_stylegan3(
@@ -162,14 +183,15 @@ def modulated_conv2d_stylegan3(
     With `demodulate`, weight is divided by the root mean square of each output channel and styles by that of the whole
     batch first. input_gain: [], [C_in] or [N, C_in], without effect on the demodulation. padding: a number or (y, x).
     """
+    wide = accumulation_dtype(x.dtype)
+    weight, styles = weight.to(wide), styles.to(wide)
     if demodulate:
         weight = weight * weight.square().mean((1, 2, 3), keepdim=True).rsqrt()
         styles = styles * styles.square().mean().rsqrt()
-    wide = accumulation_dtype(x.dtype)
     factors = None
     if demodulate:
-        squares = _sums_of_squares(weight.to(wide))
-        factors = torch.rsqrt(styles.to(wide).square() @ squares.T + EPS)
+        squares = _sums_of_squares(weight)
+        factors = torch.rsqrt(styles.square() @ squares.T + EPS)
     if input_gain is not None:
         styles = styles * input_gain.expand_as(styles)
     along_y, along_x = (padding, padding) if isinstance(padding, int) else padding

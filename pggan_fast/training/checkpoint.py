@@ -15,6 +15,7 @@ from pggan_fast.utils.atomic_write import atomic_write
 from pggan_fast.utils.device import device_random_state, set_device_random_state
 from pggan_fast.utils.errors import UserError, reason_of
 from pggan_fast.utils.schema import Each, OneOf, Optional, any_number, find_problem, number
+from pggan_fast.utils.torch_files import find_swelling
 
 FORMAT = 2
 KEPT = 3
@@ -107,7 +108,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises UserError if the file is damaged or of another format.
     """
-    if (damage := find_damage(path)) is not None:
+    if (damage := find_damage(path) or find_swelling(path)) is not None:
         raise UserError(f"checkpoint {path}: is damaged ({damage})")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

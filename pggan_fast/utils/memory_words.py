@@ -9,9 +9,14 @@ WORDS = (
     "can't start new thread",
     "out of memory",
     "Unable to allocate",
+    "could not create a primitive",  # oneDNN does not say why
+    "could not execute a primitive",
+    "could not create a memory",
 )
+# The loader's of a disk mounted noexec, oneDNN's of what it has no code for.
+OTHER_REASONS = ("not permitted", "primitive descriptor")
 
 
 def says_no_memory(text: str) -> bool:
-    """Return whether an error's text says that memory ran out; a disk mounted noexec fails to map segments too."""
-    return any(words in text for words in WORDS) and "not permitted" not in text
+    """Return whether an error's text says that memory ran out."""
+    return any(words in text for words in WORDS) and not any(words in text for words in OTHER_REASONS)

@@ -46,14 +46,20 @@ class Bounds:
     def __str__(self) -> str:
         parts = ["a power of two,"] if self.power_of_two else []
         if self.above is not None:
-            parts.append(f"above {self.above:g}")
+            parts.append(f"above {_plain(self.above)}")
         if self.min is not None:
-            parts.append(f"from {self.min:g}" if (self.max, self.below) != (None, None) else f"{self.min:g} or more")
+            parts.append(
+                f"from {_plain(self.min)}" if (self.max, self.below) != (None, None) else f"{_plain(self.min)} or more"
+            )
         if self.max is not None:
-            parts.append(f"to {self.max:g}" if self.min is not None else f"and at most {self.max:g}")
+            parts.append(f"to {_plain(self.max)}" if self.min is not None else f"and at most {_plain(self.max)}")
         if self.below is not None:
-            parts.append(f"{'and' if self.above is not None else 'to'} below {self.below:g}")
+            parts.append(f"{'and' if self.above is not None else 'to'} below {_plain(self.below)}")
         return " ".join(parts)
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def option(
@@ -144,6 +150,8 @@ def find_problem(value: Any, hint: Any, field: dataclasses.Field) -> str | None:
 
 def _problem_of_number(value: Any, kind: type, field: dataclasses.Field) -> str | None:
     bounds = field.metadata["bounds"]
+    if _is_a_whole_number(value) and abs(value) > LARGEST:
+        return str(bounds) or "from -2**63 to 2**63"
     if not _is_a(value, kind) or not math.isfinite(value):
         return f"{ALLOWED[kind]}{f', {bounds}' if str(bounds) else ''}"
     return _problem_of_choice(value, field) if bounds.allow(value) else str(bounds)
@@ -161,6 +169,10 @@ def _problem_of_curve(value: str, field: dataclasses.Field) -> str | None:
 def _problem_of_choice(value: Any, field: dataclasses.Field) -> str | None:
     choices = field.metadata["choices"]
     return f"one of {', '.join(map(str, choices))}" if choices and value not in choices else None
+
+
+def _is_a_whole_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_a(value: Any, kind: type) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ def load_weights_only(path: Path, allowed: Sequence[Any] = ()) -> Any:
     """
     if kind := irregular_kind(path):
         raise ValueError(f"is {kind}, must be a file")
+    if reason := find_swelling(path):
+        raise ValueError(f"torch.load reads no weights from it: {reason}")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
             warnings.simplefilter("ignore")  # what torch warns about on its way to an error
@@ -31,3 +34,15 @@ def load_weights_only(path: Path, allowed: Sequence[Any] = ()) -> Any:
             text = text.partition(advice)[0]
         reason = text.strip()[:160] or type(error).__name__
         raise ValueError(f"torch.load reads no weights from it: {reason}") from error
+
+
+def find_swelling(path: Path) -> str | None:
+    """Return why a file would take more memory than it has bytes, or None; torch.save compresses nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError):
+        return None  # another format, or damaged: torch says so
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        return "its parts are compressed or overlap, which those of torch.save are not"
+    return None

@@ -178,7 +178,7 @@ def test_mistakes_are_answered_in_a_line(places, tmp_path, capsys):
     assert "metric fjd: must be one of: swd," in fails(capsys, *reals, "--images", files, "--metrics", "fjd")
     assert "name at least one of: swd," in fails(capsys, *reals, "--images", files, "--metrics", ",")
     assert "--count 41: there are only 40" in fails(capsys, *reals, "--images", files, "--count", 41)
-    assert "--batch-size 0: must be 1 or more" in fails(capsys, *reals, "--images", files, "--batch-size", 0)
+    assert "--batch-size 0: must be from 1 to 1048576" in fails(capsys, *reals, "--images", files, "--batch-size", 0)
     assert "no such folder" in fails(capsys, *reals, "--images", tmp_path / "nowhere")
     assert f"--images {tmp_path}: holds no images" in fails(capsys, *reals, "--images", tmp_path)
     assert "--run" in fails(capsys, *reals, "--run", tmp_path)

@@ -174,7 +174,7 @@ def test_more_reals_than_images(files):
     assert run(files, count=100, reals_count=80)["results"]["fid"] > 0
     with pytest.raises(UserError, match="--reals-count 91: there are only 90"):
         run(files, reals_count=91)
-    with pytest.raises(UserError, match="--reals-count: swd, ms-ssim compare as many reals as images"):
+    with pytest.raises(UserError, match="--reals-count 80: swd, ms-ssim compare as many reals as images"):
         run(files, metrics="swd,fid,ms-ssim", reals_count=80)
     with pytest.raises(UserError, match="--reals-count 0"):
         run(files, reals_count=0)

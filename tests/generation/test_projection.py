@@ -117,7 +117,7 @@ def test_without_a_network_pixels_alone_count(weights, tmp_path, capsys, monkeyp
     [
         (["--image", "missing.png"], "--image missing.png: cannot be read (No such file or directory)"),
         (["--image", "text.png"], "--image text.png: cannot be read"),
-        (["--steps", "0"], "--steps 0: must be from 1 to 1e+06"),
+        (["--steps", "0"], "--steps 0: must be from 1 to 1000000"),
         (["--learning-rate", "nan"], "--learning-rate nan: must be a finite number"),
         (["--label", "c"], "--label c: must be 0 to 1 or one of: a, b"),
         (["--out", "full"], "--out full"),

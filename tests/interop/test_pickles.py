@@ -180,7 +180,10 @@ FIELDS = b"(K\x03" + _text("|") + b"N(" + _text("a") + b"t}" + _text("a") + OBJE
 AS_FIELDS = b"(K\x03" + _text("<") + b"N(" + _text("a") + b"t}" + _text("a") + OBJECTS + b"K\x00\x86sK\x08K\x01K\x00tb"
 WITH_FLAGS = b"(K\x03" + _text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb"
 ADDRESS = struct.pack("<Q", 0x414141410000)
-
+# Arrays of the same bytes, each of which would be copied as its bytes are in another order.
+BIG_ENDIAN = PLAIN + b"(K\x03" + _text(">") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+SHARED = _array(BIG_ENDIAN, b"M\xe8\x03", bytes(4000))[:-2] + b"q\x05tb0"
+SHARED_AGAIN = _array(BIG_ENDIAN, b"M\xe8\x03", b"")[:-7] + b"h\x05tb0"
 
 # What is given for a network's name, and the reason that is given.
 BAD = [
@@ -201,6 +204,10 @@ BAD = [
     (b"}" + b"(" * 99_999 + b"t" * 99_999 + b"Ns", "a dict with a key of type tuple"),
     (b"}" + b")" + b"\x85" * 3_000_000 + b"Ns", "operations"),  # a key whose hash overflows the stack
     (b"\x8e" + struct.pack("<Q", 1 << 60), "damaged"),  # bytes that are not there
+    (b"cnumpy\ndtype\n()" + b"\x85" * 200_000 + b"\x89\x88tR", "given as a tuple"),  # too deep for its text
+    (SHARED + SHARED_AGAIN * 3, "longer than the file"),
+    (b"K\x01p2305843009213693951\n", "position in the memo"),  # 2**61 - 1, whose multiples share a hash
+    (b"}\x8a\x08" + struct.pack("<q", (1 << 61) - 1) + b"Ns", "too large a number"),
 ]
 READ = """
 import sys

@@ -203,6 +203,67 @@ def test_modulated_conv2d_in_fp16_does_not_overflow(impl):
     torch.testing.assert_close(y.double(), expected, rtol=0, atol=0.02 * expected.abs().max().item())
 
 
+def fp16_cases():
+    """x, weight and styles whose result fp16 holds, while the convolution before its scale would not fit."""
+    random = torch.Generator().manual_seed(5)
+    x, weight, styles = (torch.randn(s, generator=random) for s in ((2, 512, 8, 8), (4, 512, 3, 3), (2, 512)))
+    zero_styles, zero_weight = styles.clone(), weight.clone()
+    zero_styles[0], zero_weight[1] = 0, 0
+    return {
+        "large x": (4000 * x, weight, styles),
+        "large everything": (4000 * x, 100 * weight, 1e4 * styles),
+        "zero styles": (x, weight, zero_styles),
+        "zero weight": (x, zero_weight, styles),
+        "unlike samples": (1000 * x, weight, styles * torch.tensor([[1e-3], [1e3]])),
+    }
+
+
+@pytest.mark.parametrize("case", fp16_cases())
+@pytest.mark.parametrize("fused_modconv", [True, False])
+def test_modulated_conv2d_in_fp16_is_finite_where_the_result_is(case, fused_modconv):
+    x, weight, styles = fp16_cases()[case]
+    x = x.half()
+    y = ops.modulated_conv2d(x, weight, styles, padding=1, fused_modconv=fused_modconv)
+    expected = ops.modulated_conv2d(x.double(), weight.double(), styles.double(), padding=1)
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=0.005 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)  # of the parameters
+def test_modulated_conv2d_stylegan3_in_fp16_is_finite_where_the_result_is(dtype):
+    random = torch.Generator().manual_seed(5)
+    x, weight, styles = (torch.randn(s, generator=random) for s in ((2, 512, 8, 8), (4, 512, 3, 3), (2, 512)))
+    x, weight, styles = (4000 * x).half(), weight.to(dtype), (100 * styles).to(dtype)
+    y = ops.modulated_conv2d_stylegan3(x, weight, styles, padding=1)
+    expected = ops.modulated_conv2d_stylegan3(x.double(), weight.double(), styles.double(), padding=1)
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=0.005 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("fused_modconv", [True, False])
+def test_modulated_conv2d_without_demodulation_in_fp16(fused_modconv):
+    random = torch.Generator().manual_seed(5)
+    x, weight, styles = (torch.randn(s, generator=random) for s in ((2, 64, 8, 8), (3, 64, 1, 1), (2, 64)))
+    x, weight, styles = (2000 * x).half(), 1e-3 * weight, 100 * styles
+    options = dict(demodulate=False, fused_modconv=fused_modconv)
+    y = ops.modulated_conv2d(x, weight, styles, **options)
+    expected = ops.modulated_conv2d(x.double(), weight.double(), styles.double(), **options)
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=0.005 * expected.abs().max().item())
+
+
+def test_modulated_conv2d_gradients_in_fp16():
+    """What is moved between styles and factors for fp16's range changes no gradient."""
+    random = torch.Generator().manual_seed(5)
+    shapes = (3, 16, 8, 8), (4, 16, 3, 3), (3, 16)
+    tensors = [torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes]
+    gradients = []
+    for x_dtype, dtype in ((torch.float16, torch.float32), (torch.float64, torch.float64)):
+        x, weight, styles = (t.to(d).requires_grad_() for t, d in zip(tensors, (x_dtype, dtype, dtype), strict=True))
+        y = ops.modulated_conv2d(x, weight, styles, padding=1, fused_modconv=False)
+        gradients.append(torch.autograd.grad(y.double().square().sum(), (x, weight, styles)))
+    for actual, expected in zip(*gradients, strict=True):
+        bound = 0.01 * expected.abs().max().item()  # sums of some hundred products rounded to 11 bits
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=bound)
+
+
 COMPILABLE = {
     "modulated_conv2d": lambda x, w, s, f: ops.modulated_conv2d(x, w, s, up=2, padding=1, resample_filter=f),
     "conv2d_resample": lambda x, w, s, f: ops.conv2d_resample(x, w, f, down=2, padding=1),

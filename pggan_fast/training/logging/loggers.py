@@ -71,9 +71,18 @@ class Loggers:
     def _try(self, name: str, action: Callable[[], None]) -> None:
         try:
             action()
-        except (Exception, SystemExit) as error:  # a month of training does not end for a chart
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit and cancellation too: a month of training does not end for a chart
             if name not in self._warned:
                 self._warned.add(name)
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                reason = _text_of(error) or type(error).__name__
                 what = f"--track {name}" if name in TRACKERS else self.run.path / name
                 print(f"warning: {what}: cannot be written ({reason}); training continues", flush=True)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return " ".join(str(error).split())[:200]
+    except Exception:  # somebody else's class, whose text fails too
+        return ""
