@@ -250,7 +250,7 @@ def test_modulated_conv2d_without_demodulation_in_fp16(fused_modconv):
 
 
 def test_modulated_conv2d_gradients_in_fp16():
-    """What is moved between styles and factors for fp16's range changes no gradient."""
+    """Factors moved between styles and output for fp16's range change no gradient."""
     random = torch.Generator().manual_seed(5)
     shapes = (3, 16, 8, 8), (4, 16, 3, 3), (3, 16)
     tensors = [torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes]
