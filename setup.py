@@ -76,11 +76,23 @@ def compile_command(source: Path, compiler: str, torch_dir: Path, gpus: list[str
 
 
 def link_command(compiler: str, objects: list[str], torch_dir: Path, libraries: list[str]) -> list[str]:
-    """The command that links objects; torch's libraries are in the process before the module."""
+    """The command that links objects; torch's libraries are in the process before the module.
+
+    A CUDA module has a CUDA runtime of its own inside, so that it loads beside any torch's, whose libcudart has a
+    version in its name. `OnDeviceOf` in csrc/cuda/launch.cuh sets the device in that runtime, too.
+    """
     folders = [torch_dir / "lib"]
     if torch_dir.parent in Path(compiler).parents:  # nvcc of a pip package, which has no libcudart where it looks
         folders += sorted(torch_dir.parent.glob("nvidia/*/lib"))
-    return [compiler, "-shared", *objects, *(f"-L{folder}" for folder in folders), *(f"-l{n}" for n in libraries)]
+    runtime = ["-cudart=static"] if Path(compiler).name == "nvcc" else []
+    return [
+        compiler,
+        "-shared",
+        *runtime,
+        *objects,
+        *(f"-L{folder}" for folder in folders),
+        *(f"-l{n}" for n in libraries),
+    ]
 
 
 def find_cxx() -> str:
@@ -227,7 +239,6 @@ class BuildNative(build_ext):
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = [str(target) for target in pool.map(compile_one, sources)]
-        # nvcc links libcudart statically by itself.
         linker = compilers[".cu" if is_cuda else ".cpp"]
         libraries = ["torch_cuda", "torch_cpu"] if is_cuda else ["torch_cpu"]
         link = link_command(linker, objects, torch_dir, libraries)

@@ -276,6 +276,16 @@ def test_nvcc_of_a_pip_package_is_found_where_there_is_no_toolkit(tmp_path: Path
     assert f"-L{package / 'lib'}" not in build["link_command"]("/toolkit/bin/nvcc", [], tmp_path / "torch", [])
 
 
+def test_a_cuda_module_has_a_runtime_of_its_own(tmp_path: Path, monkeypatch) -> None:
+    """Torch's libcudart of another version would not be found; the kernels' launches then set the device themselves."""
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.chdir(ROOT)
+    link = runpy.run_path("setup.py")["link_command"]
+    assert "-cudart=static" in link("/toolkit/bin/nvcc", [], tmp_path, ["torch_cuda"])
+    assert "-cudart=static" not in link("/usr/bin/c++", [], tmp_path, ["torch_cpu"])
+    assert "cudaSetDevice(device_index())" in (ROOT / "csrc/cuda/launch.cuh").read_text(encoding="utf-8")
+
+
 @pytest.mark.needs_nvcc
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch is a build without CUDA")
 def test_a_gpu_that_is_none_is_an_error(checkout: Path) -> None:

@@ -10,13 +10,15 @@
 namespace pggan_fast {
 namespace {
 
-// How many tiles are worked on at a time: enough to keep the largest GPU busy. Where every one of them reads a bias or
+// How many tiles are worked on at a time: as many as the GPU's blocks take. Where every one of them reads a bias or
 // leaves sums for each channel, no more than one for 64 bytes of a channel (128 in fp64), so that this adds less than
 // 5% to what is read and written.
-template <class T>
-int64_t tiles_at_a_time(const Tiling& t, const Shape& s, bool per_channel) {
+template <class T, class... Parameters>
+int64_t tiles_at_a_time(const char* name, void (*kernel)(Parameters...), const Tiling& t, const Shape& s, bool norm,
+                        bool per_channel) {
   const int64_t bytes = s.n * s.p * sizeof(T), most = per_channel ? bytes / (16 * sizeof(Acc<T>)) : t.tiles;
-  return std::min<int64_t>({t.tiles, std::max<int64_t>(most, 1), 1024});
+  const int64_t tiles = std::min(t.tiles, std::max<int64_t>(most, 1)), blocks_of_tile = blocks_for(t, 1, norm);
+  return divide_up(blocks_at_once(name, kernel, tiles * blocks_of_tile), blocks_of_tile);
 }
 
 template <class A>
@@ -54,9 +56,10 @@ Tensor run_forward(const Tensor& x, const Tensor& y, const std::optional<Tensor>
               [&](auto type, auto vector, auto channels_last, auto norm) {
                 using T = decltype(type);
                 const Tiling t = tiling_of<T, vector, channels_last, 1>(shape, norm);
-                launch("bias_act", bias_act_forward_kernel<T, vector, channels_last, norm>,
-                       blocks_for(t, tiles_at_a_time<T>(t, shape, shift.has_value()), norm), pointer<T>(x),
-                       pointer<Acc<T>>(shift), output<T>(y), output<Acc<T>>(r), coefficients<Acc<T>>(e), t);
+                const auto kernel = bias_act_forward_kernel<T, vector, channels_last, norm>;
+                const int64_t tiles = tiles_at_a_time<T>("bias_act", kernel, t, shape, norm, shift.has_value());
+                launch("bias_act", kernel, blocks_for(t, tiles, norm), pointer<T>(x), pointer<Acc<T>>(shift),
+                       output<T>(y), output<Acc<T>>(r), coefficients<Acc<T>>(e), t);
               });
   return r;
 }
@@ -111,11 +114,11 @@ std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr
         using A = Acc<T>;
         const Tiling t = tiling_of<T, vector, channels_last, 2>(shape, norm);
         // With a bias, every block (group of chunks) leaves one row of sums.
-        const int64_t rows = tiles_at_a_time<T>(t, shape, needs_db);
+        const auto kernel = bias_act_backward_kernel<T, vector, channels_last, norm>;
+        const int64_t rows = tiles_at_a_time<T>("bias_act_backward", kernel, t, shape, norm, needs_db);
         std::optional<Tensor> sums;
         if (needs_db) sums = empty_vector(rows * t.c, accumulation_type(y));
-        launch("bias_act_backward", bias_act_backward_kernel<T, vector, channels_last, norm>, blocks_for(t, rows, norm),
-               pointer<T>(dy_dense), pointer<A>(dr_dense), reads_output(e) ? pointer<T>(y_dense) : nullptr,
+        launch("bias_act_backward", kernel, blocks_for(t, rows, norm), pointer<T>(dy_dense), pointer<A>(dr_dense), reads_output(e) ? pointer<T>(y_dense) : nullptr,
                pointer<A>(r_dense), output<T>(dx.buffer), sums ? output<A>(*sums) : nullptr, coefficients<A>(e), t);
         if (sums)
           launch("bias_act_backward", sum_rows_kernel<A>, divide_up(t.c, 32), pointer<A>(*sums), rows, t.c,
@@ -163,9 +166,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(
                                                output<T>(d_y_buffer),
                                                output<A>(d_r),
                                                output<A>(d_dr)};
-                  launch("bias_act_double_backward", bias_act_double_backward_kernel<T, vector, channels_last, norm>,
-                         blocks_for(t, tiles_at_a_time<T>(t, shape, g_bias_dense.has_value()), norm), work,
-                         coefficients<A>(e), t);
+                  const auto kernel = bias_act_double_backward_kernel<T, vector, channels_last, norm>;
+                  const int64_t tiles = tiles_at_a_time<T>("bias_act_double_backward", kernel, t, shape, norm,
+                                                           g_bias_dense.has_value());
+                  launch("bias_act_double_backward", kernel, blocks_for(t, tiles, norm), work, coefficients<A>(e), t);
                 });
   Tensor d_y_finished = d_y ? d_y->finish() : empty_factors(y, false);
   return {d_dy.finish(), d_y_finished, d_r, d_dr};

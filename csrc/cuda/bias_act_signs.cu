@@ -22,8 +22,9 @@ Tensor bias_act_with_sign_bits(Tensor x, std::optional<Tensor> bias, double scal
   Tensor bits = empty_sign_bits(x);
   with_short_type("bias_act_with_sign_bits_", x, [&](auto type) {
     using T = decltype(type);
-    launch("bias_act_with_sign_bits_", bias_act_signs_forward_kernel<T>, blocks_at_once(tiles_of(rows)), output<T>(x),
-           pointer<float>(shift), output<uint8_t>(bits), e, rows);
+    const auto kernel = bias_act_signs_forward_kernel<T>;
+    launch("bias_act_with_sign_bits_", kernel, blocks_at_once("bias_act_with_sign_bits_", kernel, tiles_of(rows)),
+           output<T>(x), pointer<float>(shift), output<uint8_t>(bits), e, rows);
   });
   return bits;
 }
@@ -42,13 +43,14 @@ std::tuple<Tensor, Tensor> backward_by_sign_bits(Tensor dy, Tensor sign_bits, do
   if (rows.vectors == 0) return {dx, torch::stable::zero_(db)};
   with_short_type(name, dense, [&](auto type) {
     using T = decltype(type);
-    int64_t blocks = blocks_at_once(tiles_of(rows));
+    const auto kernel = bias_act_signs_backward_kernel<T>;
+    int64_t blocks = blocks_at_once(name, kernel, tiles_of(rows));
     std::optional<Tensor> sums;
     if (needs_db) {
       blocks = std::min(blocks, most_rows(dense, 2, 1));
       sums = empty_vector(blocks * dy.size(1), ScalarType::Float);
     }
-    launch(name, bias_act_signs_backward_kernel<T>, blocks, pointer<T>(dense), bits, output<T>(dx),
+    launch(name, kernel, blocks, pointer<T>(dense), bits, output<T>(dx),
            sums ? output<float>(*sums) : nullptr, e, rows);
     if (sums)
       launch(name, sum_rows_kernel<float>, divide_up(dy.size(1), 32), pointer<float>(*sums), blocks, dy.size(1),

@@ -138,7 +138,8 @@ std::tuple<Tensor, Tensor, Tensor> conv_halo(Tensor x, Tensor weight, std::optio
               const int64_t tiles = n * a.tiles_h * a.tiles_w;
               STD_TORCH_CHECK(tiles < INT32_MAX, "conv_halo: there are too many images");
               a.tiles = int(tiles);
-              launch("conv_halo", conv_halo_kernel<T, c_in, c_out, kind, fused>, blocks_at_once(tiles), a);
+              const auto kernel = conv_halo_kernel<T, c_in, c_out, kind, fused>;
+              launch("conv_halo", kernel, blocks_at_once("conv_halo", kernel, tiles), a);
             } else {
               STD_TORCH_CHECK(false, "conv_halo: there is no kernel for these channels in this dtype");
             }
@@ -188,11 +189,11 @@ Tensor conv_halo_weight_gradient(Tensor a, Tensor b, std::optional<Tensor> mask,
               const int64_t tiles = n * g.tiles_h * g.tiles_w;
               STD_TORCH_CHECK(tiles < INT32_MAX, "conv_halo_weight_gradient: there are too many images");
               g.tiles = int(tiles);
-              const int64_t blocks = blocks_at_once(tiles);
+              const auto kernel = conv_halo_weight_gradient_kernel<T, c_a, c_b, strided, masked>;
+              const int64_t blocks = blocks_at_once("conv_halo_weight_gradient", kernel, tiles);
               const Tensor rows = empty_vector(blocks * row_len, ScalarType::Float);
               g.rows = output<float>(rows);
-              launch("conv_halo_weight_gradient", conv_halo_weight_gradient_kernel<T, c_a, c_b, strided, masked>,
-                     blocks, g);
+              launch("conv_halo_weight_gradient", kernel, blocks, g);
               launch("conv_halo_weight_gradient", sum_rows_kernel<float>, divide_up(row_len, 32), pointer<float>(rows),
                      blocks, row_len, output<float>(sums));
             } else {

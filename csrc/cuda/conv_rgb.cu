@@ -65,7 +65,8 @@ std::tuple<Tensor, Tensor> expand(Tensor x, Tensor weight, std::optional<Tensor>
   a.sign_bits = writes ? output<uint8_t>(signs) : nullptr;
   with_narrow(op, x, x.size(1), [&](auto type, auto channels) {
     with_bool(mask.has_value(), [&](auto masked) {
-      launch(op, conv_rgb_expand_kernel<decltype(type), channels, masked>, blocks_at_once(tiles_of(a.rows)), a);
+      const auto kernel = conv_rgb_expand_kernel<decltype(type), channels, masked>;
+      launch(op, kernel, blocks_at_once(op, kernel, tiles_of(a.rows)), a);
     });
   });
   return {y, signs};
@@ -84,7 +85,8 @@ Tensor reduce(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional
   a.wide = wide.const_data_ptr(), a.out = y.mutable_data_ptr();
   a.mask = mask ? bytes_of(op, *mask, x) : nullptr;
   with_narrow(op, x, weight.size(0), [&](auto type, auto channels) {
-    launch(op, conv_rgb_reduce_kernel<decltype(type), channels>, blocks_at_once(tiles_of(a.rows)), a);
+    const auto kernel = conv_rgb_reduce_kernel<decltype(type), channels>;
+    launch(op, kernel, blocks_at_once(op, kernel, tiles_of(a.rows)), a);
   });
   return y;
 }
@@ -108,14 +110,16 @@ Tensor weight_gradient(Tensor wide, Tensor narrow, std::optional<Tensor> mask, d
   const int64_t row_len = (narrow.size(1) + 1) * wide.size(1);
   Tensor sums = empty_vector(row_len, ScalarType::Float);
   if (a.rows.vectors == 0) return torch::stable::zero_(sums);
-  const int64_t blocks = std::min<int64_t>(blocks_at_once(tiles_of(a.rows)), most_rows(wide_dense, 1, narrow.size(1) + 1));
-  const Tensor sum_rows = empty_vector(blocks * row_len, ScalarType::Float);
-  a.sum_rows = output<float>(sum_rows);
   with_narrow(op, wide, narrow.size(1), [&](auto type, auto channels) {
-    launch(op, conv_rgb_weight_gradient_kernel<decltype(type), channels>, blocks, a);
+    const auto kernel = conv_rgb_weight_gradient_kernel<decltype(type), channels>;
+    const int64_t most = most_rows(wide_dense, 1, narrow.size(1) + 1);
+    const int64_t blocks = blocks_at_once(op, kernel, std::min(tiles_of(a.rows), most));
+    const Tensor sum_rows = empty_vector(blocks * row_len, ScalarType::Float);
+    a.sum_rows = output<float>(sum_rows);
+    launch(op, kernel, blocks, a);
+    launch(op, sum_rows_kernel<float>, divide_up(row_len, 32), pointer<float>(sum_rows), blocks, row_len,
+           output<float>(sums));
   });
-  launch(op, sum_rows_kernel<float>, divide_up(row_len, 32), pointer<float>(sum_rows), blocks, row_len,
-         output<float>(sums));
   return sums;
 }
 

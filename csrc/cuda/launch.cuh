@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
 #include <type_traits>
 
 #include "../shared/tensors.h"
@@ -17,8 +18,8 @@ namespace pggan_fast {
 inline int32_t device_type() { return aoti_torch_device_type_cpu(); }
 inline int32_t device_index() { return 0; }
 inline cudaStream_t current_stream() { return nullptr; }
-struct OnDeviceOf {
-  explicit OnDeviceOf(const Tensor&) {}
+struct TorchsDevice {
+  explicit TorchsDevice(const Tensor&) {}
 };
 #else
 #define PGGAN_FAST_CUDA_LIBRARY STABLE_TORCH_LIBRARY_IMPL(pggan_fast, CUDA, library)
@@ -31,11 +32,21 @@ inline cudaStream_t current_stream() {
   return static_cast<cudaStream_t>(stream);
 }
 
-// While it lives, t's device is the current one.
-struct OnDeviceOf : torch::stable::accelerator::DeviceGuard {
-  explicit OnDeviceOf(const Tensor& t) : DeviceGuard(t.get_device_index()) {}
+// While it lives, t's device is the current one of torch's CUDA runtime.
+struct TorchsDevice : torch::stable::accelerator::DeviceGuard {
+  explicit TorchsDevice(const Tensor& t) : DeviceGuard(t.get_device_index()) {}
 };
 #endif
+
+// While it lives, t's device is the current one, also of this module's own CUDA runtime: nvcc links one into it, so that
+// it runs beside the runtime of whichever torch, and launches must not depend on one runtime's knowing what another set.
+// Both have a device's one primary context; torch's guard sets the former device's again in the end.
+struct OnDeviceOf : TorchsDevice {
+  explicit OnDeviceOf(const Tensor& t) : TorchsDevice(t) {
+    const cudaError_t error = cudaSetDevice(device_index());
+    STD_TORCH_CHECK(error == cudaSuccess, "GPU ", device_index(), " cannot be used: ", cudaGetErrorString(error));
+  }
+};
 
 // The dispatcher comes here if any argument is on a GPU; a kernel cannot read the others from elsewhere.
 inline void check_device(const char* op, const char* name, const Tensor& t, const Tensor& x) {
@@ -69,6 +80,17 @@ void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, con
   cudaError_t error = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
   if (error == cudaSuccess) error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, name, ": the kernel cannot be launched: ", cudaGetErrorString(error));
+}
+
+// As many blocks of this kernel as the GPU runs at once, by the registers and the shared memory that it was compiled to,
+// and no more than there are tiles: blocks that take tile after tile, where more would wait for a second wave.
+template <class... Parameters>
+int64_t blocks_at_once(const char* name, void (*kernel)(Parameters...), int64_t tiles) {
+  int multiprocessors = 1, resident = 1;
+  cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device_index());
+  if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0);
+  STD_TORCH_CHECK(error == cudaSuccess, name, ": the kernel cannot be loaded: ", cudaGetErrorString(error));
+  return std::min(tiles, int64_t(multiprocessors) * std::max(resident, 1));
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -36,12 +36,6 @@ struct Tiles {
   }
 };
 
-// Blocks that stay on the GPU and take tile after tile: as many as run at once where four fit on a multiprocessor.
-inline int blocks_at_once(int64_t tiles) {
-  int multiprocessors = 1;
-  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device_index());
-  return int(std::min<int64_t>(tiles, 4 * int64_t(multiprocessors)));
-}
 inline int64_t tiles_of(const Rows& rows) { return divide_up(rows.vectors, kTileVectors); }
 
 // The sign bits of this thread's vectors of V values in a tile. Two vectors of four values share a byte, and words of 16

@@ -18,6 +18,11 @@ PYBIND11_MODULE(_cuda_on_cpu, m) {
   m.def("set_ends", &cuda_on_cpu::set_ends, py::arg("blocks"),
         "From now on only so many blocks run from either end of a grid; 0: all.");
 
+  m.def("set_device", [](int index) { cuda_on_cpu::current_device = index; }, py::arg("index"),
+        "Make another device than the tensors' the current one.");
+  m.def("set_resident_blocks", [](int blocks) { return std::exchange(cuda_on_cpu::resident_blocks, blocks); },
+        py::arg("blocks"), "The blocks that the multiprocessor holds from now on; returns how many it did.");
+
   py::class_<cuda_on_cpu::Launch>(m, "Launch")
       .def_readonly("name", &cuda_on_cpu::Launch::name)
       .def_readonly("threads", &cuda_on_cpu::Launch::threads)

@@ -52,6 +52,10 @@ void set_order(Order order, uint32_t seed);
 // Of each grid only so many blocks run from either end; 0: all.
 void set_ends(unsigned blocks);
 
+// The current device, of which there is one, 0; and the blocks that its multiprocessor holds, few enough that they take
+// several tiles.
+inline int current_device = 0, resident_blocks = 4;
+
 // What a launch read from and wrote to global memory.
 struct Launch {
   std::string name;

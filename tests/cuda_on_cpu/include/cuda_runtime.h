@@ -45,6 +45,15 @@ inline std::string cuda_on_cpu_fault;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return cuda_on_cpu_fault.c_str(); }
 
+inline cudaError_t cudaSetDevice(int index) {
+  cuda_on_cpu::current_device = index;
+  return cudaSuccess;
+}
+template <class... Parameters>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Parameters...), int, size_t) {
+  *blocks = cuda_on_cpu::resident_blocks;
+  return cudaSuccess;
+}
 // A small GPU, so that blocks take several tiles.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount ? 1 : 8;
@@ -61,6 +70,7 @@ template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   try {
+    if (cuda_on_cpu::current_device != 0) throw cuda_on_cpu::Fault("another device than the tensors' is current");
     cuda_on_cpu::run_grid(config->gridDim, config->blockDim, [&] { kernel(arguments...); });
   } catch (const cuda_on_cpu::Fault& fault) {
     cuda_on_cpu_fault = fault.what();
