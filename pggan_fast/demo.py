@@ -69,9 +69,9 @@ def settings(data: Path, out: Path) -> TrainConfig:
         start_resolution=16,
         stable_kimg=16,
         transition_kimg=2,
-        total_kimg=48,
+        total_kimg=72,
         batch_size={4: 16},
-        learning_rate="cosine:3e-3:5e-4:48",
+        learning_rate="cosine:3e-3:5e-4:72",
         labels=True,
         latent_dim=12,  # a digit has few ways to vary, and the latents between those seen are fewer
         fmap_base=256,
