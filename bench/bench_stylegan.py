@@ -3,7 +3,10 @@
 pytest bench/bench_stylegan.py
 """
 
+import importlib.util
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from torch import Tensor
 from bench.baseline import stylegan as plain
 from bench.harness.cases import LAYOUTS, op_case
 from bench.harness.table import DOUBLE, PASSES, Op, Shape, bias_act_inputs, image_inputs, low_inputs, normal
-from pggan_fast import ops
+from bench.harness.timing import Case
+from pggan_fast import ops, use_impl
 
 FILTER = plain.filter_4x4()
 SHAPES = ((4, 64, 64, 64), (4, 64, 128, 128), (1, 64, 256, 256))
@@ -91,3 +95,41 @@ def test_bias_act(act: str, clamp: float | None, layout: str, passes: str, timed
 def test_modulated_conv2d(fused: bool, shape: Shape, layout: str, timed, record, device: str) -> None:
     case = op_case(modulated(fused), shape, "fp32", layout, PASSES[1], compiled=False, copied=False, device=device)
     record(timed(case))
+
+
+def example() -> ModuleType:
+    """Return examples/stylegan2_step.py: networks shaped like StyleGAN2's, R1 and path length."""
+    path = Path(__file__).parents[1] / "examples" / "stylegan2_step.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("resolution", [64])
+def test_step(resolution: int, timed, record, device: str) -> None:
+    """A step of D with R1 and of G with path length, both from the same weights, in plain PyTorch and with our ops."""
+    if device != "cpu":
+        pytest.skip("the example trains on the CPU")
+    step = example()
+    variants = {"eager": ("reference", step.Training(resolution)), "ours": ("auto", step.Training(resolution))}
+    z, reals = torch.randn(4, step.LATENT_DIM), torch.randn(4, 3, resolution, resolution)
+
+    def train(name: str) -> tuple[float, float]:
+        impl, training = variants[name]
+        with use_impl(impl):
+            return training.step(z, reals, seed=0)
+
+    def check() -> None:
+        # The first step's, before Adam has made steps of one size of all gradients.
+        expected, actual = train("eager"), train("ours")
+        assert actual == pytest.approx(expected, rel=1e-2)
+
+    labels = {
+        "suite": "StyleGAN2's step",
+        "shape": f"4x3x{resolution}x{resolution}",
+        "dtype": "fp32",
+        "layout": "nchw",
+        "pass": "training step",
+    }
+    record(timed(Case(labels, {name: lambda _, name=name: train(name) for name in variants}, check, device=device)))

@@ -1,51 +1,17 @@
-// upfirdn2d with everybody's filter: four taps on both axes, up 2, down 2 or neither, one term. Four output rows are
-// made at a time. The input rows under them are summed down the columns, each read once, into four rows that stay in
-// the first-level cache with zeros on both sides for the padding; then the sums along the rows need no edges:
+// upfirdn2d with everybody's filter: four taps on both axes, up 2, down 2 or neither, one term. What vectors fit goes
+// through registers (upfirdn2d_four_taps_fused.h). Pixels of few channels go through memory, four output rows at a time:
+// the input rows under them are summed down the columns, each read once, into four rows that stay in the first-level
+// cache with zeros on both sides for the padding; then the sums along the rows need no edges:
 //
 //   input rows  -- down the columns -->  |000 sums of output row 0 000|  -- along x -->  4 output rows
 //                                        |000 ...          row 3 000|
 //
-// Wide rows are cut into strips. Upsampling by 2 has two phases of outputs, of two taps each: output 2 j + r of an axis
-// is a sum of inputs from j + shift[r] on, and shift[1] is shift[0] or one more.
+// Wide rows are cut into strips.
 #pragma once
 
-#include "resample_kernels.h"
+#include "upfirdn2d_four_taps_fused.h"
 
 namespace pggan_fast::LEVEL {
-
-inline int64_t floor_divided(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
-
-template <class A, int half, int... I>
-inline Vec<A> interleaved(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
-  return pick<A, (I % 2 * kWidth<A> + half * kWidth<A> / 2 + I / 2)...>(a, b);
-}
-
-enum class Change { up, down, none };
-
-// Where the taps of one axis lie: output phases j + r is the sum over k of weights[r][k] in[step j + shift[r] + k].
-// Weights are copied into registers before loops: memory that these write might, for all the compiler knows, hold them.
-template <Change change, class A>
-struct Axis {
-  static constexpr int kPhases = change == Change::up ? 2 : 1, kStep = change == Change::down ? 2 : 1;
-  static constexpr int kTaps = 4 / kPhases;
-  int64_t shift[kPhases];
-  Vec<A> weights[kPhases][kTaps];
-
-  Axis(const double* taps, int64_t before) {
-    for (int r = 0; r < kPhases; ++r) {
-      const int64_t start = r - before;
-      shift[r] = -floor_divided(-start, kPhases);
-      const int64_t skipped = shift[r] * kPhases - start;
-      for (int k = 0; k < kTaps; ++k) weights[r][k] = broadcast<A>(A(taps[skipped + k * kPhases]));
-    }
-  }
-  int64_t extra() const { return shift[kPhases - 1] - shift[0]; }
-  static Vec<A> sum(const Vec<A> (&weight)[kTaps], const Vec<A>* in) {
-    Vec<A> total = weight[0] * in[0];
-    for (int k = 1; k < kTaps; ++k) total += weight[k] * in[k];
-    return total;
-  }
-};
 
 // Extra: the second phase's inputs, down the columns, begin one later than the first's.
 template <Change change, bool Extra, class T>
@@ -102,15 +68,9 @@ struct FourTaps {
     const Taps taps = along;
     const int64_t c = a.c, shift = taps.extra() * c, stride = this->stride, row_out = a.ow * c;
     y += kPhases * first * c;
-    if (change != Change::none && c > 1) {
-      for (; rows > 0; --rows, in += stride, y += row_out) sum_pixels(taps, in, shift, first, count, y);
-    } else if constexpr (change == Change::none) {
-      for (; rows > 0; --rows, in += stride, y += row_out) sum_pixel(taps.weights[0], in, c, count * c, y);
-    } else if constexpr (change == Change::down) {
-      for (; rows > 0; --rows, in += stride, y += row_out) pick_every_other(taps, in, count, y);
-    } else {
-      const int64_t values = std::min(2 * count, a.ow - 2 * first);
-      for (; rows > 0; --rows, in += stride, y += row_out) interleave(taps, in, shift, values, y);
+    for (; rows > 0; --rows, in += stride, y += row_out) {
+      if constexpr (change == Change::none) sum_pixel(taps.weights[0], in, c, count * c, y);
+      else sum_pixels(taps, in, shift, first, count, y);
     }
   }
 
@@ -129,41 +89,6 @@ struct FourTaps {
       for (int k = 1; k < N; ++k) total += weight[k] * load(in + i + k * c);
       store(y + i, total, n);
     });
-  }
-
-  static void pick_every_other(const Taps& taps, const A* in, int64_t count, T* y) {
-    const auto& weight = taps.weights[0];
-    for_vectors<A>(count, [&](int64_t i, auto n) {
-      Vec<A> total{};
-      for (int k = 0; k < N; k += 2) {
-        const Vec<A> left = load(in + 2 * i + k), right = load(in + 2 * i + k + W);
-        const Vec<A> even = weight[k] * every_other<A, 0>(left, right, Lanes<A>{});
-        total = k ? total + even : even;
-        total += weight[k + 1] * every_other<A, 1>(left, right, Lanes<A>{});
-      }
-      store(y + i, total, n);
-    });
-  }
-
-  static void interleave(const Taps& taps, const A* in, int64_t shift, int64_t values, T* y) {
-    const auto &weight = taps.weights[0], &other = taps.weights[kPhases - 1];
-    int64_t i = 0;
-    const auto pair = [&](Vec<A>& low, Vec<A>& high) {
-      const Vec<A> even = weight[0] * load(in + i) + weight[1] * load(in + i + 1);
-      const Vec<A> odd = other[0] * load(in + i + shift) + other[1] * load(in + i + shift + 1);
-      low = interleaved<A, 0>(even, odd, Lanes<A>{});
-      high = interleaved<A, 1>(even, odd, Lanes<A>{});
-    };
-    Vec<A> low, high;
-    for (; 2 * (i + W) <= values; i += W) {
-      pair(low, high);
-      store(y + 2 * i, low);
-      store(y + 2 * i + W, high);
-    }
-    if (2 * i == values) return;
-    pair(low, high);
-    store(y + 2 * i, low, values - 2 * i);
-    if (values - 2 * i > W) store(y + 2 * i + W, high, values - 2 * i - W);
   }
 
   // Output rows [row, row + R * blocks) of one plane, as far as it has them. Several blocks, where rows are short: what
@@ -207,11 +132,28 @@ struct FourTaps {
   }
 };
 
+// Rows where four taps lie in two vectors, and pixels that fill vectors well. Others are filtered by way of memory.
+template <class T>
+bool has_whole_vectors(const Upfirdn2d& a) {
+  constexpr int W = kWidth<Acc<T>>;
+  return a.c == 1 ? W >= 4 : 4 * rounded_up(a.c, W) <= 5 * a.c;
+}
+
+template <Change change, bool ExtraY, class T>
+void filter_four_taps(const Upfirdn2d& a, const Axis<change, Acc<T>>& down, int64_t begin, int64_t end) {
+  const Axis<change, Acc<T>> along(a.rows, a.x0);
+  if (!has_whole_vectors<T>(a)) return FourTaps<change, ExtraY, T>(a, down).run(begin, end);
+  if constexpr (change == Change::up)
+    if (along.extra()) return FusedTaps<change, ExtraY, true, T>(a, down, along).run(begin, end);
+  FusedTaps<change, ExtraY, false, T>(a, down, along).run(begin, end);
+}
+
 template <Change change, class T>
 void filter_four_taps(const Upfirdn2d& a, int64_t begin, int64_t end) {
   const Axis<change, Acc<T>> down(a.columns, a.y0);
-  if (down.extra()) FourTaps<change, true, T>(a, down).run(begin, end);
-  else FourTaps<change, false, T>(a, down).run(begin, end);
+  if constexpr (change == Change::up)
+    if (down.extra()) return filter_four_taps<change, true, T>(a, down, begin, end);
+  filter_four_taps<change, false, T>(a, down, begin, end);
 }
 
 template <class T>

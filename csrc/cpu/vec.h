@@ -222,6 +222,44 @@ inline void store(T* p, Vec<Acc<T>> v, int64_t count) {
   std::memcpy(p, part, count * sizeof(T));
 }
 
+// Elements [from, to) of a vector of them, zeros around these: nothing else is read.
+template <class T>
+inline void copy_between(const T* p, int64_t from, int64_t end, T* to) {
+#if defined(__AVX512F__)
+  const uint32_t mask = ((1u << end) - 1) & ~((1u << from) - 1);
+  if constexpr (std::is_same<T, float>::value) return store(to, (Vec<float>)_mm512_maskz_loadu_ps(__mmask16(mask), p));
+  else if constexpr (sizeof(T) == 2) {
+    const __m256i v = _mm256_maskz_loadu_epi16(__mmask16(mask), p);
+    return std::memcpy(to, &v, sizeof(v)), void();
+  }
+#elif defined(__AVX2__)
+  if constexpr (std::is_same<T, float>::value) {
+    const __m256i mask = _mm256_andnot_si256(first_lanes(from), first_lanes(end));
+    return store(to, (Vec<float>)_mm256_maskload_ps(p, mask));
+  }
+#endif
+  for (int64_t i = 0; i < kWidth<Acc<T>>; ++i) to[i] = i >= from && i < end ? p[i] : T{};
+}
+
+// A whole vector to where nobody looks soon, at a multiple of its size; finish_stores() after the last one.
+template <class T>
+inline void store_past_cache(T* p, Vec<Acc<T>> v) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same<T, float>::value) return _mm512_stream_ps(p, (__m512)v);
+  else if constexpr (std::is_same<T, double>::value) return _mm512_stream_pd(p, (__m512d)v);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same<T, float>::value) return _mm256_stream_ps(p, (__m256)v);
+  else if constexpr (std::is_same<T, double>::value) return _mm256_stream_pd(p, (__m256d)v);
+#endif
+  store(p, v);
+}
+
+inline void finish_stores() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 template <class A>
 inline A sum_of(const A* v, int width) {
   if (width == 1) return v[0];

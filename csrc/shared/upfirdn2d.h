@@ -68,10 +68,18 @@ inline Filter separated_values(const double* f, int64_t fh, int64_t fw, bool is_
 }
 
 inline Filter separated(const Tensor& f, bool flip, double gain, Dtype dtype) {
-  const Tensor wide = with_layout(with_dtype(f, ScalarType::Double), Layout::contiguous);
   // A product's values in fp32 are off by half an eps each; in fp64 that would show.
   const double rounding = dtype == Dtype::f64 ? 4e-16 : 1.2e-7;
-  return separated_values(wide.const_data_ptr<double>(), f.size(0), f.size(f.dim() - 1), f.dim() == 1, flip, gain,
+  // What setup_filter makes is converted here: torch's conversion takes longer than small images.
+  std::vector<double> values;
+  if (f.scalar_type() == ScalarType::Float && f.is_contiguous()) {
+    const float* from = f.const_data_ptr<float>();
+    values.assign(from, from + f.numel());
+  } else {
+    const Tensor wide = with_layout(with_dtype(f, ScalarType::Double), Layout::contiguous);
+    values.assign(wide.const_data_ptr<double>(), wide.const_data_ptr<double>() + f.numel());
+  }
+  return separated_values(values.data(), f.size(0), f.size(f.dim() - 1), f.dim() == 1, flip, gain,
                           rounding);
 }
 

@@ -76,3 +76,17 @@ def test_nothing_reaches_pixels_beyond_the_filter(change):
         spread = expected.isnan()
         assert not (actual.isnan() & ~spread).any() and actual.isnan().any()
         torch.testing.assert_close(actual[~spread], expected[~spread], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_large_images_are_written_past_the_caches(change, layout):
+    """Large enough for reading ahead and, but for down 2, for other stores: 9 MiB."""
+    random = torch.Generator().manual_seed(3)
+    size = 96 if change == "up" else 192
+    x = torch.randn(1, 64, size, size, generator=random).contiguous(memory_format=FORMATS[layout])
+    options = dict(**CHANGES[change], padding=(2, 1, 2, 1))
+    expected = ops.upfirdn2d(x, F, **options, impl="reference")
+    actual = ops.upfirdn2d(x, F, **options, impl="native")
+    # Sums of 16 products in fp32 on both sides.
+    torch.testing.assert_close(actual, expected, rtol=0, atol=16 * 2**-23 * expected.abs().max().item())
