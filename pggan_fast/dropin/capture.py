@@ -46,29 +46,21 @@ MOST_FAILURES = 3
 MOST_KINDS = 256
 """Kinds of call that are remembered as having nothing to fuse."""
 
-_SETTINGS = dict(
-    # Without limits of Dynamo's own: those are per code, which all instances of a class and all users share.
-    recompile_limit=1 << 20,
-    accumulated_recompile_limit=1 << 20,
-    fail_on_recompile_limit_hit=False,
-    error_on_recompile=False,
-    suppress_errors=False,
-    # Sound guards: hooks that come later, parameters whose data is exchanged under the same name.
-    skip_nnmodule_hook_guards=False,
-    skip_tensor_guards_with_matching_dict_tags=False,
-    assume_dunder_attributes_remain_unchanged=False,
-    # Floats that vary (a fade's alpha) become symbols, not constants.
-    specialize_float=False,
-    assume_static_by_default=True,
-    automatic_dynamic_shapes=True,
-    # NumPy keeps its own random numbers and rounding.
-    trace_numpy=False,
-    capture_profiler_record_function=True,
-    # No compiled backward whose buckets matter, nothing written to disk.
-    optimize_ddp=False,
-    automatic_dynamic_local_pgo=False,
-    automatic_dynamic_remote_pgo=False,
+_OFF = (
+    # What raises, or takes over from the limits and from the handling of errors below.
+    *("fail_on_recompile_limit_hit", "error_on_recompile", "suppress_errors"),
+    # Guards that are not sound: no hooks that come later, no parameters whose data is exchanged under the same name.
+    *("skip_nnmodule_hook_guards", "skip_tensor_guards_with_matching_dict_tags"),
+    "assume_dunder_attributes_remain_unchanged",
+    "specialize_float",  # floats that vary (a fade's alpha) become symbols, not constants
+    "trace_numpy",  # NumPy keeps its own random numbers and rounding
+    # There is no compiled backward whose buckets matter, and nothing is written to disk.
+    *("optimize_ddp", "automatic_dynamic_local_pgo", "automatic_dynamic_remote_pgo"),
 )
+_ON = ("assume_static_by_default", "automatic_dynamic_shapes", "capture_profiler_record_function")
+# No limits of Dynamo's own: those are per code, which all instances of a class and all users share.
+_SETTINGS = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 1 << 20)
+_SETTINGS |= dict.fromkeys(_OFF, False) | dict.fromkeys(_ON, True)
 _GUARDS_CLASSES = torch.torch_version.TorchVersion(torch.__version__) >= "2.14"
 """Whether Dynamo has guards for the settings that code reads off classes."""
 _KNOWN_SETTINGS = {name: value for name, value in _SETTINGS.items() if hasattr(config, name)}

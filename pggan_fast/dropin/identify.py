@@ -8,7 +8,7 @@ agrees is what was written, with its grouping, its divisor and its epsilon.
 import math
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,31 +21,28 @@ Found = tuple[list[fx.Node], dict[str, Any]]
 """(nodes, options of the function that they compute)"""
 
 _CASTS = ("to", "type", "type_as")
-_METHODS = {"view", "reshape", "contiguous", "mean", "square", "sqrt", "rsqrt", "sub", "add", "pow", "var", "std"}
-_METHODS |= {"repeat", "expand", "squeeze", "unsqueeze", "flatten", "split", "chunk", "transpose", "permute"}
-_METHODS |= {"mul", "sum", "div", "clone", "norm", "reciprocal", "repeat_interleave", "expand_as", "view_as", *_CASTS}
-_FUNCTIONS = frozenset(
-    {
-        *(operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.getitem),
-        *(torch.reshape, torch.mean, torch.square, torch.sqrt, torch.sub, torch.add, torch.pow, torch.var, torch.std),
-        *(torch.cat, torch.squeeze, torch.unsqueeze, torch.flatten, torch.split, torch.chunk, torch.sum, torch.div),
-        *(
-            torch.mul,
-            torch.transpose,
-            torch.permute,
-            torch.rsqrt,
-            torch.norm,
-            torch.reciprocal,
-            torch.repeat_interleave,
-        ),
-    }
-)
-_WITHOUT_ZEROS = (F.interpolate, F.upsample, torch.mean, "mean", operator.mul, "mul", operator.truediv, "div")
-RESCALING = frozenset(
-    (F.interpolate, F.upsample, F.avg_pool2d, F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d)
-)
+_NAMES = {
+    "view",
+    "reshape",
+    "contiguous",
+    "mean",
+    "square",
+    "sqrt",
+    "rsqrt",
+    "sub",
+    "add",
+    "pow",
+    "var",
+    "std",
+    *_CASTS,
+}
+_NAMES |= {"repeat", "expand", "squeeze", "unsqueeze", "flatten", "split", "chunk", "transpose", "permute", "mul"}
+_NAMES |= {"sum", "div", "truediv", "norm", "reciprocal", "repeat_interleave", "expand_as", "view_as", "cat", "clone"}
+_NAMES |= {"getitem"}
+"""Methods, and functions of torch and of the operator module."""
+RESCALING = {F.interpolate, F.upsample, F.avg_pool2d, F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d}
 """torch's own functions that may rescale, each plane by itself."""
-_FUNCTIONS |= RESCALING
+_WITHOUT_ZEROS = (F.interpolate, F.upsample, torch.mean, "mean", operator.mul, "mul", operator.truediv, "div")
 _STATISTICS = {"square", "pow", "var", "std", "mul", "norm"}
 _LARGEST = 1 << 24
 """Values of a tensor up to which a function of it is evaluated."""
@@ -140,20 +137,12 @@ def _factors(weights: fx.Node, weight_size: int, style_size: int) -> tuple[fx.No
     return (last[weight_size], last[style_size]) if len(last) == 2 else (None, None)
 
 
-class Rescaling(NamedTuple):
-    """2x rescaling of x by several nodes: `name` is "up" (nearest upsampling) or "down" (the mean of 2x2).
+def rescaling(node: fx.Node) -> tuple[str, fx.Node, list[fx.Node], bool] | None:
+    """(name, x, nodes, zeros) of the 2x rescaling of x that the nodes ending in `node` are, by what becomes of images.
 
-    zeros: the second derivative is zeros, as that of torch's pooling, and not absent.
+    name: "up" (nearest upsampling) or "down" (the mean of 2x2). zeros: its second derivative is zeros, as that of
+    torch's pooling, and not absent.
     """
-
-    name: str
-    x: fx.Node
-    nodes: list[fx.Node]
-    zeros: bool
-
-
-def rescaling(node: fx.Node) -> Rescaling | None:
-    """Tell which rescaling the nodes that end in `node` are by what becomes of an image of its input's size."""
     if not _is_known(node):
         return None
     if "rescaling" not in node.meta:  # x may be replaced, but not by another value
@@ -164,7 +153,7 @@ def rescaling(node: fx.Node) -> Rescaling | None:
     nodes = [node]
     while len(nodes) < length:
         nodes.insert(0, nodes[0].all_input_nodes[0])
-    return Rescaling(name, nodes[0].all_input_nodes[0], nodes, zeros)
+    return name, nodes[0].all_input_nodes[0], nodes, zeros
 
 
 def _rescaling(node: fx.Node) -> tuple[str, int, bool] | None:
@@ -249,9 +238,11 @@ def _name(node: Any) -> str:
 
 
 def _is_known(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.target in {"call_method": _METHODS, "call_function": _FUNCTIONS}.get(
-        node.op, ()
-    )
+    if not isinstance(node, fx.Node) or node.op not in ("call_method", "call_function"):
+        return False
+    name = _name(node)
+    homes = (getattr(torch, name, None), getattr(operator, name, None))
+    return node.target in RESCALING or name in _NAMES and (node.op == "call_method" or node.target in homes)
 
 
 def _between(sources: list[fx.Node], last: Any) -> list[fx.Node] | None:

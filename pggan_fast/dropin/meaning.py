@@ -112,4 +112,7 @@ def meaning(node: Any) -> Op | None:
         except TypeError:  # arguments that the reader does not expect
             return None
     found = identify.rescaling(node)
-    return found and Op(found.name, found.x, found.nodes, {"zeros": found.zeros} if found.name == "down" else {})
+    if found is None:
+        return None
+    name, x, nodes, zeros = found
+    return Op(name, x, nodes, {"zeros": zeros} if name == "down" else {})

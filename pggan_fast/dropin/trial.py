@@ -43,36 +43,23 @@ def _state_kept(model: nn.Module, ours: set[str]) -> Iterator[None]:
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     classes = {cls for module in model.modules() for cls in type(module).__mro__ if not is_torchs(cls)}
     scopes = [sys.modules[name] for name in {cls.__module__ for cls in classes} if name in sys.modules]
-    settings = [
-        (holder, {n: v for n, v in vars(holder).items() if _is_setting(n, v)}) for holder in (*classes, *scopes)
-    ]
-    spaces = [(vars(module), {n: (v, _items(v)) for n, v in vars(module).items()}) for module in model.modules()]
+    settings = [(holder, n, v) for holder in (*classes, *scopes) for n, v in vars(holder).items() if _is_setting(n, v)]
+    held = [value for module in model.modules() for value in (vars(module), *vars(module).values())]
+    containers = [(value, value.copy()) for value in held if type(value) in (dict, list, set)]
     try:
         yield
     finally:
         for buffer, value in buffers:
             buffer.copy_(value)
-        for space, before in spaces:
-            for name in space.keys() - before.keys() - ours:
-                del space[name]
-            for name, (value, items) in before.items():
-                if space.get(name) is not value:
-                    space[name] = value
-                if items is not None and [*map(id, items)] != [*map(id, _items(value))]:
-                    value.clear()
-                    pairs = zip(items[::2], items[1::2], strict=True) if isinstance(value, dict) else items
-                    (value.extend if isinstance(value, list) else value.update)(pairs)
-        for holder, before in settings:
-            for name, value in before.items():
-                if vars(holder).get(name) is not value:
-                    setattr(holder, name, value)
-
-
-def _items(value: Any) -> list | None:
-    """The contents of a plain container."""
-    if type(value) is dict:
-        return [part for item in value.items() for part in item]
-    return list(value) if type(value) in (list, set) else None
+        for container, before in containers:
+            appeared = {name: container[name] for name in ours & set(container)} if type(container) is dict else {}
+            container.clear()
+            (container.extend if type(container) is list else container.update)(before)
+            if appeared:
+                container.update(appeared)
+        for holder, name, value in settings:
+            if vars(holder).get(name) is not value:
+                setattr(holder, name, value)
 
 
 def _is_setting(name: str, value: Any) -> bool:
