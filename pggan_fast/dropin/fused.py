@@ -12,6 +12,8 @@ from pggan_fast.ops.bias_act import zeros_like
 
 RESCALE_FROM = 4096
 """Values of a contiguous image from which this package's 2x rescaling is the faster one on a CPU."""
+IN_PLACE_FROM = 1 << 17
+"""Values of an activation from which writing in place saves more than TorchDynamo's guards of a call take."""
 
 
 def convolution(
@@ -113,6 +115,15 @@ def modulated_convolution(
     return y * factors[:, :, None, None]
 
 
+def blur(x: Tensor, weight: Tensor, *, nearest: bool, **options: Any) -> Tensor:
+    """Filter each channel of x [N, C, H, W] with weight [..., kh, kw], after nearest upsampling by 2 or not."""
+    f = weight.detach().reshape(1, 1, *weight.shape[-2:])
+    if nearest:  # which is a filter of 2 x 2 ones over pixels with zeros between them
+        f = f if f.dtype is torch.float64 else f.float()
+        f = 4 * F.avg_pool2d(F.pad(f, (1, 1, 1, 1)), 2, stride=1)
+    return _Zeros.apply(ops.upfirdn2d(x, f[0, 0], **options), x)
+
+
 def minibatch_stddev(x: Tensor, **options: Any) -> Tensor:
     """`ops.minibatch_stddev`."""
     return ops.minibatch_stddev(x, **options)
@@ -140,26 +151,26 @@ def _rescaled_faster(x: Tensor) -> bool:
 
 
 class _Zeros(Function):
-    """y itself. In a second backward it gets zeros."""
+    """y itself. In a second backward it gets zeros; or x gets None, for a gradient with a graph, as a convolution's."""
 
     @staticmethod
-    def forward(ctx, y):
-        ctx.y = y  # which may be written over: only its graph is of interest
+    def forward(ctx, y, x=None):
+        ctx.zeros, ctx.y = x is None, y if x is None else x  # which may be written over: only its graph is of interest
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx, dy):
-        return _ZerosBackward.apply(dy, ctx.y)
+        return _ZerosBackward.apply(dy, ctx.y, ctx.zeros), None
 
 
 class _ZerosBackward(Function):
-    """(dy, y) -> dy"""
+    """(dy, y, zeros) -> dy"""
 
     @staticmethod
-    def forward(ctx, dy, y):
-        ctx.y = y
+    def forward(ctx, dy, y, zeros):
+        ctx.zeros, ctx.y = zeros, y
         return dy.view_as(dy)
 
     @staticmethod
     def backward(ctx, g):
-        return g, zeros_like(ctx.y)
+        return g, zeros_like(ctx.y) if ctx.zeros else None, None

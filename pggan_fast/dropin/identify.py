@@ -21,24 +21,10 @@ Found = tuple[list[fx.Node], dict[str, Any]]
 """(nodes, options of the function that they compute)"""
 
 _CASTS = ("to", "type", "type_as")
-_NAMES = {
-    "view",
-    "reshape",
-    "contiguous",
-    "mean",
-    "square",
-    "sqrt",
-    "rsqrt",
-    "sub",
-    "add",
-    "pow",
-    "var",
-    "std",
-    *_CASTS,
-}
+_NAMES = {"view", "reshape", "contiguous", "mean", "square", "sqrt", "rsqrt", "sub", "add", "pow", "var", *_CASTS}
 _NAMES |= {"repeat", "expand", "squeeze", "unsqueeze", "flatten", "split", "chunk", "transpose", "permute", "mul"}
 _NAMES |= {"sum", "div", "truediv", "norm", "reciprocal", "repeat_interleave", "expand_as", "view_as", "cat", "clone"}
-_NAMES |= {"getitem"}
+_NAMES |= {"std", "getitem"}
 """Methods, and functions of torch and of the operator module."""
 RESCALING = {F.interpolate, F.upsample, F.avg_pool2d, F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d}
 """torch's own functions that may rescale, each plane by itself."""

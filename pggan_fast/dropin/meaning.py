@@ -76,6 +76,11 @@ def _instance_norm(
     return Op("instance_norm", input, (weight, bias, float(eps))) if known else None
 
 
+def _pad(input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Op | None:
+    zeros = mode == "constant" and (value is None or is_number(value) and value == 0)
+    return Op("pad", input, options={"pad": tuple(pad)}) if zeros else None
+
+
 def _cat(tensors: Any, dim: Any = 0, *, axis: Any = None) -> Op | None:
     options = {"dim": dim if axis is None else axis}
     return Op("cat", tuple(tensors), options=options) if isinstance(tensors, (list, tuple)) else None
@@ -93,6 +98,7 @@ _TABLE: tuple[tuple[Callable, tuple], ...] = (
     (_transposed, (F.conv_transpose2d,)),
     (_batch_norm, (F.batch_norm,)),
     (_instance_norm, (F.instance_norm,)),
+    (_pad, (F.pad, torch._C._nn.pad)),
     (_cat, (torch.cat, torch.concat)),
 )
 _READERS = {target: read for read, targets in _TABLE for target in targets}

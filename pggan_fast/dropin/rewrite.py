@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from pggan_fast.dropin import fused, identify
+from pggan_fast.dropin import blur, fused, identify
 from pggan_fast.dropin.graph import (
     aliases_of,
     dtype_of,
@@ -80,11 +80,7 @@ class Match:
 
 
 class Rewriter:
-    """Find and replace patterns in one graph.
-
-    A chain is taken only where the example values prove that the fused call computes the same: one dtype all along, a
-    bias of one value for each channel, nothing between that others read or write over.
-    """
+    """Find and replace patterns in one graph, where the example values prove that a call computes the same."""
 
     def __init__(self, graph: fx.Graph, options: Options):
         self.graph, self.options = graph, options
@@ -95,6 +91,7 @@ class Rewriter:
         """Why a node was left, where there is more to say than that nothing about it is fused."""
         self._erased: set[fx.Node] = set()
         self._patterns = (  # in this order: (switch, names of the nodes where it begins, what finds it)
+            ("resample", ("conv", "transposed conv"), self._blur),
             ("conv", ("conv", "transposed conv"), self._modulated),
             ("conv", ("batch_norm",), self._batch_norm),
             ("bias_act", ("instance_norm",), self._instance_norm),
@@ -163,7 +160,8 @@ class Rewriter:
             return None
         weight = op.other[0]
         # A 1x1 convolution need not be folded: it takes the smaller image.
-        foldable = self.options.resample and (shape_of(weight)[-1] == 1 and padding == 0 or _pixels(node) >= FOLD_FROM)
+        point = shape_of(weight)[-1] == 1 and padding == 0
+        foldable = self.options.resample and (point or _count(node, 1) >= FOLD_FROM)
         x, scale, up, before = self._inputs(op.x, node, foldable)
         weight, weight_scale = self._scaled(weight, node)
         match = Match(fused.convolution, ["conv"], [*before, node], kwargs={"padding": padding, "bias": op.other[1]})
@@ -236,7 +234,8 @@ class Rewriter:
             return False
         if op.name == "add" and linear and not biased:
             if not is_per_channel(op.other, op.x):
-                match.reason = f"what is added has shape {_printed(op.other)}, not one value per channel"
+                shape = getattr(example(op.other), "shape", None)
+                match.reason = f"what is added has shape {shape and list(shape)}, not one value per channel"
                 return False
             return match.add("bias", user, bias=op.other)
         if op.name in ("relu", "lrelu") and "act" not in known:
@@ -292,7 +291,7 @@ class Rewriter:
         ):
             return None
         values = math.prod(shape_of(weight))
-        if _pixels(node) * shape_of(weight)[0] < BATCH_NORM_FROM * (values + SMALL_CALLS):
+        if _count(node, 1) * shape_of(weight)[0] < BATCH_NORM_FROM * (values + SMALL_CALLS):
             self.reasons[node] = "its image is small: scaling the weights would cost more"
             return None
         with self.graph.inserting_before(node):
@@ -338,12 +337,21 @@ class Rewriter:
             return None
         if op.name == "lrelu" and leaves(node):  # autograd keeps the result, which it did not before
             return None
+        if _count(node) < fused.IN_PLACE_FROM:
+            self.reasons[node] = "it is small: in place saves less than the guards of a call cost"
+            return None
         options, conv = {"act": op.name, **op.options}, meaning(op.x)
         if conv is None or conv.name != "conv":
             return Match(fused.activate_, [f"{op.name} in place"], [node], (op.x,), options)
         return Match(
             fused.plain_convolution, ["conv", op.name], [op.x, node], (conv.x, *conv.other), conv.options | options
         )
+
+    def _blur(self, node: fx.Node, op: Op) -> Match | None:
+        match = blur.find(node, op) if self.options.alone else None  # Inductor fuses rescaling itself
+        if isinstance(match, str):
+            self.reasons[node] = match
+        return Match(fused.blur, *match) if isinstance(match, tuple) else None
 
     def _rescaled(self, node: fx.Node, op: Op) -> Match | None:
         """Rescaling by itself."""
@@ -373,10 +381,10 @@ def _same_padding(conv: fx.Node, op: Op) -> int | None:
     return pair[0] if pair[0] == pair[-1] and pair[0] < weight[2] else None
 
 
-def _pixels(image: fx.Node) -> float:
-    """Pixels of a batch of images [N, C, H, W]; many, where sizes vary."""
-    n, _, *sizes = shape_of(image)
-    return math.prod((n, *sizes)) if all(type(size) is int for size in (n, *sizes)) else math.inf
+def _count(node: fx.Node, *left_out: int) -> float:
+    """Product of the sizes, some dimensions left out; infinity, where sizes vary."""
+    sizes = [n for i, n in enumerate(shape_of(node)) if i not in left_out]
+    return math.prod(sizes) if all(type(n) is int for n in sizes) else math.inf
 
 
 def _only_convolutions(up: fx.Node) -> bool:
@@ -390,8 +398,3 @@ def _only_convolutions(up: fx.Node) -> bool:
 def _may_scale(node: fx.Node) -> bool:
     """Whether a factor may be applied later: in half precision the unscaled values might overflow."""
     return dtype_of(node) != torch.float16
-
-
-def _printed(node: Any) -> str:
-    value = example(node)
-    return "unknown" if value is None else str(list(value.shape))

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pggan_fast import accelerate, explain
-from tests.dropin.helpers import EXACT, X, always_fuse, assert_same, calls, results
+from pggan_fast.dropin import fused
+from tests.dropin.helpers import EXACT, X, always_fuse, assert_same, called, calls, results
 from tests.dropin.progressive import PixelNorm
 
 
@@ -211,3 +212,16 @@ def test_minibatch_deviations(group, maps, strided, correction, monkeypatch):
     called = calls(monkeypatch)
     assert_same(results(fast, (x,)), results(model, (x,)), EXACT)
     assert called.count("minibatch_stddev") == 1
+
+
+@pytest.mark.parametrize(("size", "replaced"), [(8, []), (16, ["conv + lrelu"])])
+def test_small_activations_stay(size, replaced, monkeypatch):
+    """What in place saves for them, guards cost: such a network runs as it is from the second call on."""
+    monkeypatch.setattr(fused, "IN_PLACE_FROM", 4 * 8 * 16 * 16)
+    x = torch.randn(4, 8, size, size)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.LeakyReLU(0.2), nn.Flatten())
+    fast = called(accelerate(nn.Sequential(*model, nn.Linear(8 * size**2, 1))), x)
+    assert [row.what for row in explain(fast).replaced] == replaced
+    assert any("it is small" in row.what for row in explain(fast).left) == (not replaced)
+    fast(x)
+    assert [graph.runs for graph in explain(fast).graphs] == [2 if replaced else 1]
