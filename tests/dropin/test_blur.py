@@ -82,7 +82,7 @@ UPSAMPLED = {
 
 
 def compare(model: nn.Module, x: Tensor = X) -> list[str]:
-    """What was replaced in a model, whose outputs and derivatives are those of a copy that was left as it is."""
+    """Return what was replaced in a model, after comparing its results with those of a copy that was left alone."""
     expected = results(copy.deepcopy(model), (x,))
     fast = accelerate(model)
     assert_same(results(fast, (x,)), expected, EXACT)
@@ -106,7 +106,7 @@ def test_blurs_of_upsampled_images(name, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted({*FILTERED, *UPSAMPLED} - {"then a stride"}))
 def test_a_gradient_alone_has_a_graph_that_leads_nowhere(name, monkeypatch):
-    """As that of a convolution with a constant, so that the penalty of a blur alone runs and gives None."""
+    """A convolution with a constant has such a graph too: the penalty of a blur alone runs and gives None."""
     monkeypatch.setattr(blur, "is_on_cpu", lambda node: False)
     function, size = {**FILTERED, **UPSAMPLED}[name]
     model = Linear(function, *size)

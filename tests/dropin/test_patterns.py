@@ -216,7 +216,7 @@ def test_minibatch_deviations(group, maps, strided, correction, monkeypatch):
 
 @pytest.mark.parametrize(("size", "replaced"), [(8, []), (16, ["conv + lrelu"])])
 def test_small_activations_stay(size, replaced, monkeypatch):
-    """What in place saves for them, guards cost: such a network runs as it is from the second call on."""
+    """A network that has nothing else runs as it is from the second call on: guards cost more than in place saves."""
     monkeypatch.setattr(fused, "IN_PLACE_FROM", 4 * 8 * 16 * 16)
     x = torch.randn(4, 8, size, size)
     model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.LeakyReLU(0.2), nn.Flatten())
