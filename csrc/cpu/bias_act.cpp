@@ -60,8 +60,9 @@ std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr
 std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(std::optional<Tensor> g,
                                                                     std::optional<Tensor> g_bias, Tensor dy,
                                                                     std::optional<Tensor> dr, Tensor y,
-                                                                    std::optional<Tensor> r, double scale, std::string act, double slope,
-                                                                    double gain, bool pixel_norm) {
+                                                                    std::optional<Tensor> r, double scale,
+                                                                    std::string act, double slope, double gain,
+                                                                    bool pixel_norm) {
   const Epilogue e = epilogue(scale, act, slope, gain, pixel_norm, 0);
   const Layout layout = working_layout(y);
   Output d_dy(fresh_like(y), layout);

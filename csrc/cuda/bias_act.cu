@@ -118,8 +118,9 @@ std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr
         const int64_t rows = tiles_at_a_time<T>("bias_act_backward", kernel, t, shape, norm, needs_db);
         std::optional<Tensor> sums;
         if (needs_db) sums = empty_vector(rows * t.c, accumulation_type(y));
-        launch("bias_act_backward", kernel, blocks_for(t, rows, norm), pointer<T>(dy_dense), pointer<A>(dr_dense), reads_output(e) ? pointer<T>(y_dense) : nullptr,
-               pointer<A>(r_dense), output<T>(dx.buffer), sums ? output<A>(*sums) : nullptr, coefficients<A>(e), t);
+        launch("bias_act_backward", kernel, blocks_for(t, rows, norm), pointer<T>(dy_dense), pointer<A>(dr_dense),
+               reads_output(e) ? pointer<T>(y_dense) : nullptr, pointer<A>(r_dense), output<T>(dx.buffer),
+               sums ? output<A>(*sums) : nullptr, coefficients<A>(e), t);
         if (sums)
           launch("bias_act_backward", sum_rows_kernel<A>, divide_up(t.c, 32), pointer<A>(*sums), rows, t.c,
                  output<A>(db));
