@@ -1,5 +1,6 @@
 """conv2d with groups whose derivatives, of any order, are three convolutions: see `closed_conv`."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from pggan_fast.ops.conv import autocast_input
 from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.narrow_cpu import convolution, convolution_backward, is_widened
 from pggan_fast.ops.registry import is_transformed, through_dispatcher
+from pggan_fast.ops.small import takes_convolution
 
 Pair = int | Sequence[int]
 
@@ -23,8 +25,8 @@ def conv2d(
 
     x: [N, C_in, H, W], any strides. weight: [C_out, C_in / groups, kh, kw], cast to x's dtype.
     stride, padding, dilation: a number, or (y, x). Returns [N, C_out, H', W'].
-    Differentiable in x and weight to any order, by convolutions of all groups at once. For contiguous x in several
-    groups on a CPU, and under torch.compile and torch.func, it is torch's own convolution.
+    Differentiable in x and weight to any order, by convolutions of all groups at once. On a CPU for contiguous x in
+    several groups and for small work in one, and under torch.compile and torch.func, it is torch's own convolution.
     """
     if x.ndim != 4 or weight.ndim != 4 or groups < 1 or x.shape[1] != weight.shape[1] * groups:
         raise ValueError(
@@ -43,7 +45,11 @@ def convolve(x: Tensor, weight: Tensor, conv: "GroupedConvolution") -> Tensor:
     """The convolution, in autocast's dtype where autocast is on, differentiable to any order."""
     x = autocast_input(x)
     weight = weight.to(x.dtype)
-    slower = conv.groups > 1 and x.is_cpu and not is_channels_last(x) and not is_widened(x)  # measured: docs/ops.md
+    if conv.groups > 1:
+        slower = x.is_cpu and not is_channels_last(x) and not is_widened(x)  # measured: docs/ops.md
+    else:
+        pixels = x.shape[2] * x.shape[3] // (1 if conv.transposed else math.prod(conv.stride))
+        slower = takes_convolution(x, weight, pixels)
     if slower or through_dispatcher() or is_transformed() or x.is_meta:
         if conv.transposed:
             return F.conv_transpose2d(x, weight, None, conv.stride, conv.padding, 0, conv.groups, conv.dilation)

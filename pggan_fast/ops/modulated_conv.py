@@ -134,7 +134,8 @@ def modulated_conv2d(
 
 def _sums_of_squares(weight: Tensor) -> Tensor:
     """[C_out, C_in]; as a product with ones, since a sum over so few values takes twice as long on a CPU."""
-    if torch.is_autocast_enabled(weight.device.type):  # it would round the product's factors
+    # Autocast would round the product's factors; where channels come last a sum is one of rows, and a product a copy.
+    if torch.is_autocast_enabled(weight.device.type) or not weight.is_contiguous():
         return weight.square().sum((2, 3))
     return weight.square().flatten(2) @ weight.new_ones(weight[0, 0].numel())
 

@@ -19,6 +19,8 @@ RESCALED = 2048
 RESCALED_CHANNELS_LAST = 1 << 17  # ATen's loops are good in this layout
 # In multiply-adds.
 PRODUCTS = 1 << 20
+# The same of a convolution that is ATen's either way, up to where its double backward costs more than our calls.
+CONVOLVED = 1 << 25
 # In pixels of the large side, of the whole batch: up to here folding a weight for a 2x rescaling costs more than the
 # multiply-adds that it saves, the more so where the weight is larger than a core's cache.
 UNFOLDED = 256
@@ -75,6 +77,14 @@ def takes_rescaling(x: Tensor, up: int, impl: str) -> bool:
 def takes_products(x: Tensor, weight: Tensor, pixels: int = 1) -> bool:
     """Whether ATen's convolution or product is faster: of `pixels` per sample, each the whole weight times x."""
     return 0 < x.shape[0] * pixels * weight.numel() <= PRODUCTS and weight.dtype is x.dtype
+
+
+def takes_convolution(x: Tensor, weight: Tensor, pixels: int) -> bool:
+    """Whether ATen's autograd of a convolution, `pixels` per sample, is faster than `closed_conv`: 60 us, both ways.
+
+    Not in half precision, where oneDNN may leave the gradients of unreached taps unwritten.
+    """
+    return is_eager(x, "auto") and x.dtype.itemsize > 2 and 0 < x.shape[0] * pixels * weight.numel() <= CONVOLVED
 
 
 def takes_unfolded(x: Tensor, weight: Tensor, up: int, down: int) -> bool:

@@ -4,12 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pggan_fast import ops
+from pggan_fast import ops, use_impl
 from pggan_fast.ops import narrow_cpu
 from tests.tolerances import EXACT, GRADCHECK
 
 DOUBLE = dict(dtype=torch.float64)
 LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+# By name the autograd functions of Python are taken, which small work does without.
+IMPLS = pytest.mark.parametrize("impl", ["auto", "native"])
 CASES = {
     "plain": dict(padding=1),
     "groups": dict(padding=1, groups=2),
@@ -35,21 +37,25 @@ def derivatives(function, x, weight, orders=3):
     return found
 
 
+@IMPLS
 @LAYOUTS
 @pytest.mark.parametrize("case", CASES)
-def test_equals_torchs_own_to_the_third_order(case, layout):
+def test_equals_torchs_own_to_the_third_order(case, layout, impl):
     x, weight, options = sample(case, layout)
-    found = derivatives(lambda x, w: ops.conv2d(x, w, **options), x, weight)
+    with use_impl(impl):
+        found = derivatives(lambda x, w: ops.conv2d(x, w, **options), x, weight)
     expected = derivatives(lambda x, w: F.conv2d(x, w, **options), x, weight)
     assert found[0].is_contiguous(memory_format=layout)
     torch.testing.assert_close(found, expected, **EXACT)
 
 
+@IMPLS
 @pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
 @pytest.mark.parametrize("case", CASES)
-def test_gradients(case, check):
+def test_gradients(case, check, impl):
     x, weight, options = sample(case)
-    assert check(lambda x, w: ops.conv2d(x, w, **options), (x, weight), **GRADCHECK)
+    with use_impl(impl):
+        assert check(lambda x, w: ops.conv2d(x, w, **options), (x, weight), **GRADCHECK)
 
 
 def test_a_penalty_needs_few_convolutions():

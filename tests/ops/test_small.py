@@ -76,3 +76,13 @@ def test_zeros_of_a_second_derivative_pass_an_unfolded_convolution():
         found.append(torch.autograd.grad(dx.square().sum(), (weight, bias)))
     for actual, expected in zip(*found, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_small_convolution_is_torchs_own():
+    x, weight, _ = inputs()
+    assert formulas_of_ours(ops.conv2d(x, weight, padding=1)) == set()
+    assert formulas_of_ours(ops.conv2d(x.bfloat16(), weight, padding=1))
+    with use_impl("native"):
+        assert formulas_of_ours(ops.conv2d(x, weight, padding=1))
+    x, weight, _ = inputs(n=64, c=256, size=8)
+    assert formulas_of_ours(ops.conv2d(x, weight, padding=1))
