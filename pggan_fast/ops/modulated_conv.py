@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast.ops.grouped_conv import GroupedConvolution, convolve
+from pggan_fast.ops.small import takes_own_weights
 from pggan_fast.ops.upfirdn2d import Pair, filter_size, upfirdn2d
 from pggan_fast.reference import accumulation_dtype, each_side
 
@@ -115,16 +116,18 @@ def modulated_conv2d(
         weight = weight / _largest(weight, (1, 2, 3))
         styles = styles / _largest(styles, (1,))
     geometry = dict(up=up, down=down, padding=padding, flip_weight=flip_weight, impl=impl)
-    factors = None
+    n, own, factors = x.shape[0], None, None
+    if takes_own_weights(x, weight):
+        own = weight * styles[:, None, :, None, None]  # [N, C_out, C_in, kh, kw]
     if demodulate:
-        factors = torch.rsqrt(styles.square() @ _sums_of_squares(weight).T + EPS)  # [N, C_out]
-    n = x.shape[0]
+        squares = styles.square() @ _sums_of_squares(weight).T if own is None else own.square().sum((2, 3, 4))
+        factors = torch.rsqrt(squares + EPS)  # [N, C_out]
     if fused_modconv is None:
         # What is multiplied should be the smaller one: the weight, or the input and the output.
         fused_modconv = n == 1 and weight.numel() < x.numel() * (1 + weight.shape[0] / max(1, x.shape[1]))
     if not n or not fused_modconv:
         return _scaled(x, weight, styles, factors, resample_filter, geometry, noise)
-    own = weight * styles[:, None, :, None, None]
+    own = weight * styles[:, None, :, None, None] if own is None else own
     own = own if factors is None else own * factors[:, :, None, None, None]
     images, own = x.reshape(1, -1, *x.shape[2:]), own.flatten(0, 1).to(x.dtype)
     y = conv2d_resample(images, own, resample_filter, groups=n, **geometry)

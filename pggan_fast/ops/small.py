@@ -20,7 +20,9 @@ RESCALED_CHANNELS_LAST = 1 << 17  # ATen's loops are good in this layout
 # In multiply-adds.
 PRODUCTS = 1 << 20
 # The same of a convolution that is ATen's either way, up to where its double backward costs more than our calls.
-CONVOLVED = 1 << 25
+CONVOLVED = 1 << 26
+# In elements of the weights of all samples: up to here one product each costs less than the ops that do without.
+MODULATED = 1 << 16
 # In pixels of the large side, of the whole batch: up to here folding a weight for a 2x rescaling costs more than the
 # multiply-adds that it saves, the more so where the weight is larger than a core's cache.
 UNFOLDED = 256
@@ -85,6 +87,11 @@ def takes_convolution(x: Tensor, weight: Tensor, pixels: int) -> bool:
     Not in half precision, where oneDNN may leave the gradients of unreached taps unwritten.
     """
     return is_eager(x, "auto") and x.dtype.itemsize > 2 and 0 < x.shape[0] * pixels * weight.numel() <= CONVOLVED
+
+
+def takes_own_weights(x: Tensor, weight: Tensor) -> bool:
+    """Whether sums over a modulated weight of each sample are faster than products of squares."""
+    return is_eager(x, "auto") and x.shape[0] * weight.numel() <= MODULATED
 
 
 def takes_unfolded(x: Tensor, weight: Tensor, up: int, down: int) -> bool:
