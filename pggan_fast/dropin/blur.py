@@ -16,7 +16,6 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _REPEATS = ("expand", "expand_as", "repeat", "repeat_interleave")
 _COPIES = ("contiguous", "clone", "to", "type", "type_as")
 
-
 Blur = tuple[list[str], list[fx.Node], tuple, dict[str, Any]]
 """(operations, nodes, arguments, keyword arguments of `fused.blur`)"""
 
@@ -106,9 +105,6 @@ def _filter_of(weight: fx.Node) -> list[fx.Node] | None:
 
 def _same_layout(x: fx.Node, y: fx.Node) -> bool:
     """Whether both images are contiguous, or both channels_last."""
-    a, b = example(x), example(y)
-    return a.is_contiguous() and b.is_contiguous() or _is_channels_last(a) and _is_channels_last(b)
-
-
-def _is_channels_last(image: Any) -> bool:
-    return image.permute(0, 2, 3, 1).is_contiguous()
+    images = example(x), example(y)
+    formats = torch.contiguous_format, torch.channels_last
+    return any(all(image.is_contiguous(memory_format=layout) for image in images) for layout in formats)

@@ -117,9 +117,9 @@ def modulated_conv2d(
         styles = styles / _largest(styles, (1,))
     geometry = dict(up=up, down=down, padding=padding, flip_weight=flip_weight, impl=impl)
     n, own, factors = x.shape[0], None, None
-    if takes_own_weights(x, weight):
-        own = weight * styles[:, None, :, None, None]  # [N, C_out, C_in, kh, kw]
     if demodulate:
+        if takes_own_weights(x, weight):
+            own = weight * styles[:, None, :, None, None]  # [N, C_out, C_in, kh, kw]
         squares = styles.square() @ _sums_of_squares(weight).T if own is None else own.square().sum((2, 3, 4))
         factors = torch.rsqrt(squares + EPS)  # [N, C_out]
     if fused_modconv is None:
