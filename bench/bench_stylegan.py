@@ -3,21 +3,28 @@
 pytest bench/bench_stylegan.py
 """
 
-import importlib.util
+import runpy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bench.baseline import stylegan as plain
 from bench.harness.cases import LAYOUTS, op_case
 from bench.harness.table import DOUBLE, PASSES, Op, Shape, bias_act_inputs, image_inputs, low_inputs, normal
 from bench.harness.timing import Case
-from pggan_fast import ops, use_impl
+from pggan_fast import ops, reference, use_impl
+from pggan_fast.ops import modulated_conv
+from pggan_fast.ops.grouped_conv import GroupedConvolution
 
+EXAMPLE = Path(__file__).parents[1] / "examples" / "stylegan2_step.py"
 FILTER = plain.filter_4x4()
 SHAPES = ((4, 64, 64, 64), (4, 64, 128, 128), (1, 64, 256, 256))
 RESAMPLINGS = {
@@ -97,13 +104,28 @@ def test_modulated_conv2d(fused: bool, shape: Shape, layout: str, timed, record,
     record(timed(case))
 
 
-def example() -> ModuleType:
-    """Return examples/stylegan2_step.py: networks shaped like StyleGAN2's, R1 and path length."""
-    path = Path(__file__).parents[1] / "examples" / "stylegan2_step.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def plain_upfirdn2d(x: Tensor, f: Tensor, *, flip_filter: bool = False, padding: tuple, **options) -> Tensor:
+    """`reference.upfirdn2d` for the example's symmetric filters, by the form that is fast without our kernels."""
+    x0, x1, y0, y1 = reference.each_side(padding)
+    assert (x0, x1) == (y0, y1) and torch.equal(f, f.flip(-1))
+    return plain.upfirdn2d(x, torch.outer(f, f) if f.ndim == 1 else f, padding=(x0, x1), **options)
+
+
+def plain_convolution(x: Tensor, weight: Tensor, conv: GroupedConvolution) -> Tensor:
+    if conv.transposed:
+        return F.conv_transpose2d(x, weight, None, conv.stride, conv.padding, 0, conv.groups)
+    return F.conv2d(x, weight, None, conv.stride, conv.padding, 1, conv.groups)
+
+
+@contextmanager
+def plain_pytorch() -> Iterator[None]:
+    """Inside, the example computes by torch's functions alone, differentiated by torch."""
+    with (
+        use_impl("reference"),
+        patch.object(reference, "upfirdn2d", plain_upfirdn2d),
+        patch.object(modulated_conv, "convolve", plain_convolution),
+    ):
+        yield
 
 
 @pytest.mark.parametrize("resolution", [64])
@@ -111,13 +133,16 @@ def test_step(resolution: int, timed, record, device: str) -> None:
     """A step of D with R1 and of G with path length, both from the same weights, in plain PyTorch and with our ops."""
     if device != "cpu":
         pytest.skip("the example trains on the CPU")
-    step = example()
-    variants = {"eager": ("reference", step.Training(resolution)), "ours": ("auto", step.Training(resolution))}
+    step = SimpleNamespace(**runpy.run_path(str(EXAMPLE)))
+    variants = {
+        "eager": (plain_pytorch, step.Training(resolution)),
+        "ours": (nullcontext, step.Training(resolution)),
+    }
     z, reals = torch.randn(4, step.LATENT_DIM), torch.randn(4, 3, resolution, resolution)
 
     def train(name: str) -> tuple[float, float]:
-        impl, training = variants[name]
-        with use_impl(impl):
+        context, training = variants[name]
+        with context():
             return training.step(z, reals, seed=0)
 
     def check() -> None:
