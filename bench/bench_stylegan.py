@@ -20,7 +20,7 @@ from bench.baseline import stylegan as plain
 from bench.harness.cases import LAYOUTS, op_case
 from bench.harness.table import DOUBLE, PASSES, Op, Shape, bias_act_inputs, image_inputs, low_inputs, normal
 from bench.harness.timing import Case
-from pggan_fast import ops, reference, use_impl
+from pggan_fast import ops, use_impl
 from pggan_fast.ops import modulated_conv
 from pggan_fast.ops.grouped_conv import GroupedConvolution
 
@@ -104,13 +104,6 @@ def test_modulated_conv2d(fused: bool, shape: Shape, layout: str, timed, record,
     record(timed(case))
 
 
-def plain_upfirdn2d(x: Tensor, f: Tensor, *, flip_filter: bool = False, padding: tuple, **options) -> Tensor:
-    """`reference.upfirdn2d` for the example's symmetric filters, by the form that is fast without our kernels."""
-    x0, x1, y0, y1 = reference.each_side(padding)
-    assert (x0, x1) == (y0, y1) and torch.equal(f, f.flip(-1))
-    return plain.upfirdn2d(x, torch.outer(f, f) if f.ndim == 1 else f, padding=(x0, x1), **options)
-
-
 def plain_convolution(x: Tensor, weight: Tensor, conv: GroupedConvolution) -> Tensor:
     if conv.transposed:
         return F.conv_transpose2d(x, weight, None, conv.stride, conv.padding, 0, conv.groups)
@@ -120,11 +113,7 @@ def plain_convolution(x: Tensor, weight: Tensor, conv: GroupedConvolution) -> Te
 @contextmanager
 def plain_pytorch() -> Iterator[None]:
     """Inside, the example computes by torch's functions alone, differentiated by torch."""
-    with (
-        use_impl("reference"),
-        patch.object(reference, "upfirdn2d", plain_upfirdn2d),
-        patch.object(modulated_conv, "convolve", plain_convolution),
-    ):
+    with use_impl("reference"), patch.object(modulated_conv, "convolve", plain_convolution):
         yield
 
 

@@ -1,7 +1,5 @@
 """Train a network shaped like StyleGAN2's with R1 and path length, by the plain formulas and with the fused ops.
 
-The plain formulas are those of pggan_fast.reference, written to be read; bench/bench_stylegan.py has faster ones.
-
 python examples/stylegan2_step.py [RESOLUTION [BATCH [ROUNDS]]]
 """
 

@@ -178,8 +178,9 @@ def upfirdn2d(
     taps = (taps if flip_filter else taps.flip((0, 1))) * gain
     n, c, h, w = x.shape
     y = F.pad(x.to(dtype).reshape(n, c, h, 1, w, 1), (0, upx - 1, 0, 0, 0, upy - 1)).reshape(n, c, h * upy, w * upx)
-    y = F.pad(y, (x0, x1, y0, y1)).reshape(n * c, 1, h * upy + y0 + y1, w * upx + x0 + x1)
-    y = F.conv2d(y, taps[None, None], stride=(downy, downx))
+    groups = max(c, 1)  # torch has no convolution of no channels: no images of one channel then
+    y = F.pad(y, (x0, x1, y0, y1)).reshape(n * c // groups, groups, h * upy + y0 + y1, w * upx + x0 + x1)
+    y = F.conv2d(y, taps.expand(groups, 1, -1, -1), stride=(downy, downx), groups=groups)
     return y.reshape(n, c, *y.shape[2:]).to(x.dtype).contiguous(memory_format=layout_of(x))
 
 

@@ -49,6 +49,9 @@ class PrepareConfig:
     streaming: bool = option(False, help="Read a Hugging Face dataset over the network instead of downloading it.")
     resolution: int | None = option(
         None,
+        power_of_two=True,
+        min=LOWEST,
+        max=HIGHEST,
         help="Shorter side of the largest images in pixels, a power of two (default: the largest that 90%% of the"
         " images reach).",
         group="images",
@@ -72,9 +75,6 @@ class PrepareConfig:
         for name in ("images", "out"):
             if not str(getattr(self, name)):
                 raise UserError(f"--{name} is empty: must be a path")
-        r = self.resolution
-        if r is not None and not (LOWEST <= r <= HIGHEST and r & (r - 1) == 0):
-            raise UserError(f"--resolution {r}: must be a power of two, {LOWEST} to {HIGHEST}")
         check_options(self)
         sides = self.base.split("x")
         if len(sides) != 2 or not all(side.isdecimal() for side in sides) or min(map(int, sides)) != LOWEST:

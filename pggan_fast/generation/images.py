@@ -53,7 +53,7 @@ class GenerateConfig:
     )
     device: str = option("auto", help="Device to generate on: auto, cpu, cuda, cuda:N, xpu or mps.", metavar="NAME")
     batch_size: int = option(CHUNK, min=1, max=1 << 20, help="Number of images that are generated at once.")
-    count: int = option(16, help="Number of images.", group="images")
+    count: int = option(16, min=1, max=MOST_IMAGES, help="Number of images.", group="images")
     seed: int = option(0, help="Seed of the first image; the following ones count up.")
     latents: str | None = latents_option(
         "Latents to generate images of, .npy files as project writes them, in place of seeds."
@@ -65,18 +65,16 @@ class GenerateConfig:
         metavar="CLASS",
     )
     truncation: float | None = option(
-        None, help="Bound of the latents' components; those beyond plus or minus it are sampled again (default: none)."
+        None,
+        above=0,
+        help="Bound of the latents' components; those beyond plus or minus it are sampled again (default: none).",
     )
     grid: bool = option(False, help="Write one grid.png with all images instead of one file each.")
 
     def __post_init__(self) -> None:
-        if not 1 <= self.count <= MOST_IMAGES:
-            raise UserError(f"--count {self.count}: must be from 1 to {MOST_IMAGES}")
         check_options(self)
         check_seeds(self.seed, self.count)
         check_run_or_weights(self.run, self.weights)
-        if self.truncation is not None and not 0 < self.truncation < math.inf:
-            raise UserError(f"--truncation {self.truncation}: must be above 0 and finite")
         if self.move is not None:
             parse_moves(self.move)
         if self.latents is not None:

@@ -47,16 +47,15 @@ class InterpolateConfig:
     latents: str | None = latents_option(
         "Latents that one walk passes through, .npy files as project writes them, in place of seeds."
     )
-    keys: int = option(6, help="Number of latents that each walk passes through; it ends where it begins.")
-    count: int = option(1, help="Number of walks that are shown side by side.")
-    frames: int = option(60, help="Number of frames from one latent to the next.")
+    keys: int = option(
+        6, min=2, max=MOST, help="Number of latents that each walk passes through; it ends where it begins."
+    )
+    count: int = option(1, min=1, max=MOST, help="Number of walks that are shown side by side.")
+    frames: int = option(60, min=1, max=MOST, help="Number of frames from one latent to the next.")
     fps: float = option(30.0, above=0, max=FASTEST, help="Frames per second.")
     label: str | None = option(None, help="Name or number of a class (default: by seed, in turn).", metavar="CLASS")
 
     def __post_init__(self) -> None:
-        for name, least in (("keys", 2), ("count", 1), ("frames", 1)):
-            if not least <= getattr(self, name) <= MOST:
-                raise UserError(f"--{name} {getattr(self, name)}: must be from {least} to {MOST}")
         check_options(self)
         check_seeds(self.seed, self.keys * self.count)
         if self.latents is not None:

@@ -132,10 +132,12 @@ def test_filters_larger_than_shared_memory(implementation, shape):
         torch.testing.assert_close(actual, expected, **EXACT)
 
 
-def test_an_image_that_is_all_padding(implementation):
-    x = torch.zeros(1, 2, 0, 3, requires_grad=True)
+@pytest.mark.parametrize("shape", [(1, 2, 0, 3), (0, 3, 4, 4), (2, 0, 4, 4)], ids=["pixels", "images", "channels"])
+def test_no_values(implementation, shape):
+    n, c, h, w = shape
+    x = torch.zeros(shape, requires_grad=True)
     y = implementation.function("upfirdn2d")(x, binomial(), padding=4)
-    assert y.shape == (1, 2, 5, 8) and not y.any()
+    assert y.shape == (n, c, h + 5, w + 5) and not y.any()
     y.sum().backward()
     assert x.grad.shape == x.shape
 
