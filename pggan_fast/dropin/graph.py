@@ -7,6 +7,8 @@ its shape, strides, dtype and device.
 import inspect
 import itertools
 import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +16,33 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.setitem}
+
+
+@dataclass
+class Match:
+    """A chain of nodes, in order, that one call replaces, and that call."""
+
+    target: Callable
+    what: list[str] = field(default_factory=list)
+    nodes: list[fx.Node] = field(default_factory=list)
+    args: tuple = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    """Why the chain ends where it ends, if there is something to say."""
+
+    def add(self, what: str, nodes: list[fx.Node], kwargs: dict[str, Any]) -> None:
+        self.what.append(what)
+        self.nodes += nodes
+        self.kwargs |= kwargs
+
+
+# What is known of a node
+
+
+def name_of(node: Any) -> str:
+    """The name of the function or method that a node calls."""
+    target = getattr(node, "target", "")
+    return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
 def example(node: Any) -> Tensor | None:
@@ -28,14 +57,19 @@ def shape_of(node: Any) -> tuple | None:
     return None if value is None else tuple(n if type(n) is int else object() for n in value.shape)
 
 
+def sizes_of(node: Any, ndim: int | None = None) -> tuple[int, ...] | None:
+    """The shape of a node's tensor of `ndim` dimensions, if all sizes are constants."""
+    shape = shape_of(node)
+    constant = shape is not None and all(type(n) is int for n in shape)
+    return shape if constant and ndim in (None, len(shape)) else None
+
+
 def dtype_of(node: Any) -> torch.dtype | None:
-    value = example(node)
-    return None if value is None else value.dtype
+    return getattr(example(node), "dtype", None)
 
 
 def is_on_cpu(node: Any) -> bool:
-    value = example(node)
-    return value is not None and value.device.type == "cpu"
+    return getattr(example(node), "is_cpu", False)
 
 
 def is_per_channel(node: Any, x: fx.Node) -> bool:
@@ -47,6 +81,9 @@ def is_per_channel(node: Any, x: fx.Node) -> bool:
     channels = rest.pop(len(shape) - len(target) + 1)
     same = dtype_of(node) == dtype_of(x) and example(node).device == example(x).device
     return same and channels == target[1] and all(n == 1 for n in rest)
+
+
+# Modes
 
 
 def note_modes(graph: fx.Graph) -> None:
@@ -66,8 +103,9 @@ def note_modes(graph: fx.Graph) -> None:
         node.meta["modes"] = grad, entered
 
 
-def modes_of(node: Any) -> tuple | None:
-    return node.meta.get("modes") if isinstance(node, fx.Node) else None
+def same_modes(*nodes: Any) -> bool:
+    """Whether all nodes run under the same modes."""
+    return len({node.meta["modes"] for node in nodes}) == 1
 
 
 # What is written over: autograd forbids that for what it keeps for backward
@@ -75,21 +113,14 @@ def modes_of(node: Any) -> tuple | None:
 
 def overwrites(node: fx.Node) -> bool:
     """Whether the node may write over its first argument."""
-    if node.op == "call_function":
-        name = getattr(node.target, "__name__", "")
-        return node.target in _IN_PLACE or _ends_in_place(name) or "out" in node.kwargs or _is_flagged(node)
-    return node.op == "call_method" and _ends_in_place(node.target)
-
-
-def _ends_in_place(name: str) -> bool:
-    return name.endswith("_") and not name.endswith("__")
-
-
-def _is_flagged(node: fx.Node) -> bool:
-    """Whether a function is told to work in place."""
-    try:
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = name_of(node)
+    if node.target in _IN_PLACE or name.endswith("_") and not name.endswith("__") or "out" in node.kwargs:
+        return True
+    try:  # a function that is told to work in place
         arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
-    except (TypeError, ValueError):  # builtins have no signature and no such flag but by name
+    except (TypeError, ValueError):  # methods and builtins have no signature and no such flag but by name
         arguments = node.kwargs
     return arguments.get("inplace", False) is not False
 
@@ -106,6 +137,11 @@ def storage_of(node: fx.Node) -> Any:
 def aliases_of(node: fx.Node) -> list[fx.Node]:
     """All nodes whose tensor lies in the node's memory, itself included: views and in-place results."""
     return [other for other in node.graph.nodes if storage_of(other) == storage_of(node)]
+
+
+def leaves(value: fx.Node) -> bool:
+    """Whether code that the graph does not show gets the value's memory."""
+    return any(user.op == "output" for alias in aliases_of(value) for user in alias.users)
 
 
 def _written(node: fx.Node) -> set:
@@ -128,16 +164,11 @@ def obstacle(nodes: list[fx.Node], keeps_result: bool) -> str:
     It reads later what they read, and autograd may keep other things for backward: what it reads must stay, and what it
     returns if that is kept.
     """
-    members, returned = set(nodes), {storage_of(nodes[-1])} if keeps_result else set()
-    if len({modes_of(node) for node in nodes}) > 1:
+    if not same_modes(*nodes):
         return "autocast or gradients are switched while it is computed"
+    members, returned = set(nodes), {storage_of(nodes[-1])} if keeps_result else set()
     read = {storage_of(source) for node in nodes for source in node.all_input_nodes if source not in members}
     for node in itertools.dropwhile(lambda node: node not in members, nodes[-1].graph.nodes):
         if _written(node) & (read if node in members else read | returned):
             return "what it reads or returns is written over"
     return ""
-
-
-def leaves(value: fx.Node) -> bool:
-    """Whether code that the graph does not show gets the value's memory."""
-    return any(user.op == "output" for alias in aliases_of(value) for user in alias.users)

@@ -35,22 +35,9 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _operands(name: str) -> Callable:
-    """Reader of a function of two operands; a constant comes second where the order is free."""
-
-    def read(input: Any, other: Any) -> Op:
-        swapped = name in ("add", "mul") and is_number(input)
-        return Op(name, *((other, input) if swapped else (input, other)))
-
-    return read
-
-
-def _relu(input: Any, inplace: bool = False) -> Op:
-    return Op("relu", input, options={"slope": 0.0})
-
-
-def _lrelu(input: Any, negative_slope: float = 0.01, inplace: bool = False) -> Op | None:
-    return Op("lrelu", input, options={"slope": float(negative_slope)}) if is_number(negative_slope) else None
+def _free_order(name: str) -> Callable:
+    """Reader of a function of two operands in either order: a constant comes second."""
+    return lambda input, other: Op(name, other, input) if is_number(input) else Op(name, input, other)
 
 
 def _conv(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Op:
@@ -76,30 +63,42 @@ def _instance_norm(
     return Op("instance_norm", input, (weight, bias, float(eps))) if known else None
 
 
-def _pad(input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Op | None:
+def _pad(input, pad, mode="constant", value=None) -> Op | None:
     zeros = mode == "constant" and (value is None or is_number(value) and value == 0)
     return Op("pad", input, options={"pad": tuple(pad)}) if zeros else None
 
 
-def _cat(tensors: Any, dim: Any = 0, *, axis: Any = None) -> Op | None:
-    options = {"dim": dim if axis is None else axis}
-    return Op("cat", tuple(tensors), options=options) if isinstance(tensors, (list, tuple)) else None
-
-
-_LEAKY = (F.leaky_relu, F.leaky_relu_, torch._C._nn.leaky_relu, torch._C._nn.leaky_relu_)
 # In-place forms compute the same where the overwritten tensor has no other reader.
 _TABLE: tuple[tuple[Callable, tuple], ...] = (
-    (_operands("add"), (operator.add, operator.iadd, torch.add, "add", "add_")),
-    (_operands("mul"), (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")),
-    (_operands("div"), (operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_")),
-    (_relu, (F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_")),
-    (_lrelu, _LEAKY),
+    (_free_order("add"), (operator.add, operator.iadd, torch.add, "add", "add_")),
+    (_free_order("mul"), (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")),
+    (
+        lambda input, other: Op("div", input, other),
+        (operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_"),
+    ),
+    (
+        lambda input, inplace=False: Op("relu", input, options={"slope": 0.0}),
+        (F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_"),
+    ),
+    (
+        lambda input, negative_slope=0.01, inplace=False: (
+            Op("lrelu", input, options={"slope": float(negative_slope)}) if is_number(negative_slope) else None
+        ),
+        (F.leaky_relu, F.leaky_relu_, torch._C._nn.leaky_relu, torch._C._nn.leaky_relu_),
+    ),
     (_conv, (F.conv2d,)),
     (_transposed, (F.conv_transpose2d,)),
     (_batch_norm, (F.batch_norm,)),
     (_instance_norm, (F.instance_norm,)),
     (_pad, (F.pad, torch._C._nn.pad)),
-    (_cat, (torch.cat, torch.concat)),
+    (
+        lambda tensors, dim=0, *, axis=None: (
+            Op("cat", tuple(tensors), options={"dim": dim if axis is None else axis})
+            if isinstance(tensors, (list, tuple))
+            else None
+        ),
+        (torch.cat, torch.concat),
+    ),
 )
 _READERS = {target: read for read, targets in _TABLE for target in targets}
 """{function, or name of a method: what reads its arguments}"""
@@ -118,7 +117,4 @@ def meaning(node: Any) -> Op | None:
         except TypeError:  # arguments that the reader does not expect
             return None
     found = identify.rescaling(node)
-    if found is None:
-        return None
-    name, x, nodes, zeros = found
-    return Op(name, x, nodes, {"zeros": zeros} if name == "down" else {})
+    return found and Op(*found)

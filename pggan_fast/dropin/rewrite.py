@@ -2,8 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,17 +11,19 @@ from torch import fx
 
 from pggan_fast.dropin import blur, fused, identify
 from pggan_fast.dropin.graph import (
+    Match,
     aliases_of,
     dtype_of,
     example,
     is_on_cpu,
     is_per_channel,
     leaves,
-    modes_of,
     note_modes,
     obstacle,
     overwrites,
+    same_modes,
     shape_of,
+    sizes_of,
 )
 from pggan_fast.dropin.meaning import Op, meaning
 
@@ -57,28 +58,6 @@ class Options:
     """Also rescaling without a convolution, which Inductor would fuse with its neighbours."""
 
 
-@dataclass
-class Match:
-    """A chain of nodes, in order, that one call replaces, and that call."""
-
-    target: Callable
-    what: list[str] = field(default_factory=list)
-    nodes: list[fx.Node] = field(default_factory=list)
-    args: tuple = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    convolves: bool = False
-    shrinks: bool = False
-    """Whether a 2x2 mean belongs to it: not after an upsampling, which does not commute with the convolution."""
-    reason: str = ""
-    """Why the chain ends where it ends, if there is something to say."""
-
-    def add(self, what: str, *nodes: fx.Node, **kwargs: Any) -> bool:
-        self.what.append(what)
-        self.nodes += nodes
-        self.kwargs |= kwargs
-        return True
-
-
 class Rewriter:
     """Find and replace patterns in one graph, where the example values prove that a call computes the same."""
 
@@ -89,8 +68,7 @@ class Rewriter:
         """(meta of the node where the chain begins, what) for each call that was put in."""
         self.reasons: dict[fx.Node, str] = {}
         """Why a node was left, where there is more to say than that nothing about it is fused."""
-        self._erased: set[fx.Node] = set()
-        self._patterns = (  # in this order: (switch, names of the nodes where it begins, what finds it)
+        self._patterns = (  # in this order: (switch, names of the nodes where it ends, what finds it or tells why not)
             ("resample", ("conv", "transposed conv"), self._blur),
             ("conv", ("conv", "transposed conv"), self._modulated),
             ("conv", ("batch_norm",), self._batch_norm),
@@ -107,15 +85,16 @@ class Rewriter:
         self.replaced += [(meta, name) for meta, name in named if name]  # `known` has put them in already
         for switch, names, find in self._patterns:
             for node in list(self.graph.nodes) if getattr(self.options, switch) else ():
-                if node in self._erased or not node.users or example(node) is None:
+                if not node.users or example(node) is None:
                     continue
                 op = meaning(node)
-                if names is None or op is not None and op.name in names:
-                    match = find(node, op)
-                    if match is not None and self._is_free(match):
-                        place = next((n for n in match.nodes if n.target is F.conv2d), node)
-                        self.replaced.append((place.meta, " + ".join(match.what)))
-                        self._replace(match)
+                match = find(node, op) if names is None or op is not None and op.name in names else None
+                if isinstance(match, str):
+                    self.reasons.setdefault(node, match)
+                elif match is not None and self._is_free(match):
+                    place = next((n for n in match.nodes if n.target is F.conv2d), node)
+                    self.replaced.append((place.meta, " + ".join(match.what)))
+                    self._replace(match)
         return self.replaced
 
     def _is_free(self, match: Match) -> bool:
@@ -141,9 +120,8 @@ class Rewriter:
 
     def _erase(self, node: fx.Node) -> None:
         """Erase a node that nothing reads, and what only it read."""
-        if node in self._erased or node.users or node.op == "placeholder":
+        if node._erased or node.users or node.op == "placeholder":
             return
-        self._erased.add(node)
         inputs = node.all_input_nodes
         self.graph.erase_node(node)
         for source in inputs:
@@ -152,33 +130,29 @@ class Rewriter:
 
     # A convolution and what surrounds it
 
-    def _convolution(self, node: fx.Node, op: Op) -> Match | None:
+    def _convolution(self, node: fx.Node, op: Op) -> Match | str:
         """A convolution between rescalings, or with more than an activation after it."""
         padding = _same_padding(node, op)
         if padding is None:
-            self.reasons.setdefault(node, "its geometry is not that of a fused convolution")
-            return None
-        weight = op.other[0]
+            return "its geometry is not that of a fused convolution"
         # A 1x1 convolution need not be folded: it takes the smaller image.
-        point = shape_of(weight)[-1] == 1 and padding == 0
+        point = shape_of(op.other[0])[-1] == 1 and padding == 0
         foldable = self.options.resample and (point or _count(node, 1) >= FOLD_FROM)
         x, scale, up, before = self._inputs(op.x, node, foldable)
-        weight, weight_scale = self._scaled(weight, node)
+        weight, weight_scale = self._scaled(op.other[0], node)
         match = Match(fused.convolution, ["conv"], [*before, node], kwargs={"padding": padding, "bias": op.other[1]})
-        match.convolves, match.shrinks = True, foldable and not up
         scale *= weight_scale
         if scale != 1:
             match.what[0], match.kwargs["weight_scale"] = "equalized conv", scale
         if up:
             match.what.insert(0, "nearest upsampling")
             match.kwargs["up"] = True
-        self._follow(match)
+        self._follow(match, shrinks=foldable and not up)
         found = {*match.what, *match.kwargs}
         activated = "act" in found and (found & {"equalized conv", "gain"} or not is_on_cpu(node))
         if not (found & {"up", "down", "pixel_norm"} or "bias" in match.what or activated):
             # Scaling weights takes no longer than a pass over the image, and a CPU's convolution adds the bias.
-            self.reasons.setdefault(node, match.reason or "nothing surrounds it that it could be fused with")
-            return None
+            return match.reason or "nothing surrounds it that it could be fused with"
         match.args = (x, weight, match.kwargs.pop("bias"))
         return match
 
@@ -203,67 +177,49 @@ class Rewriter:
         if op is None or op.factor is None or overwrites(weight) or not _may_scale(conv):
             return weight, 1.0
         alike = shape_of(op.x) == shape_of(weight) and dtype_of(op.x) == dtype_of(weight)
-        return (op.x, op.factor) if alike and modes_of(weight) == modes_of(conv) else (weight, 1.0)
+        return (op.x, op.factor) if alike and same_modes(weight, conv) else (weight, 1.0)
 
-    def _follow(self, match: Match) -> None:
+    def _follow(self, match: Match, shrinks: bool = False) -> None:
         """Add to a chain the nodes after its last, each the only reader of the one before."""
-        node = match.nodes[-1]
         while True:
-            if self.options.bias_act and (norm := self._norm_of(node)) is not None:
-                match.add("pixel norm", *norm[0], pixel_norm=True, **norm[1])
+            node = match.nodes[-1]
+            if self._add_norm(match, node):
                 return
             if len(node.users) != 1:
                 match.reason = "its output has other readers"
                 return
             (user,) = node.users
             op = meaning(user)
-            if op is None or op.x is not node or not self._take(match, op, user):
+            if op is None or op.x is not node or not self._add(match, user, op, shrinks):
                 return
-            node = user
 
-    def _take(self, match: Match, op: Op, user: fx.Node) -> bool:
-        """Add one node to a chain, if it can come next."""
-        known = match.kwargs
-        linear, biased = not known.keys() & {"act", "gain"}, known.get("bias") is not None
-        if dtype_of(user) != dtype_of(op.x):
-            match.reason = f"{op.name} changes the dtype"
+    def _add(self, match: Match, node: fx.Node, op: Op, shrinks: bool = False) -> bool:
+        """Add one node to a chain if it can come next; otherwise note the reason."""
+        step = _step(match, op, shrinks, self.options.bias_act)
+        if dtype_of(node) != dtype_of(op.x):
+            step = f"{op.name} changes the dtype"
+        if isinstance(step, str):
+            match.reason = step or match.reason
             return False
-        if op.name == "down" and match.shrinks and linear and "down" not in known:
-            return match.add("2x2 mean", user, down=True, **op.options)
-        if not self.options.bias_act:
-            return False
-        if op.name == "add" and linear and not biased:
-            if not is_per_channel(op.other, op.x):
-                shape = getattr(example(op.other), "shape", None)
-                match.reason = f"what is added has shape {shape and list(shape)}, not one value per channel"
-                return False
-            return match.add("bias", user, bias=op.other)
-        if op.name in ("relu", "lrelu") and "act" not in known:
-            if op.options["slope"] < 0:
-                match.reason = "its slope is negative"
-                return False
-            return match.add(op.name, user, act=op.name, **op.options)
-        if op.factor is not None:
-            if op.factor < 0:
-                match.reason = "its gain is not positive"
-                return False
-            # relu and lrelu let a positive factor through; before a bias it scales the weight.
-            name = "weight_scale" if linear and match.convolves and not biased else "gain"
-            return match.add("gain", user, **{name: known.get(name, 1.0) * op.factor})
-        return False
+        match.add(step[0], [node], step[1])
+        return True
 
-    def _norm_of(self, x: fx.Node) -> identify.Found | None:
-        """The pixel norm of x's value, if that is all that reads it."""
-        for last in x.users if len(x.users) > 1 else ():
+    def _add_norm(self, match: Match, x: fx.Node) -> bool:
+        """Add the pixel norm of x's value to a chain, if that is all that reads it."""
+        for last in x.users if self.options.bias_act and len(x.users) > 1 else ():
             op = meaning(last)
             if op is None or op.name not in ("mul", "div") or overwrites(last):
                 continue
             found = identify.pixel_norm(x, last)
             if found is not None and set(x.users) <= set(found[0]):
-                return found
-        return None
+                match.add("pixel norm", found[0], {"pixel_norm": True, **found[1]})
+                return True
+        return False
 
-    def _modulated(self, node: fx.Node, op: Op) -> Match | None:
+    def _blur(self, node: fx.Node, op: Op) -> Match | str | None:
+        return blur.find(node, op) if self.options.alone else None  # Inductor fuses rescaling itself
+
+    def _modulated(self, node: fx.Node, op: Op) -> Match | str | None:
         options, transposed = dict(op.options), op.name == "transposed conv"
         found = identify.modulation(op.x, op.other[0], options.pop("groups"), transposed, node)
         if found is None or op.other[1] is not None or not _may_scale(node):
@@ -271,87 +227,71 @@ class Rewriter:
         nodes, (images, weight, styles), known = found
         values, pixels = math.prod(shape_of(weight)), math.prod(shape_of(images))
         if not transposed and (values < MODULATED_FROM or values * shape_of(images)[0] < pixels):
-            self.reasons[node] = "its weights are few: weights of each sample's own are as fast"
-            return None
+            return "its weights are few: weights of each sample's own are as fast"
         options |= known | {"transposed": transposed}
         return Match(fused.modulated_convolution, ["modulated conv"], nodes, (images, weight, styles), options)
 
     # Normalization
 
-    def _batch_norm(self, node: fx.Node, op: Op) -> Match | None:
+    def _batch_norm(self, node: fx.Node, op: Op) -> Match | str | None:
         """Batch norm in eval mode, folded into the weights of the convolution before it."""
         conv = meaning(op.x)
         if conv is None or conv.name != "conv" or len(op.x.users) != 1 or len(shape_of(node)) != 4:
             return None
         weight, bias = conv.other
-        if (
-            dtype_of(op.other[0]) != dtype_of(weight)
-            or dtype_of(node) != dtype_of(op.x)
-            or obstacle([op.x, node], False)
-        ):
+        dtypes = dtype_of(op.other[0]) == dtype_of(weight) and dtype_of(node) == dtype_of(op.x)
+        if not dtypes or obstacle([op.x, node], False):
             return None
         values = math.prod(shape_of(weight))
         if _count(node, 1) * shape_of(weight)[0] < BATCH_NORM_FROM * (values + SMALL_CALLS):
-            self.reasons[node] = "its image is small: scaling the weights would cost more"
-            return None
+            return "its image is small: scaling the weights would cost more"
         with self.graph.inserting_before(node):
             folded = self.graph.call_function(fused.fold_batch_norm, (weight, bias, *op.other))
             parts = [self.graph.call_function(operator.getitem, (folded, i)) for i in (0, 1)]
         for part, like in zip(parts, (weight, op.other[0]), strict=True):
-            part.meta |= {"example_value": example(like), "modes": modes_of(node)}
+            part.meta |= {"example_value": example(like), "modes": node.meta["modes"]}
         return Match(F.conv2d, ["batch norm into conv"], [op.x, node], (conv.x, *parts), conv.options)
 
-    def _instance_norm(self, node: fx.Node, op: Op) -> Match | None:
+    def _instance_norm(self, node: fx.Node, op: Op) -> Match | str | None:
         """Instance norm: on a CPU group norm with a group for each channel is faster."""
-        x, (weight, bias, eps) = example(op.x), op.other
-        sizes = shape_of(op.x)
-        if not is_on_cpu(op.x) or not all(type(n) is int for n in sizes) or x.ndim < 3 or not x.is_contiguous():
+        (weight, bias, eps), sizes = op.other, sizes_of(op.x)
+        if sizes is None or len(sizes) < 3 or not is_on_cpu(op.x) or not example(op.x).is_contiguous():
             return None
-        if any(part is not None and dtype_of(part) != x.dtype for part in (node, weight, bias)):
+        if any(part is not None and dtype_of(part) != dtype_of(op.x) for part in (node, weight, bias)):
             return None
         if not 0 < math.prod(sizes) >= INSTANCE_NORM_FROM:
-            self.reasons[node] = "its image is small: torch's own is as fast"
-            return None
+            return "its image is small: torch's own is as fast"
         return Match(F.group_norm, ["instance norm"], [node], (op.x, sizes[1], weight, bias, eps))
 
     # What stands without a convolution
 
-    def _epilogue(self, node: fx.Node, op: Op | None) -> Match | None:
+    def _epilogue(self, node: fx.Node, op: Op | None) -> Match | str | None:
         """Bias, activation and pixel norm by themselves."""
         match = Match(fused.bias_act)
         starts = op is not None and op.name in ("add", "relu", "lrelu") and not overwrites(node)
-        if starts and example(op.x) is not None and shape_of(op.x) == shape_of(node) and self._take(match, op, node):
+        if starts and example(op.x) is not None and shape_of(op.x) == shape_of(node) and self._add(match, node, op):
             match.args = (op.x,)
             self._follow(match)
-        elif (norm := self._norm_of(node)) is not None:
+        elif self._add_norm(match, node):
             match.args = (node,)
-            match.add("pixel norm", *norm[0], pixel_norm=True, **norm[1])
         if "pixel norm" in match.what or match.kwargs.keys() >= {"bias", "act"}:
             return match
-        return self._in_place(node, op) if match.what and "act" in match.kwargs else None
+        return self._in_place(node, op) if "act" in match.kwargs else None
 
-    def _in_place(self, node: fx.Node, op: Op) -> Match | None:
+    def _in_place(self, node: fx.Node, op: Op) -> Match | str | None:
         """An activation in place, where nobody needs what it reads."""
         fresh = op.x.op == "call_function" and op.x.target in _KEEP_INPUTS_ALONE and aliases_of(op.x) == [op.x]
-        if not fresh or set(op.x.users) != {node} or modes_of(op.x) != modes_of(node):  # else it might get gradients
+        if not fresh or set(op.x.users) != {node} or not same_modes(op.x, node):  # else it might get gradients
             return None
         if op.name == "lrelu" and leaves(node):  # autograd keeps the result, which it did not before
             return None
         if _count(node) < fused.IN_PLACE_FROM:
-            self.reasons[node] = "it is small: in place saves less than the guards of a call cost"
-            return None
+            return "it is small: in place saves less than the guards of a call cost"
         options, conv = {"act": op.name, **op.options}, meaning(op.x)
         if conv is None or conv.name != "conv":
             return Match(fused.activate_, [f"{op.name} in place"], [node], (op.x,), options)
-        return Match(
-            fused.plain_convolution, ["conv", op.name], [op.x, node], (conv.x, *conv.other), conv.options | options
-        )
-
-    def _blur(self, node: fx.Node, op: Op) -> Match | None:
-        match = blur.find(node, op) if self.options.alone else None  # Inductor fuses rescaling itself
-        if isinstance(match, str):
-            self.reasons[node] = match
-        return Match(fused.blur, *match) if isinstance(match, tuple) else None
+        what, nodes = ["conv", op.name], [op.x, node]
+        return Match(fused.plain_convolution, what, nodes, (conv.x, *conv.other), conv.options | options)
 
     def _rescaled(self, node: fx.Node, op: Op) -> Match | None:
         """Rescaling by itself."""
@@ -365,6 +305,32 @@ class Rewriter:
             return None
         found = identify.stddev(*op.x)
         return found and Match(fused.minibatch_stddev, ["minibatch stddev"], [*found[0], node], op.x[:1], found[1])
+
+
+def _step(match: Match, op: Op, shrinks: bool, bias_act: bool) -> tuple[str, dict[str, Any]] | str:
+    """(what, arguments) that an operation adds to a chain, or why it cannot come next, if there is something to say.
+
+    shrinks: a 2x2 mean may come: not after an upsampling, which does not commute with the convolution.
+    """
+    known = match.kwargs
+    linear, biased = not known.keys() & {"act", "gain"}, known.get("bias") is not None
+    if op.name == "down" and shrinks and linear and "down" not in known:
+        return "2x2 mean", {"down": True, **op.options}
+    if not bias_act:
+        return ""
+    if op.name == "add" and linear and not biased:
+        if is_per_channel(op.other, op.x):
+            return "bias", {"bias": op.other}
+        shape = getattr(example(op.other), "shape", None)
+        return f"what is added has shape {shape and list(shape)}, not one value per channel"
+    if op.name in ("relu", "lrelu") and "act" not in known:
+        return (op.name, {"act": op.name, **op.options}) if op.options["slope"] >= 0 else "its slope is negative"
+    if op.factor is not None:
+        # relu and lrelu let a positive factor through; before a bias it scales the weight.
+        name = "weight_scale" if linear and match.target is fused.convolution and not biased else "gain"
+        positive = op.factor >= 0
+        return ("gain", {name: known.get(name, 1.0) * op.factor}) if positive else "its gain is not positive"
+    return ""
 
 
 def _same_padding(conv: fx.Node, op: Op) -> int | None:
