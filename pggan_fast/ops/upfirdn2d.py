@@ -9,15 +9,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from pggan_fast import reference
+from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
 from pggan_fast.ops.registry import (
+    OpFunction,
+    batch_implementations,
     below_autograd,
     define_implementations,
     differentiate_implementations,
+    in_forward_mode,
     tangent_rule,
+    through_dispatcher,
 )
 from pggan_fast.ops.resample import check_image, like_layout
 from pggan_fast.reference import each_axis, each_side
@@ -56,10 +60,7 @@ def upfirdn2d(
     if impl == "reference":
         return reference.upfirdn2d(x, f, up=up, down=down, padding=padding, flip_filter=flip_filter, gain=gain)
     f = torch.ones(1, 1, device=x.device) if f is None else f
-    arguments = (x, f, *arguments, flip_filter, float(gain))
-    if torch.compiler.is_compiling():
-        return _upfirdn2d[impl](*arguments)
-    return Upfirdn2d.apply(*arguments, impl)
+    return _resample(x, f, (*arguments, flip_filter, float(gain)), impl)
 
 
 def setup_filter(
@@ -152,40 +153,33 @@ def _check_filter(x: Tensor, f: Tensor | None, upx, upy, downx, downy, x0, x1, y
         )
 
 
-class Upfirdn2d(Function):
-    """(x, f, upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain, impl) -> y"""
+class Upfirdn2d(OpFunction):
+    """(x, f, options, impl) -> y, the options as `_resample` takes them."""
 
     @staticmethod
-    def forward(x, f, *rest):
-        *options, impl = rest
-        return below_autograd(_upfirdn2d[impl], x, f, *options)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, ctx.f, *ctx.options, ctx.impl = inputs
-        ctx.sizes = (*x.shape[2:], *output.shape[2:])
+    def forward(ctx, x, f, options, impl):
+        y = below_autograd(_upfirdn2d[impl], x, f, *options)
+        ctx.f, ctx.options, ctx.impl = f, options, impl
+        ctx.sizes = (*x.shape[2:], *y.shape[2:])
+        return y
 
     @staticmethod
     def backward(ctx, dy):
-        options = adjoint(ctx.f, *ctx.sizes, *ctx.options)
-        return Upfirdn2d.apply(dy, ctx.f, *options, ctx.impl), *[None] * 12
+        return _resample(dy, ctx.f, adjoint(ctx.f, *ctx.sizes, *ctx.options), ctx.impl), None, None, None
 
     @staticmethod
     @tangent_rule
     def jvp(ctx, saved, t_x, *_):
-        return Upfirdn2d.apply(t_x, ctx.f, *ctx.options, ctx.impl)
-
-    @staticmethod
-    def vmap(info, in_dims, *arguments):
-        return _fold_batch(Upfirdn2d.apply, in_dims, *arguments)
+        return _resample(t_x, ctx.f, ctx.options, ctx.impl)
 
 
-def _fold_batch(function, in_dims: tuple, x: Tensor, f: Tensor, *rest) -> tuple[Tensor, int]:
-    """Run `function` on a batch of batches of images as on one batch: (result, its batch dimension)."""
-    if in_dims[1] is not None:
-        raise ValueError("upfirdn2d: f cannot be batched by vmap, it is one filter for all images")
-    images = x.movedim(in_dims[0], 0)
-    return function(images.flatten(0, 1), f, *rest).unflatten(0, images.shape[:2]), 0
+def _resample(x: Tensor, f: Tensor, options: tuple, impl: str) -> Tensor:
+    """upfirdn2d, under any transform; options: (upx, upy, downx, downy, x0, x1, y0, y1, flip_filter, gain)."""
+    if through_dispatcher():
+        return _upfirdn2d[impl](x, f, *options)
+    if not torch.is_grad_enabled() and not in_forward_mode():
+        return below_autograd(_upfirdn2d[impl], x, f, *options)
+    return Upfirdn2d.apply(x, f, options, impl)
 
 
 def adjoint(
@@ -233,15 +227,5 @@ _upfirdn2d = define_implementations(
     fake=_fake,
     triton="upfirdn2d.upfirdn2d",
 )
-differentiate_implementations(_upfirdn2d, Upfirdn2d.apply)
-
-
-def _register_vmap(op: torch._ops.OpOverload) -> None:
-    def batched(info, in_dims, *arguments):
-        return _fold_batch(op, in_dims, *arguments)
-
-    torch.library.register_vmap(op, batched)
-
-
-for _op in _upfirdn2d.values():
-    _register_vmap(_op)
+differentiate_implementations(_upfirdn2d, lambda x, f, *rest: Upfirdn2d.apply(x, f, rest[:-1], rest[-1]))
+batch_implementations(_upfirdn2d, fold_into_samples(0))
