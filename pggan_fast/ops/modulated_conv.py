@@ -42,7 +42,7 @@ def conv2d_resample(
     the upsampled image, in addition to what keeps it centred.
     """
     _check_convolution(x, weight, up, down, groups)
-    weight = (weight if flip_weight else weight.flip((2, 3))).to(x.dtype)
+    weight = weight if flip_weight else weight.flip((2, 3))
     (fh, fw), (kh, kw) = filter_size(f), weight.shape[2:]
     x0, x1, y0, y1 = each_side(padding)
     if up > 1:
@@ -117,19 +117,19 @@ def modulated_conv2d(
         styles = styles / _largest(styles, (1,))
     geometry = dict(up=up, down=down, padding=padding, flip_weight=flip_weight, impl=impl)
     n, own, factors = x.shape[0], None, None
-    if demodulate:
-        if takes_own_weights(x, weight):
-            own = weight * styles[:, None, :, None, None]  # [N, C_out, C_in, kh, kw]
-        squares = styles.square() @ _sums_of_squares(weight).T if own is None else own.square().sum((2, 3, 4))
-        factors = torch.rsqrt(squares + EPS)  # [N, C_out]
     if fused_modconv is None:
         # What is multiplied should be the smaller one: the weight, or the input and the output.
         fused_modconv = n == 1 and weight.numel() < x.numel() * (1 + weight.shape[0] / max(1, x.shape[1]))
-    if not n or not fused_modconv:
+    fused_modconv = fused_modconv and n > 0
+    if fused_modconv or demodulate and takes_own_weights(x, weight):
+        own = weight * styles.reshape(n, 1, styles.shape[1], 1, 1)  # [N, C_out, C_in, kh, kw]
+    if demodulate:
+        squares = styles.square() @ _sums_of_squares(weight).T if own is None else own.square().sum((2, 3, 4))
+        factors = torch.rsqrt(squares + EPS)  # [N, C_out]
+    if not fused_modconv:
         return _scaled(x, weight, styles, factors, resample_filter, geometry, noise)
-    own = weight * styles[:, None, :, None, None] if own is None else own
-    own = own if factors is None else own * factors[:, :, None, None, None]
-    images, own = x.reshape(1, -1, *x.shape[2:]), own.flatten(0, 1).to(x.dtype)
+    own = own if factors is None else own * factors.reshape(*factors.shape, 1, 1, 1)
+    images, own = x.reshape(1, -1, *x.shape[2:]), own.flatten(0, 1)
     y = conv2d_resample(images, own, resample_filter, groups=n, **geometry)
     y = y.reshape(n, -1, *y.shape[2:])
     return y if noise is None else y + noise.to(y.dtype)
@@ -152,10 +152,10 @@ def _largest(t: Tensor, dims: tuple[int, ...]) -> Tensor:
 def _scaled(x, weight, styles, factors, f, geometry, noise=None) -> Tensor:
     if x.dtype == torch.float16:
         styles, factors = _within_fp16(styles, factors)
-    y = conv2d_resample(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), f, **geometry)
+    y = conv2d_resample(x * styles.to(x.dtype).reshape(*styles.shape, 1, 1), weight, f, **geometry)
     if factors is None:
         return y if noise is None else y + noise.to(y.dtype)
-    factors = factors.to(y.dtype)[:, :, None, None]
+    factors = factors.to(y.dtype).reshape(*factors.shape, 1, 1)
     return y * factors if noise is None else torch.addcmul(noise.to(y.dtype), y, factors)
 
 
