@@ -29,13 +29,6 @@ double rounded_clamp(std::optional<double> clamp, Act act, Dtype dtype) {
   return value;
 }
 
-// Vectors of one pixel are rows of channels.
-Shape working_shape(const Tensor& t, Layout layout) {
-  Shape shape = shape_of(t, layout);
-  if (shape.p == 1) shape.layout = Layout::channels_last;
-  return shape;
-}
-
 const Epilogue kNoNorm{1, 1, 1, 0, false};
 
 Tensor activation(Tensor x, std::optional<Tensor> bias, double scale, std::string act, double slope, double gain,
@@ -46,7 +39,7 @@ Tensor activation(Tensor x, std::optional<Tensor> bias, double scale, std::strin
   const Tensor dense = with_layout(x, layout);
   const auto shift = per_channel(bias, x);
   const ActivationForward work{dtype_of(x),
-                               working_shape(x, layout),
+                               shape_of(x, layout),
                                act_of(act),
                                scale,
                                slope_of(act, slope),
@@ -70,7 +63,7 @@ std::tuple<Tensor, Tensor> activation_backward(Tensor dy, Tensor source, std::op
   const Act which = act_of(act);
   const Dtype dtype = dtype_of(source);
   ActivationBackward work{dtype,
-                          working_shape(source, layout),
+                          shape_of(source, layout),
                           which,
                           scale,
                           slope_of(act, slope),
@@ -106,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor> activation_double_backward(std::optional<Tens
   const auto g_dense = like("g", g, source, layout);
   const auto shift = per_channel(bias, source), g_shift = per_channel(g_bias, source);
   const ActivationDoubleBackward work{dtype,
-                                      working_shape(source, layout),
+                                      shape_of(source, layout),
                                       which,
                                       scale,
                                       slope_of(act, slope),

@@ -68,10 +68,11 @@ inline bool has_layout(const Tensor& t, Layout layout) {
   return layout == Layout::contiguous ? t.is_contiguous() : is_channels_last(t);
 }
 
+// As kernels take it: vectors of one pixel are rows of channels.
 inline Shape shape_of(const Tensor& t, Layout layout) {
   int64_t p = 1;
   for (int64_t i = 2; i < t.dim(); ++i) p *= t.size(i);
-  return {t.size(0), t.size(1), p, layout};
+  return {t.size(0), t.size(1), p, p == 1 ? Layout::channels_last : layout};
 }
 
 // The layout a kernel works in for an output like `t`: channels_last if `t` is, otherwise contiguous.
