@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pggan_fast.dropin import trial
-from pggan_fast.dropin.report import Explanation, Row
+from pggan_fast.dropin.report import COMPILED, JIT_IGNORED, STATE, Explanation, Row
 from pggan_fast.dropin.rewrite import Options
 
 try:
@@ -21,7 +21,6 @@ try:
 except (ImportError, AttributeError) as error:
     MISSING = f"torch {torch.__version__} lacks what accelerate stands on: {error}"
 
-STATE, COMPILED, JIT_IGNORED = "_pggan_fast", "_compiled_call_impl", "__jit_ignored_attributes__"
 _LEFT = "_pggan_fast_left"
 NOTHING_YET = "nothing yet: call the model, or give accelerate example_inputs"
 
@@ -57,16 +56,14 @@ def accelerate(
     if reason := MISSING or _unsuitable(model):
         vars(model)[_LEFT] = reason
         return model
-    ours = {STATE, COMPILED, JIT_IGNORED}
-    expected = None if example_inputs is None else trial.outputs(model, example_inputs, ours)
+    expected = None if example_inputs is None else trial.outputs(model, example_inputs)
     options = Options(bias_act, conv, resample, minibatch_stddev)
     for module in model.modules():  # a part may be called by itself, or after a graph break
-        if module is model or not _unsuitable(module) and _has_parts(module):
+        of_torch = type(module).forward.__module__.startswith("torch.") and not isinstance(module, nn.Sequential)
+        if module is model or not _unsuitable(module) and not of_torch:
             Accelerated(options, module)
-    if expected is not None:
-        difference = trial.difference(expected, trial.outputs(model, example_inputs, ours))
-        if difference:
-            vars(restore(model))[_LEFT] = difference
+    if expected is not None and (difference := trial.difference(expected, trial.outputs(model, example_inputs))):
+        vars(restore(model))[_LEFT] = difference
     return model
 
 
@@ -75,23 +72,19 @@ def explain(model: nn.Module) -> Explanation:
 
     Each row is of a module whose code ran; `graphs` and `reasons` hold what is of no one module.
     """
-    rows: dict[Row, None] = {}
-    graphs, reasons = [], []
+    rows, graphs, reasons = [], [], []
     for path, module in model.named_modules():
-        kind, state = type(module).__name__, state_of(module)
         left = [vars(module)[_LEFT]] if _LEFT in vars(module) else []
-        if state is not None:
+        if (state := _state_of(module)) is not None:
             graphs += state.graphs
             reasons += state.reasons
-            found = (row for graph in state.graphs for row in graph.rows)
-            rows |= dict.fromkeys(replace(row, module=f"{path}.{row.module}".strip(".")) for row in found)
-            left += state.reasons
-            if state.calls and not state.graphs and not state.reasons:
-                left.append("no tensor code was captured")
-        rows |= dict.fromkeys(Row(path, kind, "left", reason) for reason in left)
-    if not rows and state_of(model) is not None:
-        rows[Row("", type(model).__name__, "left", NOTHING_YET)] = None
-    explanation = Explanation(sorted(rows, key=lambda row: row.status != "replaced"))
+            rows += [replace(row, module=f"{path}.{row.module}".strip(".")) for g in state.graphs for row in g.rows]
+            unseen = state.calls and not state.graphs and not state.reasons
+            left += ["no tensor code was captured"] if unseen else state.reasons
+        rows += [Row(path, type(module).__name__, "left", reason) for reason in left]
+    if not rows and _state_of(model) is not None:
+        rows = [Row("", type(model).__name__, "left", NOTHING_YET)]
+    explanation = Explanation(sorted(dict.fromkeys(rows), key=lambda row: row.status != "replaced"))
     explanation.graphs, explanation.reasons = tuple(graphs), tuple(reasons)
     return explanation
 
@@ -105,7 +98,7 @@ def restore(model: nn.Module) -> nn.Module:
     return model
 
 
-def state_of(module: nn.Module) -> Any:
+def _state_of(module: nn.Module) -> Any:
     """The module's own state; a shallow copy has the state of another."""
     state = vars(module).get(STATE)
     return state if state is not None and state.module is module else None
@@ -120,11 +113,6 @@ def _unsuitable(model: nn.Module) -> str:
     if type(model).__call__ is not nn.Module.__call__:
         return "its class has a __call__ of its own"
     return ""
-
-
-def _has_parts(module: nn.Module) -> bool:
-    forward = type(module).forward
-    return isinstance(module, nn.Sequential) or not forward.__module__.startswith("torch.")
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:

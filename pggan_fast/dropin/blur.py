@@ -8,7 +8,7 @@ from torch import fx
 
 from pggan_fast.dropin import fused
 from pggan_fast.dropin.graph import Match, dtype_of, example, is_on_cpu, overwrites, shape_of
-from pggan_fast.dropin.meaning import Op, meaning
+from pggan_fast.dropin.meaning import Op, meaning, pair
 
 CPU_FROM = 1 << 18
 """Values of an image from which a CPU makes it by nearest upsampling and blurs it with 3 x 3 faster in one pass."""
@@ -24,69 +24,52 @@ def find(node: fx.Node, op: Op) -> Match | str | None:
     It takes each channel by itself, with one filter for all of them that gets no gradient; zeros around the image and
     nearest upsampling before it belong to it.
     """
-    x, (weight, bias), given = op.x, op.other, op.options
-    shape, taps = shape_of(x), (shape_of(weight) or ())[2:]
-    if shape is None or len(shape) != 4 or not taps or shape_of(weight)[:2] != (shape[1], 1):
+    x, weight, shape, (channels, one, *taps) = op.x, op.weight, shape_of(op.x), shape_of(op.weight) or (0, 0)
+    if shape is None or len(shape) != 4 or (channels, one) != (shape[1], 1) or op.groups != shape[1]:
         return None
-    if given["groups"] != shape[1] or example(weight).requires_grad:
+    if example(weight).requires_grad:
         return None
-    if bias is not None or not all(type(n) is int and n > 0 for n in (*shape, *taps)):
+    if op.bias is not None or not all(type(n) is int and n > 0 for n in (*shape, *taps)):
         return "a blur with a bias, or of sizes that vary"
-    stride, padding = _pair(given["stride"]), _padding(given["padding"], taps)
+    stride, sides = pair(op.stride), op.sides(taps)
     same = dtype_of(x) == dtype_of(weight) == dtype_of(node) in _DTYPES
-    if _pair(given["dilation"]) != (1, 1) or padding is None or not same:
+    if pair(op.dilation) != (1, 1) or sides is None or not same:
         return "a blur of another dtype, or whose filter has gaps"
     if (filters := _filter_of(weight, taps)) is None:
         return "its filters may differ from channel to channel"
-    what, nodes, options = ["blur"], [*filters[:-1], node], {"nearest": False, "up": (1, 1)}
+    what, nodes, up, down, nearest = ["blur"], [*filters[:-1], node], (1, 1), stride[::-1], False
     if op.name == "transposed conv":
-        extra = _pair(given["output_padding"])
-        sides = [(k - 1 - p[0], k - s - p[0] + e) for k, p, s, e in zip(taps, padding, stride, extra, strict=True)]
-        options |= {"up": stride[::-1], "down": (1, 1), "flip_filter": False}
+        extra, up, down = pair(op.output_padding), down, up
+        sides = [(k - 1 - p[0], k - s - p[0] + e) for k, p, s, e in zip(taps, sides, stride, extra, strict=True)]
     else:
-        sides, before = padding, _before(x)
-        if before is not None and before.name == "pad" and _adds_pixels(before):
-            left, right, top, bottom = (*before.options["pad"], 0, 0, 0, 0)[:4]
+        before = _before(x)
+        if before is not None and before.name == "pad":
+            left, right, top, bottom = (*before.pad, 0, 0, 0, 0)[:4]
             sides = [(sides[0][0] + top, sides[0][1] + bottom), (sides[1][0] + left, sides[1][1] + right)]
             nodes, x = [x, *nodes], before.x
             before = _before(x)
-        options |= {"down": stride[::-1], "flip_filter": True}
-        if before is not None and before.name == "up" and dtype_of(before.x) == dtype_of(x):
-            what, nodes, x = ["nearest upsampling", "blur"], [*before.other, *nodes], before.x
-            sides = [(first + 1, last) for first, last in sides]
-            options |= {"up": (2, 2), "nearest": True}
-    if not _same_layout(x, node):
+        if before is not None and before.name == "up":
+            what, nodes, x = ["nearest upsampling", "blur"], [*before.nodes, *nodes], before.x
+            sides, up, nearest = [(first + 1, last) for first, last in sides], (2, 2), True
+    images, layouts = (example(x), example(node)), (torch.contiguous_format, torch.channels_last)
+    if not any(all(image.is_contiguous(memory_format=layout) for image in images) for layout in layouts):
         return "a blur whose memory would be laid out in another order"
-    faster = options["nearest"] and taps == (3, 3) and stride == (1, 1) and example(x).is_contiguous()
+    faster = nearest and (*taps, *stride) == (3, 3, 1, 1) and images[0].is_contiguous()
     if is_on_cpu(node) and not (faster and math.prod(shape) >= CPU_FROM):
         return "a blur: on a CPU torch's convolution of single channels is as fast"
     (top, bottom), (left, right) = sides
-    return Match(fused.blur, what, nodes, (x, filters[-1]), {**options, "padding": (left, right, top, bottom)})
+    options = dict(nearest=nearest, up=up, down=down, padding=(left, right, top, bottom))
+    options["flip_filter"] = op.name == "conv"
+    return Match(fused.blur, what, nodes, (x, filters[-1]), options)
 
 
 def _before(x: Any) -> Op | None:
-    """The meaning of an image that nothing else reads."""
-    return meaning(x) if isinstance(x, fx.Node) and len(x.users) == 1 else None
+    """The meaning of an image that nothing else reads, and which has the dtype of what it was made of."""
+    op = meaning(x) if isinstance(x, fx.Node) and len(x.users) == 1 else None
+    return op if op is not None and dtype_of(op.x) == dtype_of(x) else None
 
 
-def _pair(value: Any) -> tuple:
-    return (value, value) if isinstance(value, int) else tuple(value) * (2 // len(value))
-
-
-def _padding(padding: Any, taps: tuple[int, int]) -> list[tuple[int, int]] | None:
-    """[(pixels above, below), (left, right)]"""
-    if padding == "same":
-        return [((k - 1) // 2, k // 2) for k in taps]
-    sides = (0, 0) if padding == "valid" else _pair(padding)
-    return [(p, p) for p in sides] if all(type(p) is int for p in sides) else None
-
-
-def _adds_pixels(pad: Op) -> bool:
-    sides = pad.options["pad"]
-    return len(sides) in (2, 4) and all(type(p) is int and p >= 0 for p in sides) and shape_of(pad.x) is not None
-
-
-def _filter_of(weight: fx.Node, taps: tuple[int, int]) -> list[fx.Node] | None:
+def _filter_of(weight: fx.Node, taps: list[int]) -> list[fx.Node] | None:
     """The nodes from a weight [C, 1, kh, kw] up to the one filter of kh * kw values that all its channels repeat."""
     nodes = [weight]
     while math.prod(shape_of(nodes[-1])) != math.prod(taps):
@@ -94,14 +77,7 @@ def _filter_of(weight: fx.Node, taps: tuple[int, int]) -> list[fx.Node] | None:
         if node.op != "call_method" or node.target not in (*_REPEATS, *_COPIES) or overwrites(node):
             return None
         source = node.args[0]
-        if dtype_of(source) != dtype_of(weight) or (shape_of(source) or ())[-2:] != taps:
+        if dtype_of(source) != dtype_of(weight) or (shape_of(source) or ())[-2:] != (*taps,):
             return None
         nodes.append(source)
     return nodes
-
-
-def _same_layout(x: fx.Node, y: fx.Node) -> bool:
-    """Whether both images are contiguous, or both channels_last."""
-    images = example(x), example(y)
-    formats = torch.contiguous_format, torch.channels_last
-    return any(all(image.is_contiguous(memory_format=layout) for image in images) for layout in formats)

@@ -30,12 +30,9 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from pggan_fast.dropin import known, report
 from pggan_fast.dropin.meaning import meaning
-from pggan_fast.dropin.report import Graph, Row
+from pggan_fast.dropin.report import COMPILED, JIT_IGNORED, STATE, Graph, Row
 from pggan_fast.dropin.rewrite import Options, Rewriter
 from pggan_fast.dropin.trial import is_torchs
-
-STATE, COMPILED, JIT_IGNORED = "_pggan_fast", "_compiled_call_impl", "__jit_ignored_attributes__"
-"""Attributes of an accelerated module."""
 
 MOST_GRAPHS = 128
 """Captures of one function; a network that asks for more (a setting that changes at each call) runs as the original."""
@@ -61,12 +58,17 @@ _ON = ("assume_static_by_default", "automatic_dynamic_shapes", "capture_profiler
 # No limits of Dynamo's own: those are per code, which all instances of a class and all users share.
 _SETTINGS = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 1 << 20)
 _SETTINGS |= dict.fromkeys(_OFF, False) | dict.fromkeys(_ON, True)
+_SETTINGS = {name: value for name, value in _SETTINGS.items() if hasattr(config, name)}
 _GUARDS_CLASSES = torch.torch_version.TorchVersion(torch.__version__) >= "2.14"
 """Whether Dynamo has guards for the settings that code reads off classes."""
-_KNOWN_SETTINGS = {name: value for name, value in _SETTINGS.items() if hasattr(config, name)}
 
-_thread = threading.local()
-"""`inside`: whether an accelerated module runs, whose parts need not begin anew."""
+
+class _Thread(threading.local):
+    around = ""
+    """How the accelerated module around this one runs, "captured" or "original": its parts do not begin anew."""
+
+
+_thread = _Thread()
 
 
 class Accelerated:
@@ -78,129 +80,93 @@ class Accelerated:
         self.reasons: dict[str, None] = {}
         """Why functions were left as they are, in order."""
         self.calls = self.fused_runs = self._changes = 0
-        self._useless: set[tuple] = set()
         self._lock = threading.Lock()
-        self._run: Any = None
-        self._watched = Watched()
+        self._begin()
         if module is not None:
-            self.attach(module)
+            self.__setstate__(module)
 
-    def attach(self, module: nn.Module) -> None:
-        self.module = module
-        vars(module)[STATE] = vars(module)[COMPILED] = self
-        ignored = getattr(type(module), JIT_IGNORED, [])  # torch.jit.script looks at every attribute
-        vars(module)[JIT_IGNORED] = [*ignored, STATE, COMPILED]
+    def _begin(self) -> None:
+        """Forget what was captured."""
+        self._run: Any = None
+        self.watched = Watched()
+        self._useless: set[tuple] = set()
 
     def __reduce__(self) -> tuple:
         return Accelerated, (self.options,), self.module
 
     def __setstate__(self, module: nn.Module) -> None:
-        self.attach(module)
+        self.module = module
+        vars(module)[STATE] = vars(module)[COMPILED] = self
+        ignored = getattr(type(module), JIT_IGNORED, [])  # torch.jit.script looks at every attribute
+        vars(module)[JIT_IGNORED] = [*ignored, STATE, COMPILED]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return self.module._call_impl(*args, **kwargs)
         # A shallow copy (a replica of DataParallel) has this very object, and parameters of its own.
-        module = sys._getframe(1).f_locals.get("self", self.module)
-        if module is not self.module or _is_transformed():
+        module, around = sys._getframe(1).f_locals.get("self", self.module), _thread.around
+        if around == "original" or module is not self.module or _is_transformed():
             return module._call_impl(*args, **kwargs)
-        if getattr(_thread, "inside", False):
-            # Around it runs an accelerated module: its Dynamo captures this one too, if there was a graph break.
+        if around == "captured":  # Dynamo captures this module too, if there was a graph break
             return _inlined(module, *args, **kwargs)
-        _thread.inside = True
+        _thread.around = "captured"
         try:
             return self._outermost(module, args, kwargs)
         finally:
-            _thread.inside = False
+            _thread.around = ""
 
     def _outermost(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        if self._watched.changed():
-            self._run, self._watched, self._useless = None, Watched(), set()
+        if self.watched.changed():
+            self._begin()
             self._changes += 1
         if self._changes > MOST_GRAPHS:
             self.leave("what it reads off classes or the environment changes all the time")
-            return module._call_impl(*args, **kwargs)
         kind = (module.training, *[a.shape if isinstance(a, Tensor) else a.__class__ for a in args])
-        if kind in self._useless:
+        if self._changes > MOST_GRAPHS or kind in self._useless:
+            _thread.around = "original"
             return module._call_impl(*args, **kwargs)
         before = self.fused_runs
         try:
-            return self.run(module, *args, **kwargs)
+            return (self._run or self._optimized())(module, *args, **kwargs)
         except TorchDynamoException as error:
             self.leave(error)
             return module._call_impl(*args, **kwargs)
         finally:
             self.calls += 1
-            if self._watched.written:
+            if self.watched.written:
                 self._changes = MOST_GRAPHS + 1
             if self.fused_runs == before and len(self._useless) < MOST_KINDS:
                 self._useless.add(kind)
 
-    @property
-    def run(self) -> Any:
-        """`nn.Module._call_impl` under Dynamo: a function of (module, *args, **kwargs)."""
-        if self._run is None:
-            with self._lock:
-                self._run = self._run or self._optimized()
-        return self._run
-
     def _optimized(self) -> Any:
-        try:
-            code = eval_frame._optimize.__code__
-            options = {"isolate_recompiles": True} if "isolate_recompiles" in code.co_varnames else {}
-            context = torch._dynamo.optimize(backend=lambda *captured: self._backend(*captured), **options)
-            self.capture = context.callback = Capture(context.callback, self)
-            return context(_inlined)
-        except Exception as error:  # a release of torch that has no such parts, or Dynamo is disabled
-            self.leave(f"TorchDynamo cannot be used here: {report.reason(error)}")
-            return nn.Module._call_impl
+        """`nn.Module._call_impl` under Dynamo: a function of (module, *args, **kwargs)."""
+        with self._lock:
+            try:
+                self._run = self._run or Capture(self).run
+            except Exception as error:  # a release of torch that has no such parts, or Dynamo is disabled
+                self.leave(f"TorchDynamo cannot be used here: {report.reason(error)}")
+                self._run = nn.Module._call_impl
+            return self._run
 
     def leave(self, reason: Any) -> None:
         """Remember why something runs as the original."""
         self.reasons[report.reason(reason)] = None
 
-    def _backend(self, captured: fx.GraphModule, example_inputs: list[Any]) -> Any:
-        graph = Graph(self.capture.function)
-        self._watched.add(torch._dynamo.utils.get_traced_code() or [], self.module)
-        ends = getattr(captured, "compile_subgraph_reason", None)
-        if ends is not None and ends.graph_break:
-            graph.ends = report.located(ends.reason, ends.user_stack)
-        run = captured.forward
-        try:
-            rewritten = fx.GraphModule(captured, copy.deepcopy(captured.graph))
-            rewriter = Rewriter(rewritten.graph, self.options)
-            if rewriter.run():
-                rewritten.graph.lint()
-                rewritten.recompile()
-                run = rewritten.forward
-            graph.rows = self._rows(rewriter)
-        except Exception as error:
-            run = captured.forward
-            graph.rows = [Row("", "", "left", f"rewriting failed: {report.reason(error)}")]
-        self.graphs.append(graph)
-        fuses = any(row.status == "replaced" for row in graph.rows)
-
-        def counted(*args: Any) -> Any:
-            graph.runs += 1
-            if fuses:
-                self.fused_runs += 1
-            return run(*args)
-
-        return counted
-
-    def _rows(self, rewriter: Rewriter) -> list[Row]:
-        rows = [Row(*self.capture.place(meta), "replaced", what) for meta, what in rewriter.replaced]
-        for node in rewriter.graph.nodes:
-            name = op.name if (op := meaning(node)) is not None else ""
-            reason = rewriter.reasons.get(node, "nothing about it is fused")
-            if name in ("conv", "up", "down", "batch_norm", "lrelu", "relu") or node in rewriter.reasons:
-                rows.append(Row(*self.capture.place(node.meta), "left", f"{name or node.name}: {reason}"))
-        return rows
-
 
 def _inlined(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The module's call in a frame of ours: those of torch's own modules are skipped unless another inlines them."""
     return self._call_impl(*args, **kwargs)
+
+
+def _is_transformed() -> bool:
+    """Whether a transformation is at work that the ops do not know, or a hook that Dynamo does not see."""
+    return (
+        _interpreters() is not None
+        or forward_ad._current_level >= 0
+        or _is_tracing()
+        or is_fx_symbolic_tracing()
+        or _has_any_global_hook()
+    )
 
 
 class Watched:
@@ -227,9 +193,8 @@ class Watched:
             names |= {name for code in codes for name in code.co_names}
             scopes = [vars(sys.modules[cls.__module__]) for cls in classes if cls.__module__ in sys.modules]
             classes |= {v for scope in scopes for n, v in scope.items() if n in names and isinstance(v, type)}
-        for cls in classes:
-            # None where it is inherited: the class may get one of its own.
-            self.values |= {(cls, n): vars(cls).get(n) for n in names if hasattr(cls, n)}
+        # None where it is inherited: the class may get one of its own.
+        self.values |= {(cls, n): vars(cls).get(n) for cls in classes for n in names if hasattr(cls, n)}
         if not _GUARDS_CLASSES:
             stored = {i.argval for code in codes for i in dis.get_instructions(code) if i.opname == "STORE_ATTR"}
             self.written |= any(name in stored for _, name in self.values)
@@ -238,16 +203,21 @@ class Watched:
 class Capture:
     """The callback by which Dynamo captures a function: its own way to do it, under our settings and limits."""
 
-    def __init__(self, inner: Any, state: Accelerated):
-        self._torchdynamo_orig_backend = inner  # where Dynamo looks for the backend
+    def __init__(self, state: Accelerated):
         self.state = state
         self.function = ""
         self.captures: Counter = Counter()
-        self.varying: defaultdict = defaultdict(pgo.CodeState)
         self.failures: Counter = Counter()
+        self.varying: defaultdict = defaultdict(pgo.CodeState)
+        isolated = "isolate_recompiles" in eval_frame._optimize.__code__.co_varnames
+        options = {"isolate_recompiles": True} if isolated else {}
+        context = torch._dynamo.optimize(backend=lambda *captured: self._backend(*captured), **options)
+        inner = self._torchdynamo_orig_backend = context.callback  # where Dynamo looks for the backend
         # Dynamo's own callback without the last layer, which swallows the reason of what fails.
         self.strict = strict = getattr(inner._torchdynamo_orig_backend, "_inner_convert", None)
         self.inner = inner if strict is None else convert_frame.catch_errors_wrapper(strict, inner.hooks)
+        context.callback = self
+        self.run = context(_inlined)
 
     def __call__(self, frame: Any, cache_entry: Any, frame_state: Any) -> ConvertFrameReturn:
         code = source = frame.f_code
@@ -268,7 +238,7 @@ class Capture:
             try:
                 with (
                     warnings.catch_warnings(),
-                    config.patch(**_KNOWN_SETTINGS),
+                    config.patch(**_SETTINGS),
                     self._own_sizes(keep=self.captures[code] > STATIC_GRAPHS),
                     known.substituted(self.state.options),
                 ):
@@ -298,7 +268,45 @@ class Capture:
         finally:
             pgo._CODE_STATE = before
 
-    def place(self, meta: dict) -> tuple[str, str]:
+    def _backend(self, captured: fx.GraphModule, example_inputs: list[Any]) -> Any:
+        """The captured graph, rewritten, as a function that counts its calls."""
+        graph, state, run = Graph(self.function), self.state, captured.forward
+        state.watched.add(torch._dynamo.utils.get_traced_code() or [], state.module)
+        ends = getattr(captured, "compile_subgraph_reason", None)
+        if ends is not None and ends.graph_break:
+            graph.ends = report.located(ends.reason, ends.user_stack)
+        try:
+            rewritten = fx.GraphModule(captured, copy.deepcopy(captured.graph))
+            guards = torch._guards.TracingContext.get().guards_context.dynamo_guards
+            rewriter = Rewriter(rewritten.graph, state.options, len(guards))
+            if rewriter.run():
+                rewritten.graph.lint()
+                rewritten.recompile()
+                run = rewritten.forward
+            graph.rows = self._rows(rewriter)
+        except Exception as error:
+            run = captured.forward
+            graph.rows = [Row("", "", "left", f"rewriting failed: {report.reason(error)}")]
+        state.graphs.append(graph)
+        fuses = bool(graph.replaced)
+
+        def counted(*args: Any) -> Any:
+            graph.runs += 1
+            state.fused_runs += fuses
+            return run(*args)
+
+        return counted
+
+    def _rows(self, rewriter: Rewriter) -> list[Row]:
+        rows = [Row(*self._place(meta), "replaced", what) for meta, what in rewriter.replaced]
+        for node in rewriter.graph.nodes:
+            name = op.name if (op := meaning(node)) is not None else ""
+            reason = rewriter.reasons.get(node, "nothing about it is fused")
+            if name in ("conv", "up", "down", "batch_norm", "lrelu", "relu") or node in rewriter.reasons:
+                rows.append(Row(*self._place(node.meta), "left", f"{name or node.name}: {reason}"))
+        return rows
+
+    def _place(self, meta: dict) -> tuple[str, str]:
         """(path of the module whose code a node comes from, its class)."""
         stack = list((meta.get("nn_module_stack") or {}).values())
         path, kind = stack[-1] if stack else ("L['self']", "")
@@ -309,14 +317,3 @@ class Capture:
         names = {id(module): name for name, module in self.state.module.named_modules()}
         below = re.sub(r"\._modules\['(\w+)'\]|\[(\d+)\]", lambda m: f".{m[1] or m[2]}", found[2])
         return f"{names.get(id(self.locals.get(found[1])), '')}.{below}".strip("."), kind
-
-
-def _is_transformed() -> bool:
-    """Whether a transformation is at work that the ops do not know, or a hook that Dynamo does not see."""
-    return (
-        _interpreters() is not None
-        or forward_ad._current_level >= 0
-        or _is_tracing()
-        or is_fx_symbolic_tracing()
-        or _has_any_global_hook()
-    )

@@ -7,6 +7,7 @@ its shape, strides, dtype and device.
 import inspect
 import itertools
 import operator
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
 
-_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.setitem}
+_IN_PLACE = {f for name, f in vars(operator).items() if name[0] == "i" and f"__{name[1:]}__" in vars(operator)}
+_IN_PLACE |= {operator.setitem}
+"""`operator.iadd` and its like"""
 
 
 @dataclass
@@ -27,6 +31,8 @@ class Match:
     nodes: list[fx.Node] = field(default_factory=list)
     args: tuple = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    folded: list[fx.Node] = field(default_factory=list)
+    """Nodes beside the chain whose work the call does too, and which others may read."""
     reason: str = ""
     """Why the chain ends where it ends, if there is something to say."""
 
@@ -75,12 +81,16 @@ def is_on_cpu(node: Any) -> bool:
 def is_per_channel(node: Any, x: fx.Node) -> bool:
     """Whether adding `node` to x [N, C, ...] adds one value, of x's dtype and device, to each channel."""
     shape, target = shape_of(node), shape_of(x)
-    if shape is None or target is None or len(target) < 2 or not len(target) - 1 <= len(shape) <= len(target):
+    if shape is None or target is None or len(target) < 2:
         return False
-    rest = list(shape)
-    channels = rest.pop(len(shape) - len(target) + 1)
-    same = dtype_of(node) == dtype_of(x) and example(node).device == example(x).device
-    return same and channels == target[1] and all(n == 1 for n in rest)
+    channels = (target[1], *[1] * (len(target) - 2))
+    alike = dtype_of(node) == dtype_of(x) and example(node).device == example(x).device
+    return alike and shape in (channels, (1, *channels))
+
+
+def may_scale(node: fx.Node) -> bool:
+    """Whether a factor may be applied later: in half precision the unscaled values might overflow."""
+    return dtype_of(node) != torch.float16
 
 
 # Modes
@@ -112,26 +122,38 @@ def same_modes(*nodes: Any) -> bool:
 
 
 def overwrites(node: fx.Node) -> bool:
-    """Whether the node may write over its first argument."""
+    """Whether the node may write over what it gets."""
+    target, name = node.target, name_of(node)
     if node.op not in ("call_function", "call_method"):
         return False
-    name = name_of(node)
-    if node.target in _IN_PLACE or name.endswith("_") and not name.endswith("__") or "out" in node.kwargs:
+    if isinstance(target, torch._ops.HigherOrderOperator):  # a checkpoint, an autograd.Function
+        bodies = [getattr(node.graph.owning_module, n.target, None) for n in node.all_input_nodes if n.op == "get_attr"]
+        known = bodies and all(isinstance(body, fx.GraphModule) for body in bodies)
+        return not known or any(overwrites(n) for body in bodies for n in body.graph.nodes)
+    if _is_opaque(target):
+        schemas = [getattr(target, "_schema", None)]
+        schemas = target._schemas.values() if isinstance(target, torch._ops.OpOverloadPacket) else schemas
+        return any(schema is None or schema.is_mutable for schema in schemas)
+    if target in _IN_PLACE or name.endswith("_") and not name.endswith("__") or "out" in node.kwargs:
         return True
     try:  # a function that is told to work in place
-        arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
+        arguments = inspect.signature(target).bind(*node.args, **node.kwargs).arguments
     except (TypeError, ValueError):  # methods and builtins have no signature and no such flag but by name
         arguments = node.kwargs
     return arguments.get("inplace", False) is not False
 
 
+def _is_opaque(target: Any) -> bool:
+    """Whether the name of a function does not tell what it writes over: torch's that take functions, others' ops."""
+    if isinstance(target, types.FunctionType):
+        return (target.__module__ or "").partition(".")[0] not in ("torch", "pggan_fast", "einops")
+    return isinstance(target, torch._ops.OperatorBase | torch._ops.OpOverloadPacket)
+
+
 def storage_of(node: fx.Node) -> Any:
     """A key of the memory in which a node's tensor lies: equal for views and in-place results."""
     value = example(node)
-    try:
-        return node if value is None else value.untyped_storage()._cdata
-    except (RuntimeError, NotImplementedError):  # a layout without a storage
-        return node
+    return node if value is None or not torch._C._has_storage(value) else value.untyped_storage()._cdata
 
 
 def aliases_of(node: fx.Node) -> list[fx.Node]:
@@ -146,15 +168,10 @@ def leaves(value: fx.Node) -> bool:
 
 def _written(node: fx.Node) -> set:
     """The memory that a node may write over."""
-    targets = [node.args[0] if node.args else node.kwargs.get("input"), node.kwargs.get("out")]
-    if isinstance(node.target, torch._ops.HigherOrderOperator):  # a checkpoint, an autograd.Function
-        bodies = [getattr(node.graph.owning_module, n.target, None) for n in node.all_input_nodes if n.op == "get_attr"]
-        graphs = [body.graph for body in bodies if isinstance(body, fx.GraphModule)]
-        if len(graphs) == len(bodies) and not any(overwrites(n) for graph in graphs for n in graph.nodes):
-            return set()
-        targets = node.all_input_nodes
-    elif not overwrites(node):
+    if not overwrites(node):
         return set()
+    targets = [node.args[0] if node.args else node.kwargs.get("input"), node.kwargs.get("out")]
+    targets = node.all_input_nodes if _is_opaque(node.target) else tree_leaves(targets)
     return {storage_of(target) for target in targets if isinstance(target, fx.Node)}
 
 

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pggan_fast import reference
-from pggan_fast.dropin.graph import dtype_of, example, name_of, shape_of, sizes_of
+from pggan_fast.dropin import fused
+from pggan_fast.dropin.graph import Match, dtype_of, example, may_scale, name_of, shape_of, sizes_of
 
-Found = tuple[list[fx.Node], dict[str, Any]]
-"""(nodes, options of the function that they compute)"""
+MODULATED_FROM = 1 << 15
+"""Values of a weight from which scaling the images costs less than a weight for each sample."""
 
 _CASTS = ("to", "type", "type_as")
 _VIEWS = ("view", "reshape")
@@ -38,13 +39,16 @@ _AGREES = 1e-9
 """A share of the result's size: fp64 rounds by 1e-14, another grouping or divisor differs in the first digits."""
 
 
-def stddev(x: Any, maps: Any) -> Found | None:
-    """(nodes from x to maps, options of `ops.minibatch_stddev`) if `maps` is x's minibatch deviation."""
+def stddev(node: fx.Node, op: Any) -> Match | None:
+    """The minibatch deviation of x that is appended to x."""
+    x, maps = op.x if len(op.x) == 2 else (None, None)
     shape, made = _evaluable(x), sizes_of(maps, 4)
-    if shape is None or made is None or (eps := _epsilon(nodes := _between([x], maps))) is None:
+    dim = op.dim if op.axis is None else op.axis
+    if dim not in (1, -3) or shape is None or made is None or dtype_of(x) != dtype_of(node):
         return None
-    (n, c), f = shape[:2], made[1]
-    if n < 2 or made != (n, f, *shape[2:]) or f == 0 or c % f:
+    nodes, (n, c), f = _between([x], maps), shape[:2], made[1]
+    eps = _epsilon(nodes)
+    if eps is None or n < 2 or made != (n, f, *shape[2:]) or f == 0 or c % f:
         return None
     family = (
         dict(group_size=group, num_channels=f, eps=eps, grouping=grouping, correction=correction)
@@ -55,11 +59,12 @@ def stddev(x: Any, maps: Any) -> Found | None:
     )
     # The second points are of eps's size, where it decides.
     points = [{x: _random(shape, scale)} for scale in (1.0, eps**0.5)]
-    return _identified(nodes, points, family, lambda v, **o: reference.minibatch_stddev(v[x], **o)[:, c:])
+    known = _identified(nodes, points, family, lambda v, **o: reference.minibatch_stddev(v[x], **o)[:, c:])
+    return known and Match(fused.minibatch_stddev, ["minibatch stddev"], [*nodes, node], (x,), known)
 
 
-def pixel_norm(x: fx.Node, last: fx.Node) -> Found | None:
-    """(nodes from x to last, {"eps": ...}) if `last` is x's pixel norm."""
+def pixel_norm(x: fx.Node, last: fx.Node) -> tuple[list[fx.Node], float] | None:
+    """(nodes from x to last, epsilon) if `last` is x's pixel norm."""
     shape = shape_of(x)
     if shape is None or len(shape) < 2 or type(shape[1]) is not int or shape_of(last) != shape:
         return None
@@ -67,20 +72,22 @@ def pixel_norm(x: fx.Node, last: fx.Node) -> Found | None:
         return None
     sizes = (2, shape[1], *(3 for _ in shape[2:]))  # a formula in which sizes are written does not fit these
     points = [{x: _random(sizes, scale)} for scale in (1.0, eps**0.5)]
-    return _identified(nodes, points, [{"eps": eps}], lambda v, eps: reference.pixel_norm(v[x], eps))
+    known = _identified(nodes, points, [{"eps": eps}], lambda v, eps: reference.pixel_norm(v[x], eps))
+    return known and (nodes, eps)
 
 
-def modulation(
-    images: Any, weights: Any, groups: int, transposed: bool, conv: fx.Node
-) -> tuple[list[fx.Node], tuple, dict[str, Any]] | None:
-    """(nodes, (images, weight, styles), options) of a convolution whose weights a style of each sample modulates.
+def modulation(conv: fx.Node, op: Any) -> Match | str | None:
+    """A convolution whose weights a style of each sample modulates, or why it stays.
 
     Images [N, C, H, W] are seen as [1, N * C, H, W] and convolved in N groups with weight [O, C, kh, kw] * styles
     [N, C], demodulated or not; whoever reads the result sees it as [N, O, ...].
     """
-    flat, images = images, images.args[0] if name_of(images) in _VIEWS else None
-    shape, whole, seen = sizes_of(images, 4), _evaluable(weights), next(iter(conv.users), None)
-    if shape is None or whole is None or not groups == shape[0] > 1 or name_of(seen) not in _VIEWS:
+    flat, weights, seen, transposed = op.x, op.weight, next(iter(conv.users)), op.name == "transposed conv"
+    if op.bias is not None or not may_scale(conv) or name_of(flat) not in _VIEWS or name_of(seen) not in _VIEWS:
+        return None
+    images = flat.args[0]
+    shape, whole = sizes_of(images, 4), _evaluable(weights)
+    if shape is None or whole is None or not op.groups == shape[0] > 1:
         return None
     (n, c), k = shape[:2], whole[2:]
     o = whole[1] if transposed else whole[0] // n
@@ -100,8 +107,14 @@ def modulation(
     nodes = _between([weight, styles], weights) or []
     numbers = [float(a) for node in nodes for a in node.args if isinstance(a, float) and a > 1e-6]
     family = (dict(demodulate=d, scale=s) for d in (True, False) for s in {1.0, math.prod(numbers)})
-    found = _identified(nodes, points, family, modulated)
-    return found and ([flat, *nodes, conv, seen], (images, weight, styles), {"channels": o, **found[1]})
+    known = _identified(nodes, points, family, modulated)
+    values = o * c * math.prod(k)
+    if known and not transposed and (values < MODULATED_FROM or values * n < math.prod(shape)):
+        return "its weights are few: weights of each sample's own are as fast"
+    options = {**op.geometry, "channels": o, "transposed": transposed}
+    del options["groups"]
+    what, nodes = ["modulated conv"], [flat, *nodes, conv, seen]
+    return known and Match(fused.modulated_convolution, what, nodes, (images, weight, styles), options | known)
 
 
 def _factors(weights: fx.Node, *sizes: int) -> tuple[fx.Node | None, ...]:
@@ -117,25 +130,20 @@ def _factors(weights: fx.Node, *sizes: int) -> tuple[fx.Node | None, ...]:
     return tuple(last.get(size) if len(last) == len(sizes) else None for size in sizes)
 
 
-def rescaling(node: fx.Node) -> tuple[str, fx.Node, list[fx.Node], dict[str, bool]] | None:
-    """(name, x, nodes, options) of the 2x rescaling of x that the nodes ending in `node` are, by its effect on images.
+def rescaling(node: fx.Node) -> dict[str, Any] | None:
+    """The 2x rescaling of x that the nodes ending in `node` are, by its effect on images, as what `meaning` returns.
 
     name: "up" (nearest upsampling) or "down" (the mean of 2x2). zeros: its second derivative is zeros, as that of
     torch's pooling, and not absent.
     """
     if "rescaling" not in node.meta:  # x may be replaced, but not by another value
         node.meta["rescaling"] = _rescaling(node)
-    if node.meta["rescaling"] is None:
-        return None
-    name, length, options = node.meta["rescaling"]
-    nodes = [node]
-    while len(nodes) < length:
-        nodes.insert(0, nodes[0].all_input_nodes[0])
-    return name, nodes[0].all_input_nodes[0], nodes, options
+    found = node.meta["rescaling"]
+    return found and {"x": found["nodes"][0].all_input_nodes[0], **found}
 
 
-def _rescaling(node: fx.Node) -> tuple[str, int, dict[str, bool]] | None:
-    """(name, how many nodes, options)"""
+def _rescaling(node: fx.Node) -> dict[str, Any] | None:
+    zeros = {"zeros": node.target not in _WITHOUT_ZEROS}
     source, after = node, example(node)
     while after is not None and after.ndim == 4 and _is_known(source) and len(source.all_input_nodes) == 1:
         (source,) = source.all_input_nodes
@@ -150,18 +158,17 @@ def _rescaling(node: fx.Node) -> tuple[str, int, dict[str, bool]] | None:
         if not nodes or None in sizes or any(h < 2 or w < 2 for _, _, h, w in sizes):
             return None
         points = [{source: _random(size)} for size in sizes]
-        if _identified(nodes, points, [{}], lambda v, x=source: reference.upsample2x(v[x])):
-            return "up", len(nodes), {}
-        if _identified(nodes, points, [{}], lambda v, x=source: reference.downsample2x(v[x])):
-            return "down", len(nodes), {"zeros": node.target not in _WITHOUT_ZEROS}
+        for name, known, options in (("up", reference.upsample2x, {}), ("down", reference.downsample2x, zeros)):
+            if _identified(nodes, points, [{}], lambda v, f=known, x=source: f(v[x])) is not None:
+                return {"name": name, "nodes": nodes, "options": options}
     return None
 
 
 # Evaluation
 
 
-def _identified(nodes: list[fx.Node] | None, points: list[dict], family: Iterable[dict], known: Callable):
-    """(nodes, the options with which `known` computes at all points what the last node does), or None."""
+def _identified(nodes: Any, points: list[dict], family: Iterable[dict], known: Callable) -> dict[str, Any] | None:
+    """The options with which `known` computes at all points what the last of the nodes does, or None."""
     if not nodes:
         return None
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -171,7 +178,7 @@ def _identified(nodes: list[fx.Node] | None, points: list[dict], family: Iterabl
             return None
         for options in family:
             if all(_same(value, known(point, **options)) for value, point in zip(written, points, strict=True)):
-                return nodes, options
+                return options
     return None
 
 

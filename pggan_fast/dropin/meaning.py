@@ -1,9 +1,9 @@
 """One meaning for each node, however it was written: `x.add(y)`, `x + y`, `torch.add(x, y)` and `x += y` alike."""
 
+import inspect
 import math
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import types
 from numbers import Real
 from typing import Any
 
@@ -14,14 +14,11 @@ from torch import fx
 from pggan_fast.dropin import identify
 
 
-@dataclass(frozen=True)
-class Op:
-    """`name` applied to `x`; `other` is the second operand; `options` the rest, all constants."""
+class Op(types.SimpleNamespace):
+    """An operation: its `name` in the table below, and its arguments by theirs; `x` is what it is applied to.
 
-    name: str
-    x: Any
-    other: Any = None
-    options: dict[str, Any] = field(default_factory=dict)
+    Rescaling by 2 may take several `nodes`: "up" (nearest upsampling) or "down" (2x2 means, see `identify.rescaling`).
+    """
 
     @property
     def factor(self) -> float | None:
@@ -30,91 +27,87 @@ class Op:
             return None
         return float(self.other) if self.name == "mul" else 1 / float(self.other)
 
+    @property
+    def slope(self) -> float:
+        """The slope of an activation below zero."""
+        return 0.0 if self.name == "relu" else float(self.negative_slope)
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """The constant arguments of a convolution."""
+        names = ("stride", "padding", "output_padding", "dilation", "groups")
+        return {name: value for name, value in vars(self).items() if name in names}
+
+    def sides(self, taps: tuple) -> list[tuple[int, int]] | None:
+        """[(pixels above, below), (left, right)] that a convolution with such a kernel adds, if they are constants."""
+        if self.padding == "same":
+            return [((k - 1) // 2, k // 2) for k in taps]
+        sides = (0, 0) if self.padding == "valid" else pair(self.padding)
+        return [(p, p) for p in sides] if all(type(n) is int for n in (*sides, *taps)) else None
+
+
+def pair(value: Any) -> tuple:
+    """(height's, width's) of an argument of a convolution."""
+    return tuple(value) * (2 // len(value)) if isinstance(value, (tuple, list)) else (value, value)
+
 
 def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _free_order(name: str) -> Callable:
-    """Reader of a function of two operands in either order: a constant comes second."""
-    return lambda input, other: Op(name, other, input) if is_number(input) else Op(name, input, other)
-
-
-def _conv(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Op:
-    return Op("conv", input, (weight, bias), dict(stride=stride, padding=padding, dilation=dilation, groups=groups))
-
-
-def _transposed(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1) -> Op:
-    options = dict(stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation)
-    return Op("transposed conv", input, (weight, bias), options)
-
-
-def _batch_norm(
-    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
-) -> Op | None:
-    known = training is False and running_mean is not None and running_var is not None and is_number(eps)
-    return Op("batch_norm", input, (running_mean, running_var, weight, bias, float(eps))) if known else None
-
-
-def _instance_norm(
-    input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
-) -> Op | None:
-    known = running_mean is None and running_var is None and use_input_stats is True and is_number(eps)
-    return Op("instance_norm", input, (weight, bias, float(eps))) if known else None
-
-
-def _pad(input, pad, mode="constant", value=None) -> Op | None:
-    zeros = mode == "constant" and (value is None or is_number(value) and value == 0)
-    return Op("pad", input, options={"pad": tuple(pad)}) if zeros else None
-
-
-# In-place forms compute the same where the overwritten tensor has no other reader.
-_TABLE: tuple[tuple[Callable, tuple], ...] = (
-    (_free_order("add"), (operator.add, operator.iadd, torch.add, "add", "add_")),
-    (_free_order("mul"), (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")),
-    (
-        lambda input, other: Op("div", input, other),
-        (operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_"),
+# {name: (a function with its parameters, spellings: functions and names of methods)}. In-place forms compute the same
+# where the overwritten tensor has no other reader.
+_TABLE = {
+    "add": (lambda input, other: 0, (operator.add, operator.iadd, torch.add, "add", "add_")),
+    "mul": (lambda input, other: 0, (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")),
+    "div": (lambda input, other: 0, (operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_")),
+    "relu": (F.relu, (F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_")),
+    "lrelu": (F.leaky_relu, (F.leaky_relu, F.leaky_relu_, torch._C._nn.leaky_relu, torch._C._nn.leaky_relu_)),
+    "conv": (lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: 0, (F.conv2d,)),
+    "transposed conv": (
+        lambda input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1: 0,
+        (F.conv_transpose2d,),
     ),
-    (
-        lambda input, inplace=False: Op("relu", input, options={"slope": 0.0}),
-        (F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_"),
+    "batch_norm": (F.batch_norm, (F.batch_norm,)),
+    "instance_norm": (F.instance_norm, (F.instance_norm,)),
+    "pad": (F.pad, (F.pad, torch._C._nn.pad)),
+    "cat": (lambda tensors, dim=0, *, axis=None: 0, (torch.cat, torch.concat)),
+}
+_SPELLINGS = {target: (name, inspect.signature(f)) for name, (f, targets) in _TABLE.items() for target in targets}
+
+_SURE = {
+    "lrelu": lambda op: is_number(op.negative_slope),
+    "batch_norm": lambda op: (
+        op.training is False and None not in (op.running_mean, op.running_var) and is_number(op.eps)
     ),
-    (
-        lambda input, negative_slope=0.01, inplace=False: (
-            Op("lrelu", input, options={"slope": float(negative_slope)}) if is_number(negative_slope) else None
-        ),
-        (F.leaky_relu, F.leaky_relu_, torch._C._nn.leaky_relu, torch._C._nn.leaky_relu_),
+    "instance_norm": lambda op: (
+        op.running_mean is op.running_var is None and op.use_input_stats is True and is_number(op.eps)
     ),
-    (_conv, (F.conv2d,)),
-    (_transposed, (F.conv_transpose2d,)),
-    (_batch_norm, (F.batch_norm,)),
-    (_instance_norm, (F.instance_norm,)),
-    (_pad, (F.pad, torch._C._nn.pad)),
-    (
-        lambda tensors, dim=0, *, axis=None: (
-            Op("cat", tuple(tensors), options={"dim": dim if axis is None else axis})
-            if isinstance(tensors, (list, tuple))
-            else None
-        ),
-        (torch.cat, torch.concat),
+    "pad": lambda op: (
+        op.mode == "constant"
+        and (op.value is None or is_number(op.value) and op.value == 0)
+        and len(op.pad) in (2, 4)
+        and all(type(p) is int and p >= 0 for p in op.pad)
     ),
-)
-_READERS = {target: read for read, targets in _TABLE for target in targets}
-"""{function, or name of a method: what reads its arguments}"""
+    "cat": lambda op: isinstance(op.x, (list, tuple)),
+}
+"""{name: whether a call computes what is replaced, where not every one does}"""
 
 
 def meaning(node: Any) -> Op | None:
-    """The node's meaning, or None for one that is of no interest or that is not sure.
-
-    Rescaling may take several nodes, of which this is the last: they are the meaning's `other`.
-    """
+    """The node's meaning, or None for one that is of no interest or that is not sure."""
     if not isinstance(node, fx.Node) or node.op not in ("call_function", "call_method"):
         return None
-    if node.target in _READERS:
-        try:
-            return _READERS[node.target](*node.args, **node.kwargs)
-        except TypeError:  # arguments that the reader does not expect
-            return None
-    found = identify.rescaling(node)
-    return found and Op(*found)
+    if node.target not in _SPELLINGS:
+        return None if (found := identify.rescaling(node)) is None else Op(**found)
+    name, signature = _SPELLINGS[node.target]
+    try:
+        bound = signature.bind(*node.args, **node.kwargs)
+    except TypeError:  # arguments that change what it computes
+        return None
+    bound.apply_defaults()
+    x, *rest = bound.arguments.items()
+    op = Op(name=name, x=x[1], **dict(rest))
+    if name in ("add", "mul") and is_number(op.x):  # a constant comes second
+        op.x, op.other = op.other, op.x
+    return op if name not in _SURE or _SURE[name](op) else None

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+STATE, COMPILED, JIT_IGNORED = "_pggan_fast", "_compiled_call_impl", "__jit_ignored_attributes__"
+"""Attributes of an accelerated module."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -23,6 +26,10 @@ class Graph:
     ends: str = ""
     """Why it ends before the function does."""
     runs: int = 0
+
+    @property
+    def replaced(self) -> list[Row]:
+        return [row for row in self.rows if row.status == "replaced"]
 
 
 class Explanation(tuple[Row, ...]):
@@ -47,8 +54,7 @@ class Explanation(tuple[Row, ...]):
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
         for i, graph in enumerate(self.graphs):
-            count = sum(row.status == "replaced" for row in graph.rows)
-            lines.append(f"graph {i}: {graph.function}, {count} calls put in, ran {graph.runs} times")
+            lines.append(f"graph {i}: {graph.function}, {len(graph.replaced)} calls put in, ran {graph.runs} times")
             lines += [f"  ends at a graph break: {graph.ends}"] if graph.ends else []
         return "\n".join(lines)
 

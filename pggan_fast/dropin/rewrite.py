@@ -18,6 +18,7 @@ from pggan_fast.dropin.graph import (
     is_on_cpu,
     is_per_channel,
     leaves,
+    may_scale,
     note_modes,
     obstacle,
     overwrites,
@@ -25,7 +26,7 @@ from pggan_fast.dropin.graph import (
     shape_of,
     sizes_of,
 )
-from pggan_fast.dropin.meaning import Op, meaning
+from pggan_fast.dropin.meaning import Op, meaning, pair
 
 FOLD_FROM = 512
 """Pixels of a convolution's output, in a batch, from which folding a rescaling into it costs less than it saves."""
@@ -39,8 +40,8 @@ SMALL_CALLS = 65_536
 INSTANCE_NORM_FROM = 1 << 17
 """Values from which a CPU's group norm saves more than its second derivative costs more."""
 
-MODULATED_FROM = 1 << 15
-"""Values of a weight from which scaling the images costs less than a weight for each sample."""
+GUARDS = 128
+"""Guards of a call that take as long as one activation in place of `fused.IN_PLACE_FROM` values saves."""
 
 _KEEP_INPUTS_ALONE = {F.batch_norm, F.conv2d, F.conv_transpose2d, F.linear, F.group_norm, torch.add, operator.add}
 """Functions whose result is theirs alone and that do not need it for backward."""
@@ -54,29 +55,36 @@ class Options:
     conv: bool = True
     resample: bool = True
     minibatch_stddev: bool = True
-    alone: bool = True
-    """Also rescaling without a convolution, which Inductor would fuse with its neighbours."""
+    inductor: bool = False
+    """Whether Inductor compiles the rest: it fuses rescaling without a convolution with its neighbours."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether blurs and rescaling without a convolution are replaced."""
+        return self.resample and not self.inductor
 
 
 class Rewriter:
     """Find and replace patterns in one graph, where the example values prove that a call computes the same."""
 
-    def __init__(self, graph: fx.Graph, options: Options):
+    def __init__(self, graph: fx.Graph, options: Options, guards: int = 0):
         self.graph, self.options = graph, options
+        self.guards = guards
+        """How many guards each call is checked by, if anything is replaced."""
         note_modes(graph)
         self.replaced: list[tuple[dict, str]] = []
         """(meta of the node where the chain begins, what) for each call that was put in."""
         self.reasons: dict[fx.Node, str] = {}
         """Why a node was left, where there is more to say than that nothing about it is fused."""
         self._patterns = (  # in this order: (switch, names of the nodes where it ends, what finds it or tells why not)
-            ("resample", ("conv", "transposed conv"), self._blur),
-            ("conv", ("conv", "transposed conv"), self._modulated),
-            ("conv", ("batch_norm",), self._batch_norm),
-            ("bias_act", ("instance_norm",), self._instance_norm),
+            ("alone", ("conv", "transposed conv"), blur.find),
+            ("conv", ("conv", "transposed conv"), identify.modulation),
+            ("conv", ("batch_norm",), _batch_norm),
+            ("bias_act", ("instance_norm",), _instance_norm),
             ("conv", ("conv",), self._convolution),
-            ("minibatch_stddev", ("cat",), self._stddev),
+            ("minibatch_stddev", ("cat",), identify.stddev),
             ("bias_act", None, self._epilogue),
-            ("resample", ("up", "down"), self._rescaled),
+            ("alone", ("up", "down"), _rescaled),
         )
 
     def run(self) -> list[tuple[dict, str]]:
@@ -91,16 +99,15 @@ class Rewriter:
                 match = find(node, op) if names is None or op is not None and op.name in names else None
                 if isinstance(match, str):
                     self.reasons.setdefault(node, match)
-                elif match is not None and self._is_free(match):
+                elif match is None:
+                    continue
+                elif reason := obstacle([*match.folded, *match.nodes], match.target not in _KEEP_INPUTS_ALONE):
+                    self.reasons[match.nodes[0]] = reason
+                else:
                     place = next((n for n in match.nodes if n.target is F.conv2d), node)
                     self.replaced.append((place.meta, " + ".join(match.what)))
                     self._replace(match)
         return self.replaced
-
-    def _is_free(self, match: Match) -> bool:
-        if reason := obstacle(match.nodes, match.target not in _KEEP_INPUTS_ALONE):
-            self.reasons[match.nodes[0]] = reason
-        return not reason
 
     def _replace(self, match: Match) -> None:
         last = match.nodes[-1]
@@ -136,18 +143,15 @@ class Rewriter:
         if padding is None:
             return "its geometry is not that of a fused convolution"
         # A 1x1 convolution need not be folded: it takes the smaller image.
-        point = shape_of(op.other[0])[-1] == 1 and padding == 0
+        point = shape_of(op.weight)[-1] == 1 and padding == 0
         foldable = self.options.resample and (point or _count(node, 1) >= FOLD_FROM)
-        x, scale, up, before = self._inputs(op.x, node, foldable)
-        weight, weight_scale = self._scaled(op.other[0], node)
-        match = Match(fused.convolution, ["conv"], [*before, node], kwargs={"padding": padding, "bias": op.other[1]})
-        scale *= weight_scale
-        if scale != 1:
-            match.what[0], match.kwargs["weight_scale"] = "equalized conv", scale
-        if up:
-            match.what.insert(0, "nearest upsampling")
-            match.kwargs["up"] = True
-        self._follow(match, shrinks=foldable and not up)
+        match = Match(fused.convolution, ["conv"], [node], kwargs={"padding": padding, "bias": op.bias})
+        x, scale = _precede(match, op.x, foldable)
+        weight, factor = _scaled(op.weight, node)
+        match.folded += [op.weight] if weight is not op.weight else []
+        if scale * factor != 1:
+            match.what[-1], match.kwargs["weight_scale"] = "equalized conv", scale * factor
+        self._follow(match, shrinks=foldable and "up" not in match.kwargs)
         found = {*match.what, *match.kwargs}
         activated = "act" in found and (found & {"equalized conv", "gain"} or not is_on_cpu(node))
         if not (found & {"up", "down", "pixel_norm"} or "bias" in match.what or activated):
@@ -156,35 +160,9 @@ class Rewriter:
         match.args = (x, weight, match.kwargs.pop("bias"))
         return match
 
-    def _inputs(self, x: Any, reader: fx.Node, foldable: bool) -> tuple[Any, float, bool, list[fx.Node]]:
-        """(what goes in, its constant factor, whether it is upsampled, the nodes of both) of a convolution's x."""
-        factor, up, nodes = 1.0, False, []
-        while (op := meaning(x)) is not None and not overwrites(x) and dtype_of(op.x) == dtype_of(x):
-            alone = set(x.users) == {reader}
-            if op.factor is not None and alone and _may_scale(x):
-                factor *= op.factor
-                nodes.insert(0, x)
-            elif op.name == "up" and foldable and not up and (alone or _only_convolutions(x)):
-                up, nodes = True, [*op.other, *nodes]
-            else:
-                break
-            x, reader = op.x, nodes[0]
-        return x, factor, up, nodes
-
-    def _scaled(self, weight: Any, conv: fx.Node) -> tuple[Any, float]:
-        """(weight, factor) of a convolution's weight."""
-        op = meaning(weight)
-        if op is None or op.factor is None or overwrites(weight) or not _may_scale(conv):
-            return weight, 1.0
-        alike = shape_of(op.x) == shape_of(weight) and dtype_of(op.x) == dtype_of(weight)
-        return (op.x, op.factor) if alike and same_modes(weight, conv) else (weight, 1.0)
-
     def _follow(self, match: Match, shrinks: bool = False) -> None:
         """Add to a chain the nodes after its last, each the only reader of the one before."""
-        while True:
-            node = match.nodes[-1]
-            if self._add_norm(match, node):
-                return
+        while not self._add_norm(match, node := match.nodes[-1]):
             if len(node.users) != 1:
                 match.reason = "its output has other readers"
                 return
@@ -199,7 +177,7 @@ class Rewriter:
         if dtype_of(node) != dtype_of(op.x):
             step = f"{op.name} changes the dtype"
         if isinstance(step, str):
-            match.reason = step or match.reason
+            match.reason = step
             return False
         match.add(step[0], [node], step[1])
         return True
@@ -212,61 +190,12 @@ class Rewriter:
                 continue
             found = identify.pixel_norm(x, last)
             if found is not None and set(x.users) <= set(found[0]):
-                match.add("pixel norm", found[0], {"pixel_norm": True, **found[1]})
+                match.add("pixel norm", found[0], {"pixel_norm": True, "eps": found[1]})
                 return True
         return False
 
-    def _blur(self, node: fx.Node, op: Op) -> Match | str | None:
-        return blur.find(node, op) if self.options.alone else None  # Inductor fuses rescaling itself
-
-    def _modulated(self, node: fx.Node, op: Op) -> Match | str | None:
-        options, transposed = dict(op.options), op.name == "transposed conv"
-        found = identify.modulation(op.x, op.other[0], options.pop("groups"), transposed, node)
-        if found is None or op.other[1] is not None or not _may_scale(node):
-            return None
-        nodes, (images, weight, styles), known = found
-        values, pixels = math.prod(shape_of(weight)), math.prod(shape_of(images))
-        if not transposed and (values < MODULATED_FROM or values * shape_of(images)[0] < pixels):
-            return "its weights are few: weights of each sample's own are as fast"
-        options |= known | {"transposed": transposed}
-        return Match(fused.modulated_convolution, ["modulated conv"], nodes, (images, weight, styles), options)
-
-    # Normalization
-
-    def _batch_norm(self, node: fx.Node, op: Op) -> Match | str | None:
-        """Batch norm in eval mode, folded into the weights of the convolution before it."""
-        conv = meaning(op.x)
-        if conv is None or conv.name != "conv" or len(op.x.users) != 1 or len(shape_of(node)) != 4:
-            return None
-        weight, bias = conv.other
-        dtypes = dtype_of(op.other[0]) == dtype_of(weight) and dtype_of(node) == dtype_of(op.x)
-        if not dtypes or obstacle([op.x, node], False):
-            return None
-        values = math.prod(shape_of(weight))
-        if _count(node, 1) * shape_of(weight)[0] < BATCH_NORM_FROM * (values + SMALL_CALLS):
-            return "its image is small: scaling the weights would cost more"
-        with self.graph.inserting_before(node):
-            folded = self.graph.call_function(fused.fold_batch_norm, (weight, bias, *op.other))
-            parts = [self.graph.call_function(operator.getitem, (folded, i)) for i in (0, 1)]
-        for part, like in zip(parts, (weight, op.other[0]), strict=True):
-            part.meta |= {"example_value": example(like), "modes": node.meta["modes"]}
-        return Match(F.conv2d, ["batch norm into conv"], [op.x, node], (conv.x, *parts), conv.options)
-
-    def _instance_norm(self, node: fx.Node, op: Op) -> Match | str | None:
-        """Instance norm: on a CPU group norm with a group for each channel is faster."""
-        (weight, bias, eps), sizes = op.other, sizes_of(op.x)
-        if sizes is None or len(sizes) < 3 or not is_on_cpu(op.x) or not example(op.x).is_contiguous():
-            return None
-        if any(part is not None and dtype_of(part) != dtype_of(op.x) for part in (node, weight, bias)):
-            return None
-        if not 0 < math.prod(sizes) >= INSTANCE_NORM_FROM:
-            return "its image is small: torch's own is as fast"
-        return Match(F.group_norm, ["instance norm"], [node], (op.x, sizes[1], weight, bias, eps))
-
-    # What stands without a convolution
-
     def _epilogue(self, node: fx.Node, op: Op | None) -> Match | str | None:
-        """Bias, activation and pixel norm by themselves."""
+        """Bias, activation and pixel norm without a convolution."""
         match = Match(fused.bias_act)
         starts = op is not None and op.name in ("add", "relu", "lrelu") and not overwrites(node)
         if starts and example(op.x) is not None and shape_of(op.x) == shape_of(node) and self._add(match, node, op):
@@ -285,26 +214,59 @@ class Rewriter:
             return None
         if op.name == "lrelu" and leaves(node):  # autograd keeps the result, which it did not before
             return None
-        if _count(node) < fused.IN_PLACE_FROM:
+        least = fused.IN_PLACE_FROM * (1 if self.replaced else max(1, self.guards / GUARDS))
+        if _count(node) < least:
             return "it is small: in place saves less than the guards of a call cost"
-        options, conv = {"act": op.name, **op.options}, meaning(op.x)
+        options, conv = {"act": op.name, "slope": op.slope}, meaning(op.x)
         if conv is None or conv.name != "conv":
             return Match(fused.activate_, [f"{op.name} in place"], [node], (op.x,), options)
-        what, nodes = ["conv", op.name], [op.x, node]
-        return Match(fused.plain_convolution, what, nodes, (conv.x, *conv.other), conv.options | options)
+        args, nodes = (conv.x, conv.weight, conv.bias), [op.x, node]
+        return Match(fused.plain_convolution, ["conv", op.name], nodes, args, conv.geometry | options)
 
-    def _rescaled(self, node: fx.Node, op: Op) -> Match | None:
-        """Rescaling by itself."""
-        if not self.options.alone or not is_on_cpu(node) or dtype_of(node) != dtype_of(op.x):
-            return None
-        name, call = ("nearest upsampling", fused.upsample) if op.name == "up" else ("2x2 mean", fused.downsample)
-        return Match(call, [name], list(op.other), (op.x,), op.options)
 
-    def _stddev(self, node: fx.Node, op: Op) -> Match | None:
-        if op.options["dim"] not in (1, -3) or len(op.x) != 2 or dtype_of(op.x[0]) != dtype_of(node):
-            return None
-        found = identify.stddev(*op.x)
-        return found and Match(fused.minibatch_stddev, ["minibatch stddev"], [*found[0], node], op.x[:1], found[1])
+def _same_padding(conv: fx.Node, op: Op) -> int | None:
+    """The padding if `ops.equalized_conv2d` can take this convolution, else None."""
+    taps = (shape_of(op.weight) or ())[2:]
+    if len(shape_of(conv)) != 4 or not taps or taps[0] != taps[1] or op.groups != 1:
+        return None
+    if pair(op.stride) != (1, 1) or pair(op.dilation) != (1, 1) or (sides := op.sides(taps)) is None:
+        return None
+    pixels = {n for side in sides for n in side}
+    return min(pixels) if len(pixels) == 1 and min(pixels) < taps[0] else None
+
+
+def _precede(match: Match, x: Any, foldable: bool) -> tuple[Any, float]:
+    """Add what comes before a convolution to its chain, and return (what goes in, its constant factor)."""
+    factor = 1.0
+    while (op := meaning(x)) is not None and not overwrites(x) and dtype_of(op.x) == dtype_of(x):
+        alone = set(x.users) == {match.nodes[0]}
+        if op.factor is not None and alone and may_scale(x):
+            factor *= op.factor
+            match.nodes.insert(0, x)
+        elif op.name == "up" and foldable and "up" not in match.kwargs and (alone or _only_convolutions(x)):
+            match.what.insert(0, "nearest upsampling")
+            match.nodes[:0], match.kwargs["up"] = op.nodes, True
+        else:
+            break
+        x = op.x
+    return x, factor
+
+
+def _scaled(weight: Any, conv: fx.Node) -> tuple[Any, float]:
+    """(weight, factor) of a convolution's weight."""
+    op = meaning(weight)
+    if op is None or op.factor is None or overwrites(weight) or not may_scale(conv):
+        return weight, 1.0
+    alike = shape_of(op.x) == shape_of(weight) and dtype_of(op.x) == dtype_of(weight)
+    return (op.x, op.factor) if alike and same_modes(weight, conv) else (weight, 1.0)
+
+
+def _only_convolutions(up: fx.Node) -> bool:
+    """Whether an upsampled image is read by nothing but convolutions, so that it need not be made."""
+    return len(up.users) <= 2 and all(
+        user.target is fused.convolution or ((op := meaning(user)) is not None and op.name == "conv" and op.x is up)
+        for user in up.users
+    )
 
 
 def _step(match: Match, op: Op, shrinks: bool, bias_act: bool) -> tuple[str, dict[str, Any]] | str:
@@ -324,43 +286,59 @@ def _step(match: Match, op: Op, shrinks: bool, bias_act: bool) -> tuple[str, dic
         shape = getattr(example(op.other), "shape", None)
         return f"what is added has shape {shape and list(shape)}, not one value per channel"
     if op.name in ("relu", "lrelu") and "act" not in known:
-        return (op.name, {"act": op.name, **op.options}) if op.options["slope"] >= 0 else "its slope is negative"
-    if op.factor is not None:
-        # relu and lrelu let a positive factor through; before a bias it scales the weight.
-        name = "weight_scale" if linear and match.target is fused.convolution and not biased else "gain"
-        positive = op.factor >= 0
-        return ("gain", {name: known.get(name, 1.0) * op.factor}) if positive else "its gain is not positive"
-    return ""
+        return (op.name, {"act": op.name, "slope": op.slope}) if op.slope >= 0 else "its slope is negative"
+    if op.factor is None:
+        return ""
+    # relu and lrelu let a positive factor through; before a bias it scales the weight.
+    name = "weight_scale" if linear and match.target is fused.convolution and not biased else "gain"
+    positive = op.factor >= 0
+    return ("gain", {name: known.get(name, 1.0) * op.factor}) if positive else "its gain is not positive"
 
 
-def _same_padding(conv: fx.Node, op: Op) -> int | None:
-    """The padding if `ops.equalized_conv2d` can take this convolution, else None."""
-    weight, (stride, padding, dilation, groups) = shape_of(op.other[0]), op.options.values()
-    one = (1, (1, 1), [1, 1])
-    if len(shape_of(conv)) != 4 or weight is None or weight[2] != weight[3] or groups != 1:
+# Calls by themselves
+
+
+def _batch_norm(node: fx.Node, op: Op) -> Match | str | None:
+    """Batch norm in eval mode, folded into the weights of the convolution before it."""
+    conv = meaning(op.x)
+    if conv is None or conv.name != "conv" or len(op.x.users) != 1 or len(shape_of(node)) != 4:
         return None
-    if type(weight[2]) is not int or stride not in one or dilation not in one:
+    dtypes = dtype_of(op.running_mean) == dtype_of(conv.weight) and dtype_of(node) == dtype_of(op.x)
+    if not dtypes or obstacle([op.x, node], False):
         return None
-    if isinstance(padding, str):
-        return 0 if padding == "valid" else weight[2] // 2 if weight[2] % 2 else None
-    pair = (padding, padding) if isinstance(padding, int) else tuple(padding)
-    return pair[0] if pair[0] == pair[-1] and pair[0] < weight[2] else None
+    values = math.prod(shape_of(conv.weight))
+    if _count(node, 1) * shape_of(conv.weight)[0] < BATCH_NORM_FROM * (values + SMALL_CALLS):
+        return "its image is small: scaling the weights would cost more"
+    norm = (op.running_mean, op.running_var, op.weight, op.bias, float(op.eps))
+    with node.graph.inserting_before(node):
+        folded = node.graph.call_function(fused.fold_batch_norm, (conv.weight, conv.bias, *norm))
+        parts = [node.graph.call_function(operator.getitem, (folded, i)) for i in (0, 1)]
+    for part, like in zip(parts, (conv.weight, op.running_mean), strict=True):
+        part.meta |= {"example_value": example(like), "modes": node.meta["modes"]}
+    return Match(F.conv2d, ["batch norm into conv"], [op.x, node], (conv.x, *parts), conv.geometry)
+
+
+def _instance_norm(node: fx.Node, op: Op) -> Match | str | None:
+    """Instance norm: on a CPU group norm with a group for each channel is faster."""
+    sizes = sizes_of(op.x)
+    if sizes is None or len(sizes) < 3 or not is_on_cpu(op.x) or not example(op.x).is_contiguous():
+        return None
+    if any(part is not None and dtype_of(part) != dtype_of(op.x) for part in (node, op.weight, op.bias)):
+        return None
+    if not 0 < math.prod(sizes) >= INSTANCE_NORM_FROM:
+        return "its image is small: torch's own is as fast"
+    return Match(F.group_norm, ["instance norm"], [node], (op.x, sizes[1], op.weight, op.bias, float(op.eps)))
+
+
+def _rescaled(node: fx.Node, op: Op) -> Match | None:
+    """Rescaling by itself."""
+    if not is_on_cpu(node) or dtype_of(node) != dtype_of(op.x):
+        return None
+    name, call = ("nearest upsampling", fused.upsample) if op.name == "up" else ("2x2 mean", fused.downsample)
+    return Match(call, [name], op.nodes, (op.x,), op.options)
 
 
 def _count(node: fx.Node, *left_out: int) -> float:
     """Product of the sizes, some dimensions left out; infinity, where sizes vary."""
     sizes = [n for i, n in enumerate(shape_of(node)) if i not in left_out]
     return math.prod(sizes) if all(type(n) is int for n in sizes) else math.inf
-
-
-def _only_convolutions(up: fx.Node) -> bool:
-    """Whether an upsampled image is read by nothing but convolutions, so that it need not be made."""
-    return len(up.users) <= 2 and all(
-        user.target is fused.convolution or ((op := meaning(user)) is not None and op.name == "conv" and op.x is up)
-        for user in up.users
-    )
-
-
-def _may_scale(node: fx.Node) -> bool:
-    """Whether a factor may be applied later: in half precision the unscaled values might overflow."""
-    return dtype_of(node) != torch.float16

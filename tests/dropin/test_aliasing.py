@@ -1,6 +1,7 @@
 """Code that writes over what it was given: it may do so after acceleration where it could before."""
 
 import copy
+import operator
 
 import pytest
 import torch
@@ -153,3 +154,56 @@ def test_a_clamp_stays_after_the_fused_call(clamp, norm):
     in_place = clamp in ("clamp_", "torch.clamp_", "relu6") or "in place" in clamp
     chain = ["lrelu in place"] if in_place else ["conv + bias + lrelu + gain"]
     assert sorted(what) == [*chain, *(["pixel norm"] * norm)]
+
+
+@torch.library.custom_op("pggan_fast_tests::shrink", mutates_args=["x"])
+def shrink(x: Tensor, by: float) -> None:
+    x.mul_(by)
+
+
+@shrink.register_fake
+def _(x: Tensor, by: float) -> None:
+    pass
+
+
+@torch._dynamo.allow_in_graph
+def shrunk(x: Tensor) -> Tensor:
+    return x.mul_(0.9)
+
+
+WRITERS = {
+    "method": lambda w: w.mul_(0.9),
+    "remainder": lambda w: operator.imod(w, 0.5),
+    "quotient": lambda w: operator.ifloordiv(w, 0.5),
+    "slice": lambda w: operator.setitem(w, slice(2), 0),
+    "data": lambda w: w.data.mul_(0.9),
+    "detached": lambda w: w.detach().view(-1).mul_(0.9),
+    "list": lambda w: torch._foreach_mul_([w], 0.9),
+    "out": lambda w: torch.mul(w, 0.9, out=w),
+    "several outs": lambda w: torch.max(w * 0, 0, out=(w[0], torch.zeros(w.shape[1:], dtype=torch.long))),
+    "custom op": lambda w: shrink(w, 0.9),
+    "its overload": lambda w: torch.ops.pggan_fast_tests.shrink.default(w, 0.9),
+    "function of the user's": shrunk,
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_weight_is_written_over_after_it_was_scaled(writer):
+    """The fused call would read the weight unscaled, and later."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.weight = nn.Parameter(torch.randn(8, 8, 3, 3))
+
+        def forward(self, x):
+            weight = self.weight * 0.5
+            with torch.no_grad():
+                WRITERS[writer](self.weight)
+            return F.leaky_relu(F.conv2d(F.interpolate(x, scale_factor=2), weight, padding=1), 0.2)
+
+    model = Scaled().double()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    for _ in range(2):
+        torch.testing.assert_close(fast(X.double()), model(X.double()), rtol=EXACT, atol=EXACT)

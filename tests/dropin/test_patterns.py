@@ -225,3 +225,18 @@ def test_small_activations_stay(size, replaced, monkeypatch):
     assert any("it is small" in row.what for row in explain(fast).left) == (not replaced)
     fast(x)
     assert [graph.runs for graph in explain(fast).graphs] == [2 if replaced else 1]
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_in_place_alone_does_not_pay_for_many_guards(more, monkeypatch):
+    """An activation that pays in a small network stays in a large one, if nothing else is replaced in it."""
+    monkeypatch.setattr(fused, "IN_PLACE_FROM", X.numel())
+    layers = [nn.Conv2d(8, 8, 3, padding=1), nn.LeakyReLU(0.2), *(nn.Conv2d(8, 8, 1) for _ in range(12))]
+    layers += [nn.Upsample(scale_factor=2), nn.Conv2d(8, 8, 3, padding=1)] if more else []
+    model = nn.Sequential(*layers)
+    fast = accelerate(model)
+    for _ in range(2):
+        torch.testing.assert_close(fast(X), model(X), rtol=1e-4, atol=1e-5)  # fp32, 14 convolutions
+    replaced = {row.what for row in explain(fast).replaced}
+    assert replaced == ({"conv + lrelu", "nearest upsampling + conv"} if more else set())
+    assert [graph.runs for graph in explain(fast).graphs] == [2 if more else 1]
