@@ -29,6 +29,15 @@ def activate(v, positive, positive_slope, negative_slope):
 
 
 @triton.jit
+def activated(v, sign, slope, RELU: tl.constexpr):
+    """v, times `slope` where its sign is not above zero; of relu 0, where a product would make NaN of infinity."""
+    if RELU:
+        return tl.where(sign <= 0, 0.0, v)
+    else:
+        return tl.where(sign <= 0, v * slope, v)
+
+
+@triton.jit
 def load_sign_bits(sign_bits_ptr, pixel, mask, c, first, C, BLOCK: tl.constexpr):
     """Return whether channels first + [0, BLOCK) are positive at pixels, False outside of the mask.
 

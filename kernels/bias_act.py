@@ -11,8 +11,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pggan_fast.kernels.activation import activate, is_positive, load_sign_bits, sign_bits_shape
-from pggan_fast.kernels.bias_act_tiling import rows_of_sums, tiling
+from pggan_fast.kernels.activation import activated, load_sign_bits, sign_bits_shape
+from pggan_fast.kernels.bias_act_flat import (
+    flat_backward_kernel,
+    flat_double_backward_kernel,
+    flat_forward_kernel,
+    flat_grid,
+    sum_rows_kernel,
+    takes_flat,
+)
+from pggan_fast.kernels.bias_act_tiling import (
+    check,
+    contiguous,
+    empty_factors,
+    locate,
+    relative_slope,
+    rows_of_sums,
+    tiling,
+)
 from pggan_fast.kernels.tensors import (
     Output,
     accumulation_dtype,
@@ -27,23 +43,12 @@ from pggan_fast.kernels.tensors import (
 
 
 @triton.jit
-def _tile(pid, chunk, C, P, per_sample, CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Return a tile's channels [BLOCK_C], pixels counted through all samples [BLOCK_P], whether those exist,
-    and offsets and a mask [BLOCK_C, BLOCK_P]."""
-    c = (chunk * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
-    sample = (pid // per_sample).to(tl.int64)
-    p = (pid % per_sample).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    offs = c[:, None] + p[None, :] * C if CHANNELS_LAST else sample * C * P + c[:, None] * P + p[None, :]
-    return c, sample * P + p, p < P, offs, (c < C)[:, None] & (p < P)[None, :]
-
-
-@triton.jit
-def _activated(x_ptr, bias_ptr, c, C, offs, mask, scale, positive_slope, negative_slope, ACC: tl.constexpr):
-    """Return act(scale * x + bias) of a tile [BLOCK_C, BLOCK_P]; bias may be None."""
+def _activated(x_ptr, bias_ptr, c, C, offs, mask, scale, gain, slope, RELU: tl.constexpr, ACC: tl.constexpr):
+    """Return act(scale * x + gain * bias) of a tile [BLOCK_C, BLOCK_P]; bias may be None."""
     u = scale * tl.load(x_ptr + offs, mask=mask, other=0).to(ACC)
     if bias_ptr is not None:
-        u += tl.load(bias_ptr + c, mask=c < C, other=0).to(ACC)[:, None]
-    return activate(u, is_positive(u, negative_slope), positive_slope, negative_slope)
+        u += (gain * tl.load(bias_ptr + c, mask=c < C, other=0).to(ACC))[:, None]
+    return activated(u, u, slope, RELU)
 
 
 @triton.jit
@@ -53,37 +58,38 @@ def forward_kernel(
     y_ptr,
     r_ptr,
     scale,
-    positive_slope,
-    negative_slope,
+    gain,
+    slope,
     eps,
     C,
     P,
     per_sample,
+    RELU: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     NORM: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """Write y and, with NORM, r. The activation's slopes are those times gain; bias may be None."""
+    """Write y and, with NORM, r. The activation's slope below zero is `slope` times that above; bias may be None."""
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    scale, eps = scalar(scale, ACC), scalar(eps, ACC)
-    positive_slope, negative_slope = scalar(positive_slope, ACC), scalar(negative_slope, ACC)
+    gain, slope, eps = scalar(gain, ACC), scalar(slope, ACC), scalar(eps, ACC)
+    scale = gain * scalar(scale, ACC)  # the gain goes before the activation
     pid, first = tl.program_id(0), tl.program_id(1) * CHUNKS
     if NORM:
         # Pass 1: sum of squares over the channels.
         total = tl.zeros([BLOCK_P], ACC)
         for i in tl.static_range(CHUNKS):
-            c, pixel, exists, offs, mask = _tile(pid, first + i, C, P, per_sample, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-            u = _activated(x_ptr, bias_ptr, c, C, offs, mask, scale, positive_slope, negative_slope, ACC)
+            c, pixel, exists, offs, mask = locate(pid, first + i, C, P, per_sample, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+            u = _activated(x_ptr, bias_ptr, c, C, offs, mask, scale, gain, slope, RELU, ACC)
             total += tl.sum(u * u, axis=0)
-        factor = tl.rsqrt(total / C + eps)
+        factor = tl.rsqrt(total * (tl.full([], 1.0, ACC) / C) + eps)
         tl.store(r_ptr + pixel, factor, mask=exists)
     # Pass 2: scale and store. A single tile is still in registers.
     for i in tl.static_range(CHUNKS):
         if CHUNKS > 1 or not NORM:
-            c, pixel, exists, offs, mask = _tile(pid, first + i, C, P, per_sample, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-            u = _activated(x_ptr, bias_ptr, c, C, offs, mask, scale, positive_slope, negative_slope, ACC)
+            c, pixel, exists, offs, mask = locate(pid, first + i, C, P, per_sample, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+            u = _activated(x_ptr, bias_ptr, c, C, offs, mask, scale, gain, slope, RELU, ACC)
         if NORM:
             u *= factor[None, :]
         if y_ptr.dtype.element_ty == tl.float16:
@@ -101,13 +107,14 @@ def backward_kernel(
     dx_ptr,
     rows_ptr,
     scale,
-    positive_slope,
-    negative_slope,
+    gain,
+    slope,
     C,
     P,
     per_sample,
     tiles,
     SIGN_BITS: tl.constexpr,
+    RELU: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     NORM: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -120,68 +127,58 @@ def backward_kernel(
     chunk a program has one tile.
     """
     ACC: tl.constexpr = tl.float64 if dx_ptr.dtype.element_ty == tl.float64 else tl.float32
-    scale = scalar(scale, ACC)
-    positive_slope, negative_slope = scalar(positive_slope, ACC), scalar(negative_slope, ACC)
+    scale, gain, slope = scalar(scale, ACC), scalar(gain, ACC), scalar(slope, ACC)
     program, first = tl.program_id(0), tl.program_id(1) * CHUNKS
     row_ptr = None if rows_ptr is None else rows_ptr + program.to(tl.int64) * C
-    sums = tl.zeros([BLOCK_C], ACC)
+    # Added up over this program's tiles value by value, and over pixels in the end.
+    sums = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     for pid in range(program, tiles, tl.num_programs(0)):
         if NORM:
             # Pass 1: mean of dy * y over the channels.
             mean = tl.zeros([BLOCK_P], ACC)
             for i in tl.static_range(CHUNKS):
-                c, pixel, exists, offs, mask = _tile(pid, first + i, C, P, per_sample, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+                c, pixel, exists, offs, mask = locate(pid, first + i, C, P, per_sample, CHANNELS_LAST, BLOCK_C, BLOCK_P)
                 du = tl.load(dy_ptr + offs, mask=mask, other=0).to(ACC)
                 y = tl.load(y_ptr + offs, mask=mask, other=0).to(ACC)
                 mean += tl.sum(du * y, axis=0)
-            mean /= C
-            factor = tl.load(r_ptr + pixel, mask=exists, other=0).to(ACC)
+            mean *= tl.full([], 1.0, ACC) / C
+            factor = gain * tl.load(r_ptr + pixel, mask=exists, other=0).to(ACC)
+            y_factor = factor * mean
             if dr_ptr is not None:
-                from_r = factor * factor * tl.load(dr_ptr + pixel, mask=exists, other=0).to(ACC) / C
+                r = tl.load(r_ptr + pixel, mask=exists, other=0).to(ACC)
+                y_factor += factor * r * tl.load(dr_ptr + pixel, mask=exists, other=0).to(ACC) / C
         # Pass 2: the gradient through norm and activation. A single tile is still in registers.
         for i in tl.static_range(CHUNKS):
             if CHUNKS > 1 or not NORM:
-                c, pixel, exists, offs, mask = _tile(pid, first + i, C, P, per_sample, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+                c, pixel, exists, offs, mask = locate(pid, first + i, C, P, per_sample, CHANNELS_LAST, BLOCK_C, BLOCK_P)
                 du = tl.load(dy_ptr + offs, mask=mask, other=0).to(ACC)
                 if y_ptr is not None and not SIGN_BITS:
                     y = tl.load(y_ptr + offs, mask=mask, other=0).to(ACC)
             if NORM:
-                du = factor[None, :] * (du - y * mean[None, :])
-                if dr_ptr is not None:
-                    du -= y * from_r[None, :]
+                du = factor[None, :] * du - y_factor[None, :] * y
+            else:
+                du *= gain
             if SIGN_BITS:
                 c_first = (first + i) * BLOCK_C
                 positive = load_sign_bits(y_ptr, pixel[None, :], exists[None, :], c[:, None], c_first, C, BLOCK_C)
-                du = activate(du, positive, positive_slope, negative_slope)
+                du = tl.where(positive, du, 0.0 if RELU else du * slope)
             elif y_ptr is not None:
-                du = activate(du, is_positive(y, negative_slope), positive_slope, negative_slope)
+                du = activated(du, y, slope, RELU)
             else:
-                du *= negative_slope
+                du *= slope
             tl.store(dx_ptr + offs, (scale * du).to(dx_ptr.dtype.element_ty), mask=mask)
             if rows_ptr is not None:
                 if CHUNKS == 1:
-                    sums += tl.sum(du, axis=1)
+                    sums += du
                 else:
                     tl.store(row_ptr + c, tl.sum(du, axis=1), mask=c < C)
     if rows_ptr is not None and CHUNKS == 1:
         c = first * BLOCK_C + tl.arange(0, BLOCK_C)
-        tl.store(row_ptr + c, sums, mask=c < C)
+        tl.store(row_ptr + c, tl.sum(sums, axis=1), mask=c < C)
 
 
 @triton.jit
-def sum_rows_kernel(rows_ptr, sums_ptr, count, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Write the sums [C] of rows [count, C]."""
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    total = tl.zeros([BLOCK_R, BLOCK_C], sums_ptr.dtype.element_ty)
-    for first in range(0, count, BLOCK_R):
-        row = first + tl.arange(0, BLOCK_R)
-        offs = row.to(tl.int64)[:, None] * C + c[None, :]
-        total += tl.load(rows_ptr + offs, mask=(row < count)[:, None] & (c < C)[None, :], other=0)
-    tl.store(sums_ptr + c, tl.sum(total, axis=0), mask=c < C)
-
-
-@triton.jit
-def _second_gradient(g_ptr, g_bias_ptr, y, c, C, offs, mask, scale, positive_slope, negative_slope, ACC: tl.constexpr):
+def _second_gradient(g_ptr, g_bias_ptr, y, c, C, offs, mask, scale, gain, slope, RELU: tl.constexpr, ACC: tl.constexpr):
     """Return h = (scale * g + g_bias) times the slope of the activation at y; each of the three may be None."""
     h = tl.zeros(offs.shape, ACC)
     if g_ptr is not None:
@@ -189,9 +186,9 @@ def _second_gradient(g_ptr, g_bias_ptr, y, c, C, offs, mask, scale, positive_slo
     if g_bias_ptr is not None:
         h += tl.load(g_bias_ptr + c, mask=c < C, other=0).to(ACC)[:, None]
     if y is None:
-        return h * negative_slope
+        return h * (gain * slope)
     else:
-        return activate(h, is_positive(y, negative_slope), positive_slope, negative_slope)
+        return activated(gain * h, y, slope, RELU)
 
 
 @triton.jit
@@ -207,11 +204,12 @@ def double_backward_kernel(
     d_r_ptr,
     d_dr_ptr,
     scale,
-    positive_slope,
-    negative_slope,
+    gain,
+    slope,
     C,
     P,
     per_sample,
+    RELU: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     NORM: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -220,18 +218,17 @@ def double_backward_kernel(
 ):
     """Write d_dy and, with NORM, d_y, d_r and d_dr. g, g_bias and dr may be None, y where no value of it counts."""
     ACC: tl.constexpr = tl.float64 if d_dy_ptr.dtype.element_ty == tl.float64 else tl.float32
-    scale = scalar(scale, ACC)
-    positive_slope, negative_slope = scalar(positive_slope, ACC), scalar(negative_slope, ACC)
+    scale, gain, slope = scalar(scale, ACC), scalar(gain, ACC), scalar(slope, ACC)
     pid, first = tl.program_id(0), tl.program_id(1) * CHUNKS
     y = None
     if NORM:
         # Pass 1: means of dy * y and h * y over the channels.
         m, q, d_factor = tl.zeros([BLOCK_P], ACC), tl.zeros([BLOCK_P], ACC), tl.zeros([BLOCK_P], ACC)
         for i in tl.static_range(CHUNKS):
-            c, pixel, exists, offs, mask = _tile(pid, first + i, C, P, per_sample, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+            c, pixel, exists, offs, mask = locate(pid, first + i, C, P, per_sample, CHANNELS_LAST, BLOCK_C, BLOCK_P)
             y = tl.load(y_ptr + offs, mask=mask, other=0).to(ACC)
             dy = tl.load(dy_ptr + offs, mask=mask, other=0).to(ACC)
-            h = _second_gradient(g_ptr, g_bias_ptr, y, c, C, offs, mask, scale, positive_slope, negative_slope, ACC)
+            h = _second_gradient(g_ptr, g_bias_ptr, y, c, C, offs, mask, scale, gain, slope, RELU, ACC)
             m += tl.sum(dy * y, axis=0)
             q += tl.sum(h * y, axis=0)
         m, q = m / C, q / C
@@ -241,12 +238,12 @@ def double_backward_kernel(
     # Pass 2: the derivatives. A single tile is still in registers.
     for i in tl.static_range(CHUNKS):
         if CHUNKS > 1 or not NORM:
-            c, pixel, exists, offs, mask = _tile(pid, first + i, C, P, per_sample, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+            c, pixel, exists, offs, mask = locate(pid, first + i, C, P, per_sample, CHANNELS_LAST, BLOCK_C, BLOCK_P)
             if y_ptr is not None:
                 y = tl.load(y_ptr + offs, mask=mask, other=0).to(ACC)
             if NORM:
                 dy = tl.load(dy_ptr + offs, mask=mask, other=0).to(ACC)
-            h = _second_gradient(g_ptr, g_bias_ptr, y, c, C, offs, mask, scale, positive_slope, negative_slope, ACC)
+            h = _second_gradient(g_ptr, g_bias_ptr, y, c, C, offs, mask, scale, gain, slope, RELU, ACC)
         if NORM:
             d_factor += tl.sum(h * (dy - y * m[None, :]), axis=0)
             d_y = -factor[None, :] * (h * m[None, :] + dy * q[None, :])
@@ -262,63 +259,36 @@ def double_backward_kernel(
         tl.store(d_dr_ptr + pixel, -factor * factor * q, mask=exists)
 
 
-def _slopes(act: str, slope: float, gain: float) -> tuple[float, float]:
-    """Return gain times the activation's slope above zero, and below."""
-    if act not in ("linear", "relu", "lrelu") or slope < 0 or gain < 0:
-        raise ValueError(f"bias_act: act is {act!r} (linear, relu, lrelu), slope {slope} and gain {gain} (at least 0)")
-    return gain, gain * {"linear": 1.0, "relu": 0.0, "lrelu": slope}[act]
-
-
-def _check(x: Tensor, *, bias: Tensor | None = None, likes: tuple = (), factors: tuple = ()) -> None:
-    """Refuse shapes that a kernel would read past the end of. None is what is not given; of factors, r must be."""
-    check_floating("bias_act", x, bias, *likes, *factors)
-    if x.ndim < 2 or (bias is not None and bias.shape != x.shape[1:2]):
-        raise ValueError(f"bias_act: x is {list(x.shape)}, must be [N, C, ...] with one bias for each channel")
-    if any(t is not None and t.shape != x.shape for t in likes):
-        raise ValueError("bias_act: gradients must have y's shape")
-    if any(t is not None and t.shape != (x.shape[0], 1, *x.shape[2:]) for t in factors):
-        raise ValueError("bias_act: r and its gradient must have one value per pixel")
-    if factors and factors[0] is None:
-        raise ValueError("bias_act: pixel norm's gradient needs r")
-
-
-def _factors(x: Tensor, pixel_norm: bool) -> Tensor:
-    """An empty tensor like r."""
-    return x.new_empty([x.shape[0], 1, *x.shape[2:]] if pixel_norm else [0], dtype=accumulation_dtype(x))
-
-
-def _contiguous(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous()
-
-
-def _forward_launch(x: Tensor, bias: Tensor | None, y: Tensor, r: Tensor, channels_last: bool, *options) -> tuple:
-    """Return the grid, arguments and constants of the launch that writes y, in the layout of x and maybe x itself."""
+def _run_forward(x: Tensor, bias: Tensor | None, y: Tensor, r: Tensor, channels_last: bool, *options) -> None:
+    """Write y, in the layout of x and maybe x itself, and r."""
     scale, act, slope, gain, pixel_norm, eps = options
+    slope, bias = relative_slope(act, slope, gain), contiguous(bias)
+    if not x.numel():
+        return
+    if takes_flat(x, channels_last, pixel_norm):
+        grid = flat_grid(x)
+        args = (x, bias, y, *scalar_args(x.dtype, scale, gain, slope), *grid.sizes)
+        launch(flat_forward_kernel, (grid.programs,), *args, RELU=slope == 0, **grid.constants)
+        return
     t = tiling(x, channels_last, pixel_norm, 1)
-    scalars = scalar_args(x.dtype, scale, *_slopes(act, slope, gain), eps)
-    constants = dict(t.constants, num_warps=t.warps)
-    return (t.tiles, t.programs_c), (x, _contiguous(bias), y, r, *scalars, *t.sizes), constants
+    args = (x, bias, y, r, *scalar_args(x.dtype, scale, gain, slope, eps), *t.sizes)
+    launch(forward_kernel, (t.tiles, t.programs_c), *args, RELU=slope == 0, **t.constants, num_warps=t.warps)
 
 
 def forward(x: Tensor, bias: Tensor | None, *options) -> tuple[Tensor, Tensor]:
     """(x, bias, scale, act, slope, gain, pixel_norm, eps) -> (y, r); r is empty without pixel norm."""
-    _check(x, bias=bias)
-    y, r = Output(torch.empty_like(x)), _factors(x, options[4])
-    x = arrange(x, y.channels_last)
-    if x.numel():
-        grid, args, constants = _forward_launch(x, bias, y.buffer, r, y.channels_last, *options)
-        launch(forward_kernel, grid, *args, **constants)
+    check(x, bias=bias)
+    y, r = Output(torch.empty_like(x)), empty_factors(x, options[4])
+    _run_forward(arrange(x, y.channels_last), bias, y.buffer, r, y.channels_last, *options)
     return y.finish(), r
 
 
 def forward_in_place(x: Tensor, bias: Tensor | None, *options) -> Tensor:
     """Do as `forward` does, with y written over x; return r."""
-    _check(x, bias=bias)
-    channels_last, r = is_channels_last(x), _factors(x, options[4])
+    check(x, bias=bias)
+    channels_last, r = is_channels_last(x), empty_factors(x, options[4])
     y = arrange(x, channels_last)
-    if x.numel():
-        grid, args, constants = _forward_launch(y, bias, y, r, channels_last, *options)
-        launch(forward_kernel, grid, *args, **constants)
+    _run_forward(y, bias, y, r, channels_last, *options)
     if y is not x:
         x.copy_(y)
     return r
@@ -326,12 +296,14 @@ def forward_in_place(x: Tensor, bias: Tensor | None, *options) -> Tensor:
 
 def backward(dy, dr, y, r, scale, act, slope, gain, pixel_norm, needs_bias_grad) -> tuple[Tensor, Tensor]:
     """Return (dx, db); db [C] in the accumulation dtype, empty unless needed. Two launches with it, one without."""
-    _check(y, likes=(dy,), factors=(r, dr) if pixel_norm else ())
-    slopes = _slopes(act, slope, gain)
+    check(y, likes=(dy,), factors=(r, dr) if pixel_norm else ())
+    slope = relative_slope(act, slope, gain)
     dx = Output(torch.empty_like(y))
-    factors = (_contiguous(dr), _contiguous(r)) if pixel_norm else (None, None)
-    y = arrange(y, dx.channels_last) if pixel_norm or slopes[0] != slopes[1] else None
-    return _run_backward(arrange(dy, dx.channels_last), y, factors, dx, (scale, *slopes), pixel_norm, needs_bias_grad)
+    factors = (contiguous(dr), contiguous(r)) if pixel_norm else (None, None)
+    y = arrange(y, dx.channels_last) if pixel_norm or slope != 1 else None
+    return _run_backward(
+        arrange(dy, dx.channels_last), y, factors, dx, (scale, gain, slope), pixel_norm, needs_bias_grad
+    )
 
 
 def backward_by_signs(dy, sign_bits, scale, act, slope, gain, needs_bias_grad) -> tuple[Tensor, Tensor]:
@@ -340,7 +312,7 @@ def backward_by_signs(dy, sign_bits, scale, act, slope, gain, needs_bias_grad) -
     if dy.ndim != 4 or sign_bits.shape != sign_bits_shape(dy):
         raise ValueError(f"bias_act: dy is {list(dy.shape)}, its sign bits {list(sign_bits.shape)}")
     dx = Output(torch.empty_like(dy))
-    scalars = (scale, *_slopes(act, slope, gain))
+    scalars = (scale, gain, relative_slope(act, slope, gain))
     return _run_backward(arrange(dy, dx.channels_last), sign_bits, (None, None), dx, scalars, False, needs_bias_grad)
 
 
@@ -350,6 +322,16 @@ def _run_backward(dy, y, factors, dx: Output, scalars, pixel_norm, needs_bias_gr
     db = out.new_empty(out.shape[1] if needs_bias_grad else 0, dtype=accumulation_dtype(out))
     if not out.numel():
         return dx.finish(), db.zero_()
+    by_signs = y is not None and y.dtype == torch.int32
+    if takes_flat(out, dx.channels_last, pixel_norm) and not by_signs:
+        # Rows of sums add little to what is read and written where each is for 128 bytes of a channel.
+        most = max(16, out.numel() // out.shape[1] * out.element_size() // 128) if needs_bias_grad else None
+        grid = flat_grid(out, most)
+        rows = db.new_empty(grid.programs, out.shape[1]) if needs_bias_grad else None
+        args = (dy, y, out, rows, *scalar_args(out.dtype, *scalars), *grid.sizes)
+        launch(flat_backward_kernel, (grid.programs,), *args, RELU=scalars[2] == 0, **grid.constants)
+        _sum_rows(rows, db)
+        return dx.finish(), db
     # With sums of the bias's gradient a thread has registers for half of the values.
     t = tiling(out, dx.channels_last, pixel_norm, 3 if needs_bias_grad else 2)
     programs, rows = t.tiles, None
@@ -363,36 +345,51 @@ def _run_backward(dy, y, factors, dx: Output, scalars, pixel_norm, needs_bias_gr
         *scalar_args(out.dtype, *scalars),
         *t.sizes,
         t.tiles,
-        SIGN_BITS=y is not None and y.dtype == torch.int32,
+        SIGN_BITS=by_signs,
+        RELU=scalars[2] == 0,
         **t.constants,
         num_warps=min(16, 2 * t.warps) if needs_bias_grad and pixel_norm and not dx.channels_last else t.warps,
     )
-    if needs_bias_grad:
-        launch(sum_rows_kernel, (cdiv(t.C, 32),), rows, db, programs, t.C, BLOCK_R=32, BLOCK_C=32, num_warps=4)
+    _sum_rows(rows, db)
     return dx.finish(), db
+
+
+def _sum_rows(rows: Tensor | None, sums: Tensor) -> None:
+    if rows is not None:
+        count, c = rows.shape
+        launch(sum_rows_kernel, (cdiv(c, 32),), rows, sums, count, c, BLOCK_R=32, BLOCK_C=32, num_warps=4)
 
 
 def double_backward(g, g_bias, dy, dr, y, r, scale, act, slope, gain, pixel_norm) -> tuple[Tensor, ...]:
     """(d_dy, d_y, d_r, d_dr), the last three empty without pixel norm."""
-    _check(y, bias=g_bias, likes=(g, dy), factors=(r, dr) if pixel_norm else ())
-    positive_slope, negative_slope = _slopes(act, slope, gain)
-    d_dy, d_y = Output(torch.empty_like(y)), Output(torch.empty_like(y) if pixel_norm else _factors(y, False))
-    d_r, d_dr = _factors(y, pixel_norm), _factors(y, pixel_norm)
-    if y.numel():
-        t = tiling(y, d_dy.channels_last, pixel_norm, 3)
+    check(y, bias=g_bias, likes=(g, dy), factors=(r, dr) if pixel_norm else ())
+    slope = relative_slope(act, slope, gain)
+    d_dy, d_y = Output(torch.empty_like(y)), Output(torch.empty_like(y) if pixel_norm else empty_factors(y, False))
+    d_r, d_dr = empty_factors(y, pixel_norm), empty_factors(y, pixel_norm)
+    if not y.numel():
+        return d_dy.finish(), d_y.finish(), d_r, d_dr
+    g, g_bias = None if g is None else arrange(g, d_dy.channels_last), contiguous(g_bias)
+    y = arrange(y, d_dy.channels_last) if pixel_norm or slope != 1 else None
+    scalars = scalar_args(d_dy.buffer.dtype, scale, gain, slope)
+    if takes_flat(d_dy.buffer, d_dy.channels_last, pixel_norm):
+        grid = flat_grid(d_dy.buffer)
+        args = (d_dy.buffer, g, g_bias, y, *scalars, *grid.sizes)
+        launch(flat_double_backward_kernel, (grid.programs,), *args, RELU=slope == 0, **grid.constants)
+    else:
+        t = tiling(d_dy.buffer, d_dy.channels_last, pixel_norm, 3)
         launch(
             double_backward_kernel,
             (t.tiles, t.programs_c),
             arrange(dy, d_dy.channels_last),
-            None if g is None else arrange(g, d_dy.channels_last),
-            _contiguous(g_bias),
-            _contiguous(dr) if pixel_norm else None,
-            arrange(y, d_dy.channels_last) if pixel_norm or positive_slope != negative_slope else None,
-            _contiguous(r) if pixel_norm else None,
+            *(g, g_bias),
+            contiguous(dr) if pixel_norm else None,
+            y,
+            contiguous(r) if pixel_norm else None,
             d_dy.buffer,
             *((d_y.buffer, d_r, d_dr) if pixel_norm else (None, None, None)),
-            *scalar_args(y.dtype, scale, positive_slope, negative_slope),
+            *scalars,
             *t.sizes,
+            RELU=slope == 0,
             **t.constants,
             num_warps=t.warps,
         )

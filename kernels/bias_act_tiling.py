@@ -1,15 +1,32 @@
-"""The tiles of bias_act's kernels: channels by pixels."""
+"""Arguments of bias_act's launches, checked, and tiles of channels by pixels."""
 
 import math
 from typing import NamedTuple
 
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from pggan_fast.kernels.conv_tiles import limits
-from pggan_fast.kernels.tensors import cdiv, next_power_of_2
+from pggan_fast.kernels.tensors import accumulation_dtype, cdiv, check_floating, next_power_of_2
 
 ROWS_PER_MULTIPROCESSOR = 8
 """Programs whose sums make a bias's gradient: two full waves of four that run on a multiprocessor at a time."""
+
+
+@triton.jit
+def locate(pid, chunk, C, P, per_sample, CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Return a tile's channels [BLOCK_C], pixels counted through all samples [BLOCK_P], whether those exist,
+    and offsets and a mask [BLOCK_C, BLOCK_P]."""
+    c = (chunk * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
+    if CHANNELS_LAST:
+        # A single sample: a division that costs more than the loads is left out.
+        sample, p = 0, tl.full([], pid, tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    else:
+        sample = (pid // per_sample).to(tl.int64)
+        p = (pid % per_sample).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    offs = c[:, None] + p[None, :] * C if CHANNELS_LAST else sample * C * P + c[:, None] * P + p[None, :]
+    return c, sample * P + p, p < P, offs, (c < C)[:, None] & (p < P)[None, :]
 
 
 class Tiling(NamedTuple):
@@ -62,3 +79,32 @@ def rows_of_sums(t: Tiling, x: Tensor) -> int:
     most = limits().multiprocessors * ROWS_PER_MULTIPROCESSOR
     # Rows add little to what is read and written where each is for 128 bytes of a channel.
     return min(t.tiles, most, max(16, x.numel() // t.C * x.element_size() // 128))
+
+
+def relative_slope(act: str, slope: float, gain: float) -> float:
+    """Return the activation's slope below zero over that above, which is gain."""
+    if act not in ("linear", "relu", "lrelu") or slope < 0 or gain < 0:
+        raise ValueError(f"bias_act: act is {act!r} (linear, relu, lrelu), slope {slope} and gain {gain} (at least 0)")
+    return {"linear": 1.0, "relu": 0.0, "lrelu": slope}[act]
+
+
+def check(x: Tensor, *, bias: Tensor | None = None, likes: tuple = (), factors: tuple = ()) -> None:
+    """Refuse shapes that a kernel would read past the end of. None is what is not given; of factors, r must be."""
+    check_floating("bias_act", x, bias, *likes, *factors)
+    if x.ndim < 2 or (bias is not None and bias.shape != x.shape[1:2]):
+        raise ValueError(f"bias_act: x is {list(x.shape)}, must be [N, C, ...] with one bias for each channel")
+    if any(t is not None and t.shape != x.shape for t in likes):
+        raise ValueError("bias_act: gradients must have y's shape")
+    if any(t is not None and t.shape != (x.shape[0], 1, *x.shape[2:]) for t in factors):
+        raise ValueError("bias_act: r and its gradient must have one value per pixel")
+    if factors and factors[0] is None:
+        raise ValueError("bias_act: pixel norm's gradient needs r")
+
+
+def empty_factors(x: Tensor, pixel_norm: bool) -> Tensor:
+    """An empty tensor like r."""
+    return x.new_empty([x.shape[0], 1, *x.shape[2:]] if pixel_norm else [0], dtype=accumulation_dtype(x))
+
+
+def contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()

@@ -34,8 +34,8 @@ HALO_BORDER = 1.3
 # Bytes that a pass moves for 16 of the wide tensor in bf16: both tensors, or it and an image; and the sign bits.
 _TWO, _IMAGE = 2 * 16 + 1, 16 + 1 + 0.75
 PASS_INSTRUCTIONS = {
-    "bias_act_with_sign_bits_": 78 / _TWO,
-    "bias_act_backward_by_sign_bits": 72 / _TWO,
+    "bias_act_with_sign_bits_": 49 / _TWO,
+    "bias_act_backward_by_sign_bits": 50 / _TWO,
     "conv_rgb_expand": 128 / _IMAGE,
     "conv_rgb_reduce": 90 / _IMAGE,
     "conv_rgb_weight_gradient": 115 / _IMAGE,
@@ -120,7 +120,8 @@ def _loop(launch: TritonLaunch) -> tuple[float, float | None]:
         steps = math.ceil(given["tiles"] / given["splits"])
         block = given["BLOCK_A"] * given["BLOCK_B"]
     else:
-        return _trips(given), None
+        # Tiles that a program takes one after the other, where it counts them.
+        return (given["tiles"] / launch.grid[0] if "tiles" in given else _trips(given)), None
     pixels = given["TILE_N"] * given["TILE_H"] * given["TILE_W"]
     return steps, steps * pixels * block / given["num_warps"]
 

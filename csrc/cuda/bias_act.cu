@@ -23,8 +23,7 @@ int64_t tiles_at_a_time(const char* name, void (*kernel)(Parameters...), const T
 
 template <class A>
 Coefficients<A> coefficients(const Epilogue& e) {
-  const bool is_relu = e.slope == 0;
-  return {A(e.scale), A(e.gain), A(is_relu ? e.gain : e.gain * e.slope), is_relu ? A(0) : A(NAN), A(e.eps)};
+  return {A(e.scale), A(e.gain), A(e.slope), A(e.eps), e.slope == 0};
 }
 
 // As the kernels take it: the dense [N, C] of one pixel is channels_last.
@@ -44,6 +43,14 @@ void with_kernel(Dtype dtype, const Shape& s, bool norm, std::initializer_list<c
   });
 }
 
+// f(std::bool_constant): whether a thread takes vectors of several columns. Without pixel norm channels_last ones always.
+template <class T, int V, bool channels_last, bool norm, class F>
+void with_narrow(const Shape& s, F f) {
+  if constexpr (V == 1 || !channels_last) f(std::false_type{});
+  else if constexpr (!norm) f(std::true_type{});
+  else with_bool(is_narrow<T, V>(s, norm), f);
+}
+
 bool is_empty(const Shape& s) { return s.n * s.c * s.p == 0; }
 
 Tensor run_forward(const Tensor& x, const Tensor& y, const std::optional<Tensor>& bias, Layout layout,
@@ -55,11 +62,13 @@ Tensor run_forward(const Tensor& x, const Tensor& y, const std::optional<Tensor>
   with_kernel(dtype_of(x), shape, e.pixel_norm, {x.const_data_ptr(), y.const_data_ptr()},
               [&](auto type, auto vector, auto channels_last, auto norm) {
                 using T = decltype(type);
-                const Tiling t = tiling_of<T, vector, channels_last, 1>(shape, norm);
-                const auto kernel = bias_act_forward_kernel<T, vector, channels_last, norm>;
-                const int64_t tiles = tiles_at_a_time<T>("bias_act", kernel, t, shape, norm, shift.has_value());
-                launch("bias_act", kernel, blocks_for(t, tiles, norm), pointer<T>(x), pointer<Acc<T>>(shift),
-                       output<T>(y), output<Acc<T>>(r), coefficients<Acc<T>>(e), t);
+                with_narrow<T, vector, channels_last, norm>(shape, [&](auto narrow) {
+                  const Tiling t = tiling_of<T, vector, channels_last, 1, narrow>(shape, norm);
+                  const auto kernel = bias_act_forward_kernel<T, vector, channels_last, norm, narrow>;
+                  const int64_t tiles = tiles_at_a_time<T>("bias_act", kernel, t, shape, norm, shift.has_value());
+                  launch("bias_act", kernel, blocks_for(t, tiles, norm), pointer<T>(x), pointer<Acc<T>>(shift),
+                         output<T>(y), output<Acc<T>>(r), coefficients<Acc<T>>(e), t);
+                });
               });
   return r;
 }
@@ -107,24 +116,34 @@ std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr
   Tensor db = empty_vector(needs_db ? y.size(1) : 0, accumulation_type(y));
   const Shape shape = shape_of(y, layout);
   if (is_empty(shape)) return {dx.finish(), torch::stable::zero_(db)};
-  with_kernel(
-      dtype_of(y), shape, pixel_norm, {dy_dense.const_data_ptr(), y_dense.const_data_ptr(), dx.buffer.const_data_ptr()},
-      [&](auto type, auto vector, auto channels_last, auto norm) {
-        using T = decltype(type);
-        using A = Acc<T>;
-        const Tiling t = tiling_of<T, vector, channels_last, 2>(shape, norm);
-        // With a bias, every block (group of chunks) leaves one row of sums.
-        const auto kernel = bias_act_backward_kernel<T, vector, channels_last, norm>;
-        const int64_t rows = tiles_at_a_time<T>("bias_act_backward", kernel, t, shape, norm, needs_db);
-        std::optional<Tensor> sums;
-        if (needs_db) sums = empty_vector(rows * t.c, accumulation_type(y));
-        launch("bias_act_backward", kernel, blocks_for(t, rows, norm), pointer<T>(dy_dense), pointer<A>(dr_dense),
-               reads_output(e) ? pointer<T>(y_dense) : nullptr, pointer<A>(r_dense), output<T>(dx.buffer),
-               sums ? output<A>(*sums) : nullptr, coefficients<A>(e), t);
-        if (sums)
-          launch("bias_act_backward", sum_rows_kernel<A>, divide_up(t.c, 32), pointer<A>(*sums), rows, t.c,
-                 output<A>(db));
-      });
+  const auto run = [&](const Epilogue& e, bool with_sums) {
+    with_kernel(
+        dtype_of(y), shape, pixel_norm,
+        {dy_dense.const_data_ptr(), y_dense.const_data_ptr(), dx.buffer.const_data_ptr()},
+        [&](auto type, auto vector, auto channels_last, auto norm) {
+          using T = decltype(type);
+          using A = Acc<T>;
+          with_narrow<T, vector, channels_last, norm>(shape, [&](auto narrow) {
+            const Tiling t = tiling_of<T, vector, channels_last, 2, narrow>(shape, norm);
+            // With a bias, every block (group of chunks) leaves one row of sums.
+            const auto kernel = bias_act_backward_kernel<T, vector, channels_last, norm, narrow>;
+            const int64_t rows = tiles_at_a_time<T>("bias_act_backward", kernel, t, shape, norm, with_sums);
+            std::optional<Tensor> sums;
+            if (with_sums) sums = empty_vector(rows * t.c, accumulation_type(y));
+            launch("bias_act_backward", kernel, blocks_for(t, rows, norm), pointer<T>(dy_dense), pointer<A>(dr_dense),
+                   reads_output(e) ? pointer<T>(y_dense) : nullptr, pointer<A>(r_dense), output<T>(dx.buffer),
+                   sums ? output<A>(*sums) : nullptr, coefficients<A>(e), t);
+            if (sums)
+              launch("bias_act_backward", sum_rows_kernel<A>, divide_up(t.c, 32), pointer<A>(*sums), rows, t.c,
+                     output<A>(db));
+          });
+        });
+  };
+  // A scale of 0, for which the kernel leaves no sums, takes a launch of its own after that of the sums.
+  Epilogue unscaled = e;
+  unscaled.scale = 1;
+  if (scale == 0 && needs_db) run(unscaled, true);
+  run(e, needs_db && scale != 0);
   return {dx.finish(), db};
 }
 

@@ -41,21 +41,26 @@ std::tuple<Tensor, Tensor> backward_by_sign_bits(Tensor dy, Tensor sign_bits, do
   Tensor dx = empty_with_layout(dy.sizes(), dy.scalar_type(), Layout::channels_last);
   Tensor db = empty_vector(needs_db ? dy.size(1) : 0, ScalarType::Float);
   if (rows.vectors == 0) return {dx, torch::stable::zero_(db)};
-  with_short_type(name, dense, [&](auto type) {
-    using T = decltype(type);
-    const auto kernel = bias_act_signs_backward_kernel<T>;
-    int64_t blocks = blocks_at_once(name, kernel, tiles_of(rows));
-    std::optional<Tensor> sums;
-    if (needs_db) {
-      blocks = std::min(blocks, most_rows(dense, 2, 1));
-      sums = empty_vector(blocks * dy.size(1), ScalarType::Float);
-    }
-    launch(name, kernel, blocks, pointer<T>(dense), bits, output<T>(dx),
-           sums ? output<float>(*sums) : nullptr, e, rows);
-    if (sums)
-      launch(name, sum_rows_kernel<float>, divide_up(dy.size(1), 32), pointer<float>(*sums), blocks, dy.size(1),
-             output<float>(db));
-  });
+  const auto run = [&](const Slopes& e, bool with_sums) {
+    with_short_type(name, dense, [&](auto type) {
+      using T = decltype(type);
+      const auto kernel = bias_act_signs_backward_kernel<T>;
+      int64_t blocks = blocks_at_once(name, kernel, tiles_of(rows));
+      std::optional<Tensor> sums;
+      if (with_sums) {
+        blocks = std::min(blocks, most_rows(dense, 2, 1));
+        sums = empty_vector(blocks * dy.size(1), ScalarType::Float);
+      }
+      launch(name, kernel, blocks, pointer<T>(dense), bits, output<T>(dx), sums ? output<float>(*sums) : nullptr, e,
+             rows);
+      if (sums)
+        launch(name, sum_rows_kernel<float>, divide_up(dy.size(1), 32), pointer<float>(*sums), blocks, dy.size(1),
+               output<float>(db));
+    });
+  };
+  // A scale of 0, for which the kernel leaves no sums, takes a launch of its own after that of the sums.
+  if (scale == 0 && needs_db) run({1, e.positive, e.negative}, true);
+  run(e, needs_db && scale != 0);
   return {dx, db};
 }
 

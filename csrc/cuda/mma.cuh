@@ -92,23 +92,6 @@ __device__ inline unsigned rounded_to_tf32(unsigned bits) {
 #endif
 }
 
-// Two values of two bytes in a register, the first in its lower half, rounded to nearest even.
-template <class T>
-__device__ inline unsigned packed_pair(float low, float high) {
-#if !defined(PGGAN_FAST_CUDA_ON_CPU) && __CUDA_ARCH__ >= 800
-  unsigned pair;
-  if constexpr (std::is_same_v<T, torch::headeronly::BFloat16>)
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-#else
-  const T values[2] = {static_cast<T>(low), static_cast<T>(high)};
-  unsigned pair;
-  memcpy(&pair, values, sizeof pair);
-  return pair;
-#endif
-}
-
 // Stores the words at once.
 template <int words>
 __device__ inline void store_words(void* p, const unsigned (&from)[words]) {

@@ -18,10 +18,16 @@ struct Rows {
 // Vectors that a thread has on the way at a time, 64 bytes, and those of a block: its tile.
 constexpr int kVectorsAtOnce = 4, kTileVectors = kThreads * kVectorsAtOnce;
 
-// f(k, whether it is there) for this thread's vectors of a block's tile that begins at `first`: kThreads apart.
+// f(k, whether it is there) for this thread's vectors of a block's tile that begins at `first`: kThreads apart. Full
+// tiles, all but the last, ask nothing of each vector.
 template <class F>
 __device__ inline void for_rows(const Rows& rows, int64_t first, const F& f) {
-  const int left = int(min(rows.vectors - first, int64_t(kTileVectors))) - int(threadIdx.x);
+  if (first + kTileVectors <= rows.vectors) {
+#pragma unroll
+    for (int k = 0; k < kVectorsAtOnce; ++k) f(k, true);
+    return;
+  }
+  const int left = int(rows.vectors - first) - int(threadIdx.x);
 #pragma unroll
   for (int k = 0; k < kVectorsAtOnce; ++k) f(k, k * kThreads < left);
 }
@@ -38,31 +44,78 @@ struct Tiles {
 
 inline int64_t tiles_of(const Rows& rows) { return divide_up(rows.vectors, kTileVectors); }
 
+// Whether words of sign bits are filled by half: those of 16 channels.
+template <int V>
+__device__ inline bool has_half_words(const Rows& rows) {
+  return rows.per_pixel * V == 16;
+}
+
+// f(std::bool_constant of has_half_words): a loop of its own for each, in which addresses are known numbers apart.
+template <int V, class F>
+__device__ inline void with_words(const Rows& rows, const F& f) {
+  if (has_half_words<V>(rows)) f(std::true_type{});
+  else f(std::false_type{});
+}
+
 // The sign bits of this thread's vectors of V values in a tile. Two vectors of four values share a byte, and words of 16
-// channels have two bytes more.
-template <int V, class Byte>
+// channels have two bytes more. `Half` is the type that `with_words` gives, or void where it is not known.
+template <int V, class Byte, class Half = void>
 struct SignBits {
   Byte* first;
-  int step;
   bool is_narrow;
-  __device__ SignBits(Byte* bits, int64_t tile, const Rows& rows) : is_narrow(rows.per_pixel * V == 16) {
+  __device__ SignBits(Byte* bits, int64_t tile, const Rows& rows) {
+    if constexpr (std::is_void_v<Half>) is_narrow = has_half_words<V>(rows);
+    else is_narrow = Half::value;
     const int64_t byte = (tile + threadIdx.x) >> (V == 8 ? 0 : 1);
     first = bits + byte + (is_narrow ? byte & ~int64_t(1) : 0);
-    step = kThreads * V / 8 * (is_narrow ? 2 : 1);
   }
+  __device__ int step() const { return kThreads * V / 8 * (is_narrow ? 2 : 1); }
   // Whether element i of vector k is positive is bit i of what is returned.
   __device__ unsigned read(int k) const {
-    const unsigned byte = load(first + k * step);
+    const unsigned byte = load(first + k * step());
     return V == 8 ? byte : byte >> (threadIdx.x % 2 * 4);
   }
   // Every thread of a warp must call it.
   __device__ void write(int k, unsigned byte, bool exists) const {
     if (V == 4) byte |= __shfl_xor_sync(~0u, byte, 1) << 4;  // of even vectors this is the byte
     if (!exists || (V == 4 && threadIdx.x % 2)) return;
-    store(first + k * step, uint8_t(byte));
-    if (is_narrow) store(first + k * step + 2, uint8_t(0));
+    store(first + k * step(), uint8_t(byte));
+    if (is_narrow) store(first + k * step() + 2, uint8_t(0));
   }
 };
+
+// Rounds values to T and stores them. Returns in bit i of the low byte whether value i, whose zeros are negative, has no
+// sign: above zero, that is, or not a number.
+template <class T>
+__device__ inline unsigned store_with_signs(T* p, const float (&values)[8]) {
+  Vec<unsigned, 4> pairs;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) pairs.v[i] = packed_pair<T>(values[2 * i], values[2 * i + 1]);
+  store_vec(reinterpret_cast<unsigned*>(p), pairs);
+  unsigned byte = 255;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+#ifdef PGGAN_FAST_CUDA_ON_CPU
+    for (int j = 0; j < 4; ++j) byte -= (pairs.v[i + j / 2] >> (j % 2 ? 31 : 15) & 1) << (2 * i + j);
+#else
+    // The signs of four values as bytes of 0 or -1, and their sum by weights; that of -128 is the same in a byte.
+    unsigned signs;
+    asm("prmt.b32 %0, %1, %2, 0xfdb9;" : "=r"(signs) : "r"(pairs.v[i]), "r"(pairs.v[i + 1]));
+    byte = __dp4a(int(signs), int(i ? 0x80402010u : 0x08040201u), int(byte));
+#endif
+  }
+  return byte;
+}
+
+// The same for vectors of fp32.
+__device__ inline unsigned store_with_signs(float* p, const float (&values)[4]) {
+  store_vec(p, reinterpret_cast<const Vec<float, 4>&>(values));
+  unsigned bits = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (values[i] > 0) bits |= 1u << i;
+  return bits;
+}
 
 inline int64_t bytes_of_value(const Tensor& t) {
   const Dtype dtype = dtype_of(t);

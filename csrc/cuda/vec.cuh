@@ -37,6 +37,23 @@ struct Packed {
     memcpy(&vec, &word, sizeof vec);
     return vec;
   }
+  // Accumulated in A. The bits of a bf16 value are the upper half of the same fp32 value's: one instruction each.
+  template <class A>
+  __device__ void unpack(A (&to)[V]) const {
+    if constexpr (std::is_same_v<T, torch::headeronly::BFloat16> && V % 2 == 0) {
+      unsigned pairs[V / 2];
+      memcpy(pairs, &word, sizeof pairs);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const unsigned bits = i % 2 ? pairs[i / 2] & 0xffff0000u : pairs[i / 2] << 16;
+        memcpy(&to[i], &bits, sizeof bits);
+      }
+    } else {
+      const Vec<T, V> vec = unpack();
+#pragma unroll
+      for (int i = 0; i < V; ++i) to[i] = A(vec.v[i]);
+    }
+  }
   // Keeps the compiler from keeping what was unpacked before for what is unpacked later.
   __device__ void pack_again() {
     if constexpr (sizeof(T) == 2 && sizeof(word) == 16)
@@ -87,6 +104,23 @@ __device__ inline void store_rounded(T* p, const A (&values)[V]) {
   store_vec(p, vec);
 }
 
+// Two values of two bytes in a register, the first in its lower half, rounded to nearest even.
+template <class T>
+__device__ inline unsigned packed_pair(float low, float high) {
+#if !defined(PGGAN_FAST_CUDA_ON_CPU) && __CUDA_ARCH__ >= 800
+  unsigned pair;
+  if constexpr (std::is_same_v<T, torch::headeronly::BFloat16>)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  const T values[2] = {static_cast<T>(low), static_cast<T>(high)};
+  unsigned pair;
+  memcpy(&pair, values, sizeof pair);
+  return pair;
+#endif
+}
+
 // N values of shared memory, the same ones for each call with the same template arguments. Tag is any name.
 template <class Tag, class A, int N>
 __device__ inline A* shared_array() {
@@ -101,15 +135,21 @@ __device__ inline A* shared_array() {
 
 struct Sums;
 
+// What follows, for threads of one warp.
+template <int W, class A>
+__device__ inline void sum_in_warp(A* v, int stride, int count) {
+  for (int distance = stride; distance < min(stride * count, 32); distance *= 2)
+#pragma unroll
+    for (int w = 0; w < W; ++w) v[w] += __shfl_xor_sync(~0u, v[w], distance);
+}
+
 // Replaces each v[w] by its sum over the `count` threads of the block whose indices differ by multiples of `stride`,
 // from 0 to count - 1 times. Both are powers of two. Every thread of the block must call it; each gets the same sum,
 // added in an order that depends on nothing but `stride` and `count`.
 template <int W, class A>
 __device__ inline void sum_over_threads(A (&v)[W], int stride, int count) {
   const int end = stride * count;
-  for (int distance = stride; distance < min(end, 32); distance *= 2)
-#pragma unroll
-    for (int w = 0; w < W; ++w) v[w] += __shfl_xor_sync(~0u, v[w], distance);
+  sum_in_warp<W>(v, stride, count);
   if (end <= 32) return;
   constexpr int kAtOnce = 32 / sizeof(A);
   A* shared = shared_array<Sums, A, kAtOnce * kThreads>();

@@ -73,7 +73,7 @@ def test_torchs_convolutions_have_bytes_and_operations_alone():
 def test_passes_by_sign_bits_have_instructions_too():
     """A tensor of 33 MB and its bits, read and written: memory binds them on an H200."""
     found = floor(Call("bias_act_with_sign_bits_", 33 << 20, 1, 0.0, None), H200)
-    assert found.bound == "hbm" and found.issue == pytest.approx((1 << 20) * 78 / 32 / H200.issue_per_second)
+    assert found.bound == "hbm" and found.issue == pytest.approx((1 << 20) * 49 / 32 / H200.issue_per_second)
 
 
 def test_auto_takes_halo_tiles_for_the_last_blocks():

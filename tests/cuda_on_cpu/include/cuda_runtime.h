@@ -30,12 +30,15 @@ inline double rsqrt(double x) { return 1 / std::sqrt(x); }
 inline void __syncthreads() { cuda_on_cpu::wait_for_block(); }
 
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int distance) {
+T __shfl_sync(unsigned, T value, int lane) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
   const char* warp = cuda_on_cpu::gather(&value, sizeof value);
-  const unsigned lane = cuda_on_cpu::thread_number() % cuda_on_cpu::kWarp ^ distance;
-  memcpy(&value, warp + lane * cuda_on_cpu::kGathered, sizeof value);
+  memcpy(&value, warp + lane % cuda_on_cpu::kWarp * cuda_on_cpu::kGathered, sizeof value);
   return value;
+}
+template <class T>
+T __shfl_xor_sync(unsigned all, T value, int distance) {
+  return __shfl_sync(all, value, cuda_on_cpu::thread_number() % cuda_on_cpu::kWarp ^ distance);
 }
 
 using cudaStream_t = void*;
