@@ -5,9 +5,9 @@
 #include "filtered_lrelu_kernels.h"
 #include "kernels.h"
 #include "layout_kernels.h"
-#include "resample_kernels.h"
 #include "stddev_kernels.h"
 #include "upfirdn2d_kernels.h"
+#include "upsample_pixels.h"
 
 namespace pggan_fast {
 

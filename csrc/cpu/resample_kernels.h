@@ -260,7 +260,12 @@ void run_rows(const Resample& a, int64_t row, int64_t rows) {
         each_step(2 * W, [&](const Place& p) { op.at_channels(p); });
         continue;
       }
-    each_step(W, [&](const Place& p) { op.template at<Pairs::pixels>(p); });
+    if (g.c >= 2 * W)
+      each_step(2 * W, [&](const Place& p) {
+        op.template at<Pairs::pixels>(p);
+        op.template at<Pairs::pixels>({p.low + W, {p.top[0] + W, p.top[1] + W}, {p.bottom[0] + W, p.bottom[1] + W}});
+      });
+    else each_step(W, [&](const Place& p) { op.template at<Pairs::pixels>(p); });
   }
 }
 
@@ -363,14 +368,6 @@ void clear_extra(const Resample& a, int64_t begin, int64_t end) {
     for (int64_t k = 0; k < 2 * g.extra_w; ++k) std::memset(y + k * high_row + 2 * g.w * g.c, 0, g.c * sizeof(T));
     if (g.extra_h && row % g.h == g.h - 1) std::memset(y + 2 * high_row, 0, high_row * sizeof(T));
   }
-}
-
-inline void upsample(const Resample& a, int64_t begin, int64_t end) {
-  with_type(a.dtype, [&](auto type) {
-    using T = decltype(type);
-    run_units<Upsample<T>, T>(a, begin, end);
-    if (a.grid.extra_h || a.grid.extra_w) clear_extra<T>(a, begin, end);
-  });
 }
 
 inline void downsample(const Resample& a, int64_t begin, int64_t end) {
