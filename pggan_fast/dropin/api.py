@@ -57,7 +57,7 @@ def accelerate(
         vars(model)[_LEFT] = reason
         return model
     expected = None if example_inputs is None else trial.outputs(model, example_inputs)
-    options = Options(bias_act, conv, resample, minibatch_stddev)
+    options = Options(bias_act, conv, resample, minibatch_stddev, alone=resample)
     for module in model.modules():  # a part may be called by itself, or after a graph break
         of_torch = type(module).forward.__module__.startswith("torch.") and not isinstance(module, nn.Sequential)
         if module is model or not _unsuitable(module) and not of_torch:

@@ -15,6 +15,6 @@ def pggan_fast(graph_module: fx.GraphModule, example_inputs: Sequence[Any], **op
     """
     from torch._inductor.compile_fx import compile_fx  # takes seconds to import
 
-    Rewriter(graph_module.graph, Options(inductor=True)).run()
+    Rewriter(graph_module.graph, Options(alone=False)).run()
     graph_module.recompile()
     return compile_fx(graph_module, list(example_inputs), config_patches=options.get("options"))

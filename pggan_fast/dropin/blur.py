@@ -29,9 +29,9 @@ def find(node: fx.Node, op: Op) -> Match | str | None:
         return None
     if example(weight).requires_grad:
         return None
-    if op.bias is not None or not all(type(n) is int and n > 0 for n in (*shape, *taps)):
-        return "a blur with a bias, or of sizes that vary"
     stride, sides = pair(op.stride), op.sides(taps)
+    if op.bias is not None or not all(type(n) is int and n > 0 for n in (*shape, *taps, *stride)):
+        return "a blur with a bias, or of sizes that vary"
     same = dtype_of(x) == dtype_of(weight) == dtype_of(node) in _DTYPES
     if pair(op.dilation) != (1, 1) or sides is None or not same:
         return "a blur of another dtype, or whose filter has gaps"

@@ -40,10 +40,10 @@ class Op(types.SimpleNamespace):
 
     def sides(self, taps: tuple) -> list[tuple[int, int]] | None:
         """[(pixels above, below), (left, right)] that a convolution with such a kernel adds, if they are constants."""
-        if self.padding == "same":
-            return [((k - 1) // 2, k // 2) for k in taps]
-        sides = (0, 0) if self.padding == "valid" else pair(self.padding)
-        return [(p, p) for p in sides] if all(type(n) is int for n in (*sides, *taps)) else None
+        sides = (0, 0) if isinstance(self.padding, str) else pair(self.padding)
+        if not all(type(n) is int for n in (*sides, *taps)):
+            return None
+        return [((k - 1) // 2, k // 2) for k in taps] if self.padding == "same" else [(p, p) for p in sides]
 
 
 def pair(value: Any) -> tuple:
@@ -103,11 +103,12 @@ def meaning(node: Any) -> Op | None:
     name, signature = _SPELLINGS[node.target]
     try:
         bound = signature.bind(*node.args, **node.kwargs)
-    except TypeError:  # arguments that change what it computes
+        bound.apply_defaults()
+        (_, x), *rest = bound.arguments.items()
+        op = Op(name=name, x=x, **dict(rest))
+        sure = name not in _SURE or _SURE[name](op)
+    except TypeError:  # arguments of other names or kinds
         return None
-    bound.apply_defaults()
-    x, *rest = bound.arguments.items()
-    op = Op(name=name, x=x[1], **dict(rest))
     if name in ("add", "mul") and is_number(op.x):  # a constant comes second
         op.x, op.other = op.other, op.x
-    return op if name not in _SURE or _SURE[name](op) else None
+    return op if sure else None

@@ -55,13 +55,8 @@ class Options:
     conv: bool = True
     resample: bool = True
     minibatch_stddev: bool = True
-    inductor: bool = False
-    """Whether Inductor compiles the rest: it fuses rescaling without a convolution with its neighbours."""
-
-    @property
-    def alone(self) -> bool:
-        """Whether blurs and rescaling without a convolution are replaced."""
-        return self.resample and not self.inductor
+    alone: bool = True
+    """Also blurs and rescaling without a convolution, which Inductor would fuse with its neighbours."""
 
 
 class Rewriter:
