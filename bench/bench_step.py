@@ -23,13 +23,16 @@ OTHER_SECONDS = 2.0
 
 
 @pytest.mark.parametrize("resolution", SIZES)
-def test_step(resolution: int, device: str, timed, record) -> None:
+def test_step(resolution: int, device: str, timed, record, request) -> None:
     batch, channels = SIZES[resolution] if device == "cpu" else (PAPER_SIZES[resolution], 512)
-    record(timed(step_case(resolution, batch, channels, device), seconds=SECONDS.get(resolution, OTHER_SECONDS)))
+    # torch.compile takes a minute for each resolution.
+    compiled = resolution in SECONDS or request.config.getoption("compile_all")
+    case = step_case(resolution, batch, channels, device, compiled=compiled)
+    record(timed(case, seconds=SECONDS.get(resolution, OTHER_SECONDS)))
 
 
-def step_case(resolution: int, batch: int, channels: int, device: str = "cpu") -> Case:
-    """Five variants from the same weights, on the same images, with the same latents."""
+def step_case(resolution: int, batch: int, channels: int, device: str = "cpu", *, compiled: bool = False) -> Case:
+    """Five variants from the same weights, on the same images, with the same latents, or six: `eager.TrainStep`."""
     variants = {
         "eager_nchw_fp32": eager_step(resolution, channels, "nchw", None, device),
         "eager_channels_last_fp32": eager_step(resolution, channels, "channels_last", None, device),
@@ -37,6 +40,8 @@ def step_case(resolution: int, batch: int, channels: int, device: str = "cpu") -
         "eager_channels_last_bf16": eager_step(resolution, channels, "channels_last", torch.bfloat16, device),
         "ours_bf16": TrainStep(*networks(resolution, device, fmap_max=channels), precision="bf16"),
     }
+    if compiled:
+        variants["eager_compiled_fp32"] = eager_step(resolution, channels, "channels_last", None, device, compiled=True)
     generator = torch.Generator().manual_seed(0)
     images = (torch.rand(batch, 3, resolution, resolution, generator=generator) * 2 - 1).to(device)
     reals = {
@@ -76,10 +81,16 @@ bf16 may err twice as much as the baseline does in bf16."""
 
 
 def eager_step(
-    resolution: int, channels: int, layout: str, autocast: torch.dtype | None, device: str
+    resolution: int,
+    channels: int,
+    layout: str,
+    autocast: torch.dtype | None,
+    device: str,
+    *,
+    compiled: bool = False,
 ) -> eager.TrainStep:
     ours = networks(resolution, device, fmap_max=channels)
-    return eager.TrainStep(*baseline(*ours, LAYOUTS[layout], fmap_max=channels), autocast)
+    return eager.TrainStep(*baseline(*ours, LAYOUTS[layout], fmap_max=channels), autocast, compiled=compiled)
 
 
 def first_steps(step: TrainStep | eager.TrainStep, real: Tensor) -> dict[str, Tensor]:

@@ -192,11 +192,13 @@ class TrainStep:
     """One iteration of WGAN-GP with drift: a step of D, the moving average of G, a step of G.
 
     As in the published ports, D's parameters keep requiring gradients during G's step. `autocast` is
-    None for fp32, or torch.bfloat16.
+    None for fp32, or torch.bfloat16. `compiled` runs both networks by torch.compile except where D's gradient is
+    differentiated again, which it refuses.
     """
 
-    def __init__(self, G: Generator, D: Discriminator, autocast: torch.dtype | None = None):
-        self.G, self.D, self.G_ema = G, D, copy.deepcopy(G).requires_grad_(False)
+    def __init__(self, G: Generator, D: Discriminator, autocast: torch.dtype | None = None, *, compiled: bool = False):
+        self.penalized_D, self.G_ema = D, copy.deepcopy(G).requires_grad_(False)
+        self.G, self.D = (torch.compile(network) if compiled else network for network in (G, D))
         self.optimizer_G = torch.optim.Adam(G.parameters(), lr=1e-3, betas=(0.0, 0.99), eps=1e-8)
         self.optimizer_D = torch.optim.Adam(D.parameters(), lr=1e-3, betas=(0.0, 0.99), eps=1e-8)
         self.autocast = autocast
@@ -210,7 +212,7 @@ class TrainStep:
         mix = torch.rand(len(real), 1, 1, 1, device=self.device)
         mixed = torch.lerp(real, fake, mix).requires_grad_(True)
         with self.cast():
-            scores = self.D(mixed, alpha)
+            scores = self.penalized_D(mixed, alpha)
         (gradient,) = torch.autograd.grad(scores.sum(), mixed, create_graph=True)
         return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
