@@ -15,7 +15,15 @@ from pggan_fast.kernels.flat_rows import (
     takes_rows,
 )
 from pggan_fast.kernels.resample import empty_like_layout, grid_of, high_rows, load_quads, low_tile, store_quads
-from pggan_fast.kernels.tensors import arrange, check_floating, is_channels_last, launch, scalar_args
+from pggan_fast.kernels.tensors import (
+    Output,
+    arrange,
+    cdiv,
+    check_floating,
+    is_channels_last,
+    launch,
+    scalar_args,
+)
 
 
 @triton.jit
@@ -120,6 +128,20 @@ def fade_reals_kernel(
     _store(out_ptr, R, K, h, w, extra_h, extra_w, a, b, c, d, CHANNELS_LAST, BLOCK_R, BLOCK_K)
 
 
+@triton.jit
+def blend_backward_kernel(dy_ptr, d_old_ptr, d_new_ptr, alpha_ptr, constant, size, BLOCK: tl.constexpr):
+    """Write d_old = (1 - alpha) * dy, d_new = alpha * dy; a tensor alpha is rounded to dy's dtype, as forward was."""
+    T: tl.constexpr = dy_ptr.dtype.element_ty
+    ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
+    weight = fade_weight(alpha_ptr, constant, ACC)
+    if alpha_ptr is not None:
+        weight = weight.to(T).to(ACC)
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    dy = tl.load(dy_ptr + offs, mask=offs < size, other=0).to(ACC)
+    tl.store(d_old_ptr + offs, ((1 - weight) * dy).to(T), mask=offs < size)
+    tl.store(d_new_ptr + offs, (weight * dy).to(T), mask=offs < size)
+
+
 def _check(op: str, condition: bool, *tensors: Tensor) -> None:
     if not condition:
         raise ValueError(f"{op}: tensors of shapes {', '.join(str(list(t.shape)) for t in tensors)} do not match")
@@ -161,6 +183,17 @@ def fade_in_backward(dy: Tensor, alpha: Tensor | None, constant: float) -> tuple
         tensors = (arrange(dy, is_channels_last(dy)), d_low, d_high)
         _launch(fade_in_backward_kernel, fade_in_backward_rows_kernel, tensors, dy, alpha, constant, dy.dtype)
     return d_low, d_high
+
+
+def blend_backward(dy: Tensor, alpha: Tensor | None, constant: float) -> tuple[Tensor, Tensor]:
+    """Return ((1 - alpha) * dy, alpha * dy), laid out as dy is."""
+    check_floating("blend_backward", dy)
+    d_old, d_new = Output(torch.empty_like(dy)), Output(torch.empty_like(dy))
+    if dy.numel():
+        dense, block = arrange(dy, d_old.channels_last), 4096
+        args = (dense, d_old.buffer, d_new.buffer, alpha, *scalar_args(dy.dtype, constant), dy.numel())
+        launch(blend_backward_kernel, (cdiv(dy.numel(), block),), *args, BLOCK=block, num_warps=4)
+    return d_old.finish(), d_new.finish()
 
 
 def fade_reals(images: Tensor, alpha: Tensor | None, constant: float, dtype: torch.dtype) -> Tensor:

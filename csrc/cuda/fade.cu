@@ -58,6 +58,24 @@ std::tuple<Tensor, Tensor> fade_in_backward(Tensor dy, std::optional<Tensor> alp
   return {d_low, d_high};
 }
 
+std::tuple<Tensor, Tensor> blend_backward(Tensor dy, std::optional<Tensor> alpha, double number) {
+  const OnDeviceOf guard(dy);
+  Output d_old(fresh_like(dy), working_layout(dy)), d_new(fresh_like(dy), working_layout(dy));
+  const Tensor dense = with_layout(dy, working_layout(dy));
+  const int64_t size = dy.numel();
+  const bool aligned = is_aligned(dense.const_data_ptr()) && is_aligned(d_old.buffer.const_data_ptr()) &&
+                       is_aligned(d_new.buffer.const_data_ptr());
+  with_type(dtype_of(dy), [&](auto type) {
+    using T = decltype(type);
+    with_vector<T>(aligned && size % (16 / sizeof(T)) == 0, [&](auto vector) {
+      launch("blend_backward", blend_backward_kernel<T, vector>, divide_up(size / vector, kThreads), pointer<T>(dense),
+             output<T>(d_old.buffer), output<T>(d_new.buffer), alpha_of<Acc<T>>("blend_backward", alpha, number, dy),
+             size / vector);
+    });
+  });
+  return {d_old.finish(), d_new.finish()};
+}
+
 Tensor fade_reals(Tensor images, std::optional<Tensor> alpha, double number, ScalarType dtype) {
   const OnDeviceOf guard(images);
   check_image("fade_reals", images);
@@ -90,6 +108,7 @@ Tensor fade_reals(Tensor images, std::optional<Tensor> alpha, double number, Sca
 PGGAN_FAST_CUDA_LIBRARY {
   library.impl("fade_in", TORCH_BOX(&fade_in));
   library.impl("fade_in_backward", TORCH_BOX(&fade_in_backward));
+  library.impl("blend_backward", TORCH_BOX(&blend_backward));
   library.impl("fade_reals", TORCH_BOX(&fade_reals));
 }
 

@@ -54,6 +54,25 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   });
 }
 
+// Of paths of one size; alpha is rounded to T, as torch.lerp takes it forward.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    blend_backward_kernel(const T* dy, T* d_old, T* d_new, Alpha<Acc<T>> weight, int64_t vectors) {
+  using A = Acc<T>;
+  const int64_t vector = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (vector >= vectors) return;
+  const A alpha = weight.tensor ? A(static_cast<T>(weight.value())) : weight.number;
+  A values[V], rest[V];
+  load_packed<T, V>(dy + vector * V).unpack(values);
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    rest[i] = (1 - alpha) * values[i];
+    values[i] *= alpha;
+  }
+  store_rounded(d_old + vector * V, rest);
+  store_rounded(d_new + vector * V, values);
+}
+
 // H is T, or bytes, which become -1..1.
 template <class T, class H, int V, bool channels_last>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)

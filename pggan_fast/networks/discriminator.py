@@ -21,6 +21,7 @@ from pggan_fast.networks.inputs import blends, one_hot
 from pggan_fast.networks.options import DiscriminatorOptions, takes
 from pggan_fast.networks.recompute import recomputed
 from pggan_fast.networks.resolutions import check_resolution, image_size, resolutions_up_to
+from pggan_fast.ops.blend import blend_paths
 
 
 @takes(DiscriminatorOptions)
@@ -113,8 +114,7 @@ class Discriminator(BaseDiscriminator):
             x = self._block(x, r)
             if r == resolution and blends(alpha):
                 old = self.from_rgb[str(r // 2)](ops.downsample2x(images))
-                # One launch; torch.lerp wants the weight in the dtype that a product would round it to.
-                x = torch.lerp(old, x, alpha.to(x.dtype) if isinstance(alpha, Tensor) else alpha)
+                x = blend_paths(old, x, alpha)
         return x
 
     def _block(self, x: Tensor, r: int) -> Tensor:

@@ -76,6 +76,7 @@ def test_resampling_moves_nothing_twice(shape, dtype, memory_format):
     assert moved(lambda: ops.downsample2x(high)) == small + large
     assert moved(lambda: ops.fade_in(low, high, alpha)) == small + 2 * large
     assert moved(lambda: ops.fade_in_backward(high, alpha)) == small + 2 * large
+    assert moved(lambda: ops.blend_backward(high, alpha)) == 3 * large
     assert moved(lambda: ops.fade_reals(high, alpha, 0.0, dtype)) == 2 * large
     images = torch.zeros(shape, dtype=torch.uint8).contiguous(memory_format=memory_format)
     assert moved(lambda: ops.fade_reals(images, alpha, 0.0, dtype)) == images.numel() + large

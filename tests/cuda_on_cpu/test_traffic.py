@@ -50,6 +50,7 @@ def test_every_op(layout):
     call("downsample2x", x)
     call("fade_in", low, x, torch.tensor(alpha))
     call("fade_in_backward", x, torch.tensor(alpha))
+    call("blend_backward", x, torch.tensor(alpha))
     call("fade_reals", x, torch.tensor(alpha), 0.0, torch.float32)
     # A tile for each plane of 64 channels: nothing on its border is read twice.
     call("upfirdn2d", low, torch.randn(4, 4), 1, 1, 1, 1, 2, 1, 2, 1)

@@ -52,6 +52,7 @@ def resamplings(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset:
     for alpha in (torch.tensor(0.3), None):
         ops.fade_in(low, high, alpha, 0.3)
         ops.fade_in_backward(high, alpha, 0.3)
+        ops.blend_backward(high, alpha, 0.3)
         ops.fade_reals(high, alpha, 0.3, dtype)
         ops.fade_reals(high.to(torch.uint8), alpha, 0.3, dtype)
 

@@ -110,6 +110,7 @@ CASES = [
     Case("downsample2x", resample, SHAPES[1], lambda t, s: resample.downsample(t(*s), 0.25)),
     Case("fade_in", fade, SHAPES[1], lambda t, s: fade.fade_in(t(*_halved(s)), t(*s), None, 0.5)),
     Case("fade_in backward", fade, SHAPES[1], lambda t, s: fade.fade_in_backward(t(*s), None, 0.5)),
+    Case("blend backward", fade, SHAPES[1], lambda t, s: fade.blend_backward(t(*s), None, 0.5)),
     Case("fade_reals", fade, SHAPES[1], lambda t, s: fade.fade_reals(t(*s), None, 0.5, t.dtype)),
     Case(
         "fade_reals, bytes",

@@ -144,6 +144,11 @@ def test_resampling(seen, channels):
     assert {name.endswith("_rows_kernel") for name in seen.expected} == {channels == 3}
 
 
+def test_blend_backward(seen):
+    fade.blend_backward(random(2, 3, 32, 33), torch.tensor(0.3), 0.0)
+    check(seen)
+
+
 @pytest.mark.parametrize(("up", "down", "taps"), [(1, 1, 4), (2, 1, 4), (1, 2, 4), (2, 1, 12)])
 def test_filtering_counts_each_tensor_once(seen, up, down, taps):
     """Taps read an input again from cache."""

@@ -197,6 +197,8 @@ CALLS = [
     Call("fade_in", "number", lambda t: (t(2, 3, 3, 4), t(2, 3, 6, 8), None, 0.3)),
     Call("fade_in_backward", "tensor", lambda t: (t(2, 3, 6, 8), t.alpha())),
     Call("fade_in_backward", "number", lambda t: (t(2, 3, 6, 8), None, 0.3)),
+    Call("blend_backward", "tensor", lambda t: (t(2, 3, 6, 8), t.alpha())),
+    Call("blend_backward", "number", lambda t: (t(2, 3, 6, 8), None, 0.3)),
     Call("fade_reals", "tensor", lambda t: (t(2, 3, 4, 6), t.alpha(), 0.0, t.dtype)),
     Call("fade_reals", "number", lambda t: (t(2, 3, 4, 6), None, 0.3, t.dtype)),
     Call("fade_reals", "uint8", lambda t: (torch.arange(144, dtype=torch.uint8).view(2, 3, 4, 6), None, 0.3, t.dtype)),
