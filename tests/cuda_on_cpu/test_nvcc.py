@@ -108,5 +108,24 @@ def test_instructions_for_an_output_of_four_taps(dtype, vector, instance, most):
     assert 10 * vector < longest <= most * vector
 
 
+# channels_last of few channels, and with pixel norm; the loop has the code of relu and of the last tile, too.
+@pytest.mark.parametrize(
+    ("source", "kernel", "most"),
+    [
+        ("bias_act_signs", "bias_act_signs_forward<bf16, 8>", 430),
+        ("bias_act_signs", "bias_act_signs_backward<bf16, 8>", 420),
+        ("bias_act", "bias_act_forward<bf16, 8, True, False, True>", 420),
+        ("bias_act", "bias_act_forward<bf16, 8, True, True, True>", 620),
+        ("bias_act", "bias_act_backward<bf16, 8, True, False, True>", 590),
+        ("bias_act", "bias_act_backward<bf16, 8, True, True, True>", 880),
+        ("bias_act", "bias_act_forward<bf16, 8, False, False, False>", 580),
+        ("bias_act", "bias_act_backward<bf16, 8, False, False, False>", 670),
+    ],
+)
+def test_instructions_of_bias_act_for_four_vectors(source, kernel, most):
+    longest, *_ = nvcc.loops(source, "90")[kernel]
+    assert 200 < longest <= most
+
+
 def test_the_table_is_what_nvcc_makes():
     assert table.PAGE.read_text() == table.page(), "python -m tests.cuda_on_cpu.table writes it anew"
