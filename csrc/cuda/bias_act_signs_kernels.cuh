@@ -28,10 +28,10 @@ __global__ void __launch_bounds__(kThreads, 4)
       T* at = x + (tile + threadIdx.x) * V;
       const SignBits<V, uint8_t, decltype(half)> signs(bits, tile, rows);
       Packed<T, V> held[kVectorsAtOnce] = {};
-      for_rows(rows, tile, [&](int k, bool exists) {
+      for_full_rows(rows, tile, [&](int k, bool exists) {
         if (exists) held[k] = load_packed<T, V>(at + k * kThreads * V);
       });
-      for_rows(rows, tile, [&](int k, bool exists) {
+      for_full_rows(rows, tile, [&](int k, bool exists) {
         float values[V];
         held[k].unpack(values);
 #pragma unroll
@@ -62,12 +62,12 @@ __global__ void __launch_bounds__(kThreads, 4)
       const SignBits<V, const uint8_t, decltype(half)> signs(bits, tile, rows);
       Packed<T, V> held[kVectorsAtOnce] = {};
       unsigned byte[kVectorsAtOnce] = {};
-      for_rows(rows, tile, [&](int k, bool exists) {
+      for_full_rows(rows, tile, [&](int k, bool exists) {
         if (!exists) return;
         held[k] = load_packed<T, V>(dy + mine + k * kThreads * V);
         byte[k] = signs.read(k);
       });
-      for_rows(rows, tile, [&](int k, bool exists) {
+      for_full_rows(rows, tile, [&](int k, bool exists) {
         float values[V];
         held[k].unpack(values);
 #pragma unroll

@@ -18,18 +18,21 @@ struct Rows {
 // Vectors that a thread has on the way at a time, 64 bytes, and those of a block: its tile.
 constexpr int kVectorsAtOnce = 4, kTileVectors = kThreads * kVectorsAtOnce;
 
-// f(k, whether it is there) for this thread's vectors of a block's tile that begins at `first`: kThreads apart. Full
-// tiles, all but the last, ask nothing of each vector.
+// f(k, whether it is there) for this thread's vectors of a block's tile that begins at `first`: kThreads apart.
 template <class F>
 __device__ inline void for_rows(const Rows& rows, int64_t first, const F& f) {
-  if (first + kTileVectors <= rows.vectors) {
-#pragma unroll
-    for (int k = 0; k < kVectorsAtOnce; ++k) f(k, true);
-    return;
-  }
-  const int left = int(rows.vectors - first) - int(threadIdx.x);
+  const int left = int(min(rows.vectors - first, int64_t(kTileVectors))) - int(threadIdx.x);
 #pragma unroll
   for (int k = 0; k < kVectorsAtOnce; ++k) f(k, k * kThreads < left);
+}
+
+// The same with code of its own for full tiles, all but the last, in which nothing is asked of each vector: for kernels
+// with registers to spare.
+template <class F>
+__device__ inline void for_full_rows(const Rows& rows, int64_t first, const F& f) {
+  if (first + kTileVectors > rows.vectors) return for_rows(rows, first, f);
+#pragma unroll
+  for (int k = 0; k < kVectorsAtOnce; ++k) f(k, true);
 }
 
 // How a block goes from tile to tile.

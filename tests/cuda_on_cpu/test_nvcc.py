@@ -112,7 +112,7 @@ def test_instructions_for_an_output_of_four_taps(dtype, vector, instance, most):
 @pytest.mark.parametrize(
     ("source", "kernel", "most"),
     [
-        ("bias_act_signs", "bias_act_signs_forward<bf16, 8>", 430),
+        ("bias_act_signs", "bias_act_signs_forward<bf16, 8>", 440),
         ("bias_act_signs", "bias_act_signs_backward<bf16, 8>", 420),
         ("bias_act", "bias_act_forward<bf16, 8, True, False, True>", 420),
         ("bias_act", "bias_act_forward<bf16, 8, True, True, True>", 620),
