@@ -142,3 +142,18 @@ def test_planes_of_any_size(implementation, shape):
         gradients(implementation.function("bias_act")), gradients(reference.bias_act), strict=True
     ):
         torch.testing.assert_close(actual, expected, **EXACT)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_scale_of_zero(implementation, layout):
+    """Nothing of x comes through, and the bias gets its gradient."""
+    shapes = ((2, 24, 5, 4), (16, 96, 1, 1))  # pixels, and vectors of one pixel
+    for shape in shapes:
+        x, dy = (laid_out(torch.randn(shape), layout) for _ in range(2))
+        bias = torch.linspace(-1, 1, shape[1])
+        leaves = x.requires_grad_(), bias.requires_grad_()
+        y = implementation.function("bias_act")(x, bias, scale=0.0, act="lrelu", gain=2.0)
+        dx, db = torch.autograd.grad(y, leaves, dy)
+        assert not dx.any()
+        slope = torch.where(bias > 0, 2.0, 0.4)
+        torch.testing.assert_close(db, slope * dy.sum((0, 2, 3)))
