@@ -18,13 +18,16 @@ from experiments.timed_run import lines_of, run_for
 from pggan_fast.training import TrainConfig
 
 FULL_SIZE: dict[str, Any] = {"progressive": False}
-PAIRED: dict[str, Any] = {"objective": "relativistic", "r1_weight": 1.0, "r2_weight": 1.0}
-LAZY: dict[str, Any] = {"penalty_every": 4}
+# A relativistic run with weights of 1 had a KID of 0.19 at 32 px after 300 seconds, one with 0.1 had 0.12.
+SINGLE: dict[str, Any] = {"objective": "non-saturating", "r1_weight": 0.1, "ema_half_life_kimg": 4.0}
+PAIRED: dict[str, Any] = {**SINGLE, "objective": "relativistic", "r2_weight": 0.1}
+LAZY: dict[str, Any] = {"penalty_every": 8}
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
-    "non-saturating": {"objective": "non-saturating", "r1_weight": 1.0, **FULL_SIZE},
-    "non-saturating, grown": {"objective": "non-saturating", "r1_weight": 1.0},
-    "non-saturating, lazy": {"objective": "non-saturating", "r1_weight": 1.0, **FULL_SIZE, **LAZY},
+    "non-saturating": {**SINGLE, **FULL_SIZE},
+    "non-saturating, grown": SINGLE,
+    "non-saturating, lazy": {**SINGLE, **FULL_SIZE, **LAZY},
+    "non-saturating, lazy, ADA": {**SINGLE, **FULL_SIZE, **LAZY, "augment": "ada"},
     "relativistic": {**PAIRED, **FULL_SIZE},
     "relativistic, grown": PAIRED,
     "relativistic, lazy": {**PAIRED, **FULL_SIZE, **LAZY},
