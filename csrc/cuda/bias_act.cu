@@ -23,11 +23,9 @@ int64_t tiles_at_a_time(const char* name, void (*kernel)(Parameters...), const T
 
 template <class A>
 Coefficients<A> coefficients(const Epilogue& e) {
-  return {A(e.scale), A(e.gain), A(e.slope), A(e.eps), e.slope == 0};
+  const bool is_relu = e.slope == 0;
+  return {A(e.scale), A(e.gain), A(is_relu ? 1 : e.slope), A(e.eps), is_relu};
 }
-
-// As the kernels take it: the dense [N, C] of one pixel is channels_last.
-bool is_channels_last(const Shape& s) { return s.layout == Layout::channels_last || s.p == 1; }
 
 // f(T, V, channels_last, norm), each a value whose type says it, for tensors that begin at these places.
 template <class F>
@@ -35,7 +33,7 @@ void with_kernel(Dtype dtype, const Shape& s, bool norm, std::initializer_list<c
   const bool aligned = std::all_of(places.begin(), places.end(), is_aligned);
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    with_bool(is_channels_last(s), [&](auto channels_last) {
+    with_bool(s.layout == Layout::channels_last, [&](auto channels_last) {
       with_vector<T>(aligned && (channels_last ? s.c : s.p) % (16 / sizeof(T)) == 0, [&](auto vector) {
         with_bool(norm, [&](auto has_norm) { f(type, vector, channels_last, has_norm); });
       });

@@ -8,7 +8,8 @@
 namespace pggan_fast {
 
 // gain * act'(sign) * v, for v that is a multiple of gain already: as it is where the sign is above zero, times slope
-// elsewhere. relu's slope is 0, with which a product would make NaN of infinity: there v becomes 0 before.
+// elsewhere, where it is NaN too. relu sets v to 0 instead where the sign is not above zero, as a product with 0 would
+// make NaN of infinity, and its slope is 1.
 template <class A>
 struct Coefficients {
   A scale, gain, slope, eps;
@@ -22,7 +23,7 @@ struct Coefficients {
     }
 #pragma unroll
     for (int i = 0; i < V; ++i)
-      if (sign[i] <= 0) v[i] *= slope;
+      if (!(sign[i] > 0)) v[i] *= slope;
   }
 };
 
