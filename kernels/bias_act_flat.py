@@ -18,7 +18,8 @@ from pggan_fast.kernels.tensors import cdiv, scalar
 MOST_CHANNELS = 7
 """With more, a pixel's own channels make vectors."""
 
-BLOCK = 1024
+BLOCK_BYTES = 2048
+"""16 for each of a program's threads: with twice as much fp32 spills on capability 10.0."""
 PROGRAMS_PER_MULTIPROCESSOR = 16
 
 
@@ -150,7 +151,8 @@ def takes_flat(t: Tensor, channels_last: bool, pixel_norm: bool) -> bool:
 def flat_grid(t: Tensor, most: int | None = None) -> FlatGrid:
     """Return programs for the values of t: a wave of them, or at most `most`."""
     c, size = int(t.shape[1]), t.numel()
-    tiles = cdiv(size, BLOCK)
+    block = BLOCK_BYTES // t.element_size()
+    tiles = cdiv(size, block)
     most = min(most or tiles, limits().multiprocessors * PROGRAMS_PER_MULTIPROCESSOR)
     programs = tiles if tiles <= most else max(most // c, 1) * c
-    return FlatGrid(programs, (size, tiles), dict(C=c, BLOCK=BLOCK, num_warps=4))
+    return FlatGrid(programs, (size, tiles), dict(C=c, BLOCK=block, num_warps=4))

@@ -62,7 +62,7 @@ def test_as_tiles(shape, dtype, act, multiprocessors):
 def test_programs_take_places_of_one_channel(multiprocessors):
     x = torch.empty(4, 3, 128, 128)
     grid = bias_act_flat.flat_grid(x)
-    assert grid.programs == (3 if multiprocessors == 1 else 192) and grid.sizes == (x.numel(), 192)
+    assert grid.programs == (3 if multiprocessors == 1 else 384) and grid.sizes == (x.numel(), 384)
 
 
 def test_pixel_norm_and_many_channels_keep_tiles():
