@@ -36,7 +36,7 @@ def epilogues(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: i
     for pixel_norm in (False, True):
         options = (*EPILOGUE, pixel_norm)
         y, r = ops.bias_act(x, bias, *options)
-        ops.bias_act_(x.clone(memory_format=torch.preserve_format), bias, *options)
+        ops.bias_act_(x.clone(memory_format=torch.preserve_format), bias, 0.7, "relu", 0.0, 1.3, pixel_norm)
         r = r if pixel_norm else None
         for needs_bias_grad in (False, True):
             ops.bias_act_backward(x, r, y, r, *options, needs_bias_grad)
