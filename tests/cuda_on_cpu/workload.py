@@ -17,6 +17,7 @@ from tests.ops.samples import DTYPES
 LAYOUTS = ("contiguous", "channels_last")
 FITS = (4, 64, 4, 16)  # vectors of 16 bytes fit in every dtype and layout, at half the resolution, too
 ODD = (6, 5, 6, 10)
+FEW = (2, 32, 3, 4)  # 16 vectors to a pixel in fp64: several pixels to a thread, with pixel norm too
 # With one channel more than a block holds in registers, pixel norm reads its inputs twice.
 WIDE = (1, 4104, 2, 4)
 SMALL, HALVES = (4, 20), (torch.bfloat16, torch.float16)
@@ -155,6 +156,7 @@ def run(dtypes: tuple[torch.dtype, ...], offsets: tuple[int, ...]) -> None:
         ):
             family(shape, dtype, layout, offset)
         epilogues(WIDE, dtype, layout, 0)
+        epilogues(FEW, dtype, layout, 0)
     for dtype, to in product(dtypes, repeat=2):
         foldings(dtype, to)
     for dtype in dtypes:
