@@ -30,11 +30,11 @@ def activate(v, positive, positive_slope, negative_slope):
 
 @triton.jit
 def activated(v, sign, slope, RELU: tl.constexpr):
-    """v, times `slope` where its sign is not above zero; of relu 0, where a product would make NaN of infinity."""
+    """v, times `slope` where its sign is not above zero; relu: 0 instead, as a product would make NaN of infinity."""
     if RELU:
         return tl.where(sign <= 0, 0.0, v)
     else:
-        return tl.where(sign <= 0, v * slope, v)
+        return tl.where(sign > 0, v, v * slope)
 
 
 @triton.jit
