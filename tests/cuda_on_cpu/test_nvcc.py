@@ -116,10 +116,10 @@ def test_instructions_for_an_output_of_four_taps(dtype, vector, instance, most):
         ("bias_act_signs", "bias_act_signs_backward<bf16, 8>", 420),
         ("bias_act", "bias_act_forward<bf16, 8, True, False, True>", 420),
         ("bias_act", "bias_act_forward<bf16, 8, True, True, True>", 620),
-        ("bias_act", "bias_act_backward<bf16, 8, True, False, True>", 590),
-        ("bias_act", "bias_act_backward<bf16, 8, True, True, True>", 880),
+        ("bias_act", "bias_act_backward<bf16, 8, True, False, True>", 640),
+        ("bias_act", "bias_act_backward<bf16, 8, True, True, True>", 930),
         ("bias_act", "bias_act_forward<bf16, 8, False, False, False>", 580),
-        ("bias_act", "bias_act_backward<bf16, 8, False, False, False>", 670),
+        ("bias_act", "bias_act_backward<bf16, 8, False, False, False>", 730),
     ],
 )
 def test_instructions_of_bias_act_for_four_vectors(source, kernel, most):
