@@ -25,6 +25,7 @@ from pggan_fast.kernels.bias_act_tiling import (
     contiguous,
     empty_factors,
     locate,
+    most_rows,
     relative_slope,
     rows_of_sums,
     tiling,
@@ -324,9 +325,7 @@ def _run_backward(dy, y, factors, dx: Output, scalars, pixel_norm, needs_bias_gr
         return dx.finish(), db.zero_()
     by_signs = y is not None and y.dtype == torch.int32
     if takes_flat(out, dx.channels_last, pixel_norm) and not by_signs:
-        # Rows of sums add little to what is read and written where each is for 128 bytes of a channel.
-        most = max(16, out.numel() // out.shape[1] * out.element_size() // 128) if needs_bias_grad else None
-        grid = flat_grid(out, most)
+        grid = flat_grid(out, most_rows(out) if needs_bias_grad else None)
         rows = db.new_empty(grid.programs, out.shape[1]) if needs_bias_grad else None
         args = (dy, y, out, rows, *scalar_args(out.dtype, *scalars), *grid.sizes)
         launch(flat_backward_kernel, (grid.programs,), *args, RELU=scalars[2] == 0, **grid.constants)

@@ -76,9 +76,15 @@ def rows_of_sums(t: Tiling, x: Tensor) -> int:
     """Return the number of programs that go through the tiles of x, and each leave a row of sums."""
     if t.constants["CHUNKS"] > 1:
         return t.tiles
-    most = limits().multiprocessors * ROWS_PER_MULTIPROCESSOR
-    # Rows add little to what is read and written where each is for 128 bytes of a channel.
-    return min(t.tiles, most, max(16, x.numel() // t.C * x.element_size() // 128))
+    return min(t.tiles, limits().multiprocessors * ROWS_PER_MULTIPROCESSOR, most_rows(x))
+
+
+def most_rows(x: Tensor) -> int:
+    """Return how many rows of sums, at least 16, add little to what is read and written of x.
+
+    Each is for 128 bytes of a channel.
+    """
+    return max(16, x.numel() // x.shape[1] * x.element_size() // 128)
 
 
 def relative_slope(act: str, slope: float, gain: float) -> float:

@@ -140,14 +140,13 @@ void walk(const Shape& shape, int64_t begin, int64_t end, double* sums, const Bo
     }
     return;
   }
-  constexpr int64_t kRows = 64;
-  const int64_t c = shape.c;
+  const int64_t most = rows_at_once(shape), c = shape.c;
   A* totals = scratch<A>(2, rounded_up(c, kWidth<A>));
   for (int64_t item = begin; item < end; ++item) {
     const Block block = block_of(shape, item);
-    for (int64_t i = 0; i < block.count; i += kRows) {
+    for (int64_t i = 0; i < block.count; i += most) {
       if (sums) std::fill_n(totals, rounded_up(c, kWidth<A>), A(0));
-      for (int64_t k = block.first + i; k < block.first + std::min(i + kRows, block.count); ++k)
+      for (int64_t k = block.first + i; k < block.first + std::min(i + most, block.count); ++k)
         for_vectors<A>(c, [&](int64_t j, auto n) {
           const Vec<A> d = body(k * c + j, n, [&](const A* values) { return load(values + j); });
           if (sums) store(totals + j, load(totals + j) + d);

@@ -44,11 +44,8 @@ std::tuple<Tensor, Tensor> bias_act_backward(Tensor dy, std::optional<Tensor> dr
   const Tensor dy_dense = like("dy", dy, y, layout), y_dense = with_layout(y, layout);
   const auto dr_dense = per_pixel("dr", dr, y);
   const auto r_dense = factors(r, y, pixel_norm);
-  Shape shape = shape_of(y, layout);
-  // Of vectors the bias's gradient may be next to nothing (D's scores): value by value it is summed in double.
-  if (needs_db && shape.p == 1) shape.layout = Layout::contiguous;
   const BiasActBackward work{
-      dtype_of(y),   shape,                        e,      data(dy_dense), data(dr_dense), data(y_dense),
+      dtype_of(y),   shape_of(y, layout),          e,      data(dy_dense), data(dr_dense), data(y_dense),
       data(r_dense), dx.buffer.mutable_data_ptr(), nullptr};
   const int64_t items = work_items_of(work.shape, e), elements = item_elements(work.shape, e);
   const auto run = [&](int64_t begin, int64_t end, double* sums) {

@@ -66,11 +66,10 @@ void backward_channels_last(const BiasActBackward& a, const Block& block) {
   T* dx = static_cast<T*>(a.dx) + block.first * c;
   const A* r = a.r ? static_cast<const A*>(a.r) + block.first : nullptr;
   const A* dr = a.dr ? static_cast<const A*>(a.dr) + block.first : nullptr;
-  // Sums of few rows in A, then into double: the error does not grow with the tensor.
-  constexpr int64_t kRows = 64;
+  const int64_t most = rows_at_once(a.shape);
   A* db = scratch<A>(1, padded_c);
-  for (int64_t i = 0; i < block.count; i += kRows) {
-    const int64_t rows = std::min(kRows, block.count - i);
+  for (int64_t i = 0; i < block.count; i += most) {
+    const int64_t rows = std::min(most, block.count - i);
     if (a.db) std::fill_n(db, padded_c, A(0));
     for (int64_t k = i; k < i + rows; ++k, dy += c, y += c, dx += c) {
       const auto take_back = [&](int64_t j, Vec<A> du, Vec<A> out) {

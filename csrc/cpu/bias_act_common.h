@@ -56,4 +56,8 @@ inline Block block_of(const Shape& s, int64_t item) {
   return {item / blocks, first, std::min(size, pixels - first)};
 }
 
+// channels_last rows whose sums are taken in A before they go into double: the error does not grow with the tensor.
+// Vectors go into double one by one, since sums of few may cancel (D's scores) and then nothing but errors is left.
+inline int64_t rows_at_once(const Shape& s) { return s.p == 1 ? 1 : 64; }
+
 }  // namespace pggan_fast::LEVEL

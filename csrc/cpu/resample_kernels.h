@@ -260,7 +260,7 @@ void run_rows(const Resample& a, int64_t row, int64_t rows) {
         each_step(2 * W, [&](const Place& p) { op.at_channels(p); });
         continue;
       }
-    if (g.c >= 2 * W)
+    if (g.c >= 2 * W)  // two vectors of each place in turn: the fewer changes of place, the better memory follows
       each_step(2 * W, [&](const Place& p) {
         op.template at<Pairs::pixels>(p);
         op.template at<Pairs::pixels>({p.low + W, {p.top[0] + W, p.top[1] + W}, {p.bottom[0] + W, p.bottom[1] + W}});

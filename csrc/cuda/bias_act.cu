@@ -23,8 +23,7 @@ int64_t tiles_at_a_time(const char* name, void (*kernel)(Parameters...), const T
 
 template <class A>
 Coefficients<A> coefficients(const Epilogue& e) {
-  const bool is_relu = e.slope == 0;
-  return {A(e.scale), A(e.gain), A(is_relu ? 1 : e.slope), A(e.eps), is_relu};
+  return {A(e.scale), A(e.gain), A(e.slope), A(e.eps)};
 }
 
 // f(T, V, channels_last, norm), each a value whose type says it, for tensors that begin at these places.

@@ -8,22 +8,21 @@
 namespace pggan_fast {
 
 // gain * act'(sign) * v, for v that is a multiple of gain already: as it is where the sign is above zero, times slope
-// elsewhere, where it is NaN too. relu sets v to 0 instead where the sign is not above zero, as a product with 0 would
-// make NaN of infinity, and its slope is 1.
+// elsewhere, where it is NaN too. Of relu v is 0 where the sign is at most zero: a product would make NaN of infinity.
 template <class A>
 struct Coefficients {
   A scale, gain, slope, eps;
-  bool is_relu;
 
   template <int V>
   __device__ void activate(A (&v)[V], const A (&sign)[V]) const {
-    if (is_relu) {
+    if (slope == 0) {
 #pragma unroll
       for (int i = 0; i < V; ++i) v[i] = sign[i] <= 0 ? 0 : v[i];
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < V; ++i)
-      if (!(sign[i] > 0)) v[i] *= slope;
+      for (int i = 0; i < V; ++i)
+        if (!(sign[i] > 0)) v[i] *= slope;
+    }
   }
 };
 

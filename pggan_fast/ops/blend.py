@@ -11,7 +11,7 @@ from pggan_fast import reference
 from pggan_fast.ops import sign_bits
 from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.fade import split_alpha
+from pggan_fast.ops.fade import alpha_gradient, moved, or_zeros, split_alpha
 from pggan_fast.ops.registry import (
     OpFunction,
     batch_implementations,
@@ -81,23 +81,17 @@ class BlendPathsBackward(OpFunction):
     @staticmethod
     def backward(ctx, g_old, g_new):
         alpha, *dy = ctx.saved_tensors
-        d_alpha = None
-        if dy:
-            wide = torch.promote_types(g_new.dtype, torch.float32)
-            d_alpha = (dy[0].to(wide) * (g_new.to(wide) - g_old.to(wide))).sum().to(torch.float32)
-        if dy or through_dispatcher():
-            return _lerp(g_old, g_new, alpha, ctx.number), d_alpha, None, None
-        return BlendPaths.apply(g_old, g_new, alpha, ctx.number, ctx.impl), None, None, None
+        d_alpha = alpha_gradient(dy[0], g_new, g_old) if dy else None
+        return _lerp(g_old, g_new, alpha, ctx.number), d_alpha, None, None
 
     @staticmethod
     @tangent_rule
     def jvp(ctx, saved, t_dy, t_alpha, *_):
         alpha, dy = saved
-        t_dy = torch.zeros_like(dy) if t_dy is None else t_dy
-        t_old, t_new = call_op(_blend_backward[ctx.impl], t_dy, alpha, ctx.number)
+        t_old, t_new = call_op(_blend_backward[ctx.impl], or_zeros(t_dy, dy), alpha, ctx.number)
         if t_alpha is None:
             return t_old, t_new
-        return (t_old - t_alpha * dy).to(dy.dtype), (t_new + t_alpha * dy).to(dy.dtype)
+        return moved(t_old, t_alpha, 0, dy), moved(t_new, t_alpha, dy, 0)
 
 
 def _fake(dy, alpha, number):

@@ -86,7 +86,7 @@ def _doubled(low: Tensor) -> tuple:
     return (n, c, 2 * h, 2 * w)
 
 
-def _alpha_gradient(dy: Tensor, new: Tensor, old: Tensor) -> Tensor:
+def alpha_gradient(dy: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """d(alpha) = sum(dy (new - old)). Nobody trains alpha, so plain ops do."""
     wide = torch.promote_types(dy.dtype, torch.float32)
     return (dy.to(wide) * (new.to(wide) - old.to(wide))).sum().to(torch.float32)
@@ -113,15 +113,15 @@ class FadeIn(OpFunction):
             d_low, d_high = FadeInBackward.apply(dy, alpha, ctx.number, ctx.impl)
         else:
             d_low, d_high = below_autograd(_fade_in_backward[ctx.impl], dy, alpha, ctx.number)
-        d_alpha = _alpha_gradient(dy, inputs[1], repeat(inputs[0], 1.0, 0, 0, ctx.impl)) if inputs else None
+        d_alpha = alpha_gradient(dy, inputs[1], repeat(inputs[0], 1.0, 0, 0, ctx.impl)) if inputs else None
         return d_low, d_high, d_alpha, None, None
 
     @staticmethod
     @tangent_rule
     def jvp(ctx, saved, t_low, t_high, t_alpha, *_):
         alpha, low, high = saved
-        t = blend(_or_zeros(t_low, low), _or_zeros(t_high, high), alpha, ctx.number, ctx.impl)
-        return t if t_alpha is None else _moved(t, t_alpha, high, repeat(low, 1.0, 0, 0, ctx.impl))
+        t = blend(or_zeros(t_low, low), or_zeros(t_high, high), alpha, ctx.number, ctx.impl)
+        return t if t_alpha is None else moved(t, t_alpha, high, repeat(low, 1.0, 0, 0, ctx.impl))
 
 
 class FadeInBackward(OpFunction):
@@ -139,18 +139,18 @@ class FadeInBackward(OpFunction):
     def backward(ctx, g_low, g_high):
         alpha, *dy = ctx.saved_tensors
         d_dy = blend(g_low, g_high, alpha, ctx.number, ctx.impl)
-        d_alpha = _alpha_gradient(dy[0], g_high, repeat(g_low, 1.0, 0, 0, ctx.impl)) if dy else None
+        d_alpha = alpha_gradient(dy[0], g_high, repeat(g_low, 1.0, 0, 0, ctx.impl)) if dy else None
         return d_dy, d_alpha, None, None
 
     @staticmethod
     @tangent_rule
     def jvp(ctx, saved, t_dy, t_alpha, *_):
         alpha, dy = saved
-        t_low, t_high = call_op(_fade_in_backward[ctx.impl], _or_zeros(t_dy, dy), alpha, ctx.number)
+        t_low, t_high = call_op(_fade_in_backward[ctx.impl], or_zeros(t_dy, dy), alpha, ctx.number)
         if t_alpha is None:
             return t_low, t_high
         sums = sum_blocks(dy, 1.0, ctx.impl)
-        return _moved(t_low, t_alpha, 0, sums), _moved(t_high, t_alpha, dy, 0)
+        return moved(t_low, t_alpha, 0, sums), moved(t_high, t_alpha, dy, 0)
 
 
 class FadeReals(OpFunction):
@@ -173,19 +173,19 @@ class FadeReals(OpFunction):
         # In the accumulation dtype, since the sum's terms cancel.
         wide = reference.accumulation_dtype(dy.dtype)
         x = blend_reals(images[0], None, 1.0, wide, ctx.impl)
-        return dx, _alpha_gradient(dy, x, blend_reals(x, None, 0.0, wide, ctx.impl)), None, None, None
+        return dx, alpha_gradient(dy, x, blend_reals(x, None, 0.0, wide, ctx.impl)), None, None, None
 
     @staticmethod
     @tangent_rule
     def jvp(ctx, saved, t, t_alpha, *_):
         alpha, images = saved
         floating = images if images.is_floating_point() else images.new_zeros(images.shape, dtype=ctx.out_dtype)
-        t = blend_reals(_or_zeros(t, floating), alpha, ctx.number, ctx.out_dtype, ctx.impl)
+        t = blend_reals(or_zeros(t, floating), alpha, ctx.number, ctx.out_dtype, ctx.impl)
         if t_alpha is None:
             return t
         wide = reference.accumulation_dtype(ctx.out_dtype)
         x, coarse = (blend_reals(images, None, number, wide, ctx.impl) for number in (1.0, 0.0))
-        return _moved(t, t_alpha, x, coarse)
+        return moved(t, t_alpha, x, coarse)
 
 
 def blend(low: Tensor, high: Tensor, alpha: Tensor | None, number: float, impl: str) -> Tensor:
@@ -202,11 +202,11 @@ def blend_reals(images: Tensor, alpha: Tensor | None, number: float, dtype: torc
     return FadeReals.apply(images, alpha, number, dtype, impl)
 
 
-def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
+def or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if tangent is None else tangent
 
 
-def _moved(tangent: Tensor, t_alpha: Tensor, new: Tensor | float, old: Tensor | float) -> Tensor:
+def moved(tangent: Tensor, t_alpha: Tensor, new: Tensor | float, old: Tensor | float) -> Tensor:
     """Return a blend's tangent with that of alpha added."""
     return (tangent + t_alpha * (new - old)).to(tangent.dtype)
 

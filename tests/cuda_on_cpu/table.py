@@ -43,7 +43,7 @@ channels of every pixel; others go the general way. A thread has 64 bytes on the
 
 Instructions that a thread executes for 16 bytes of bf16, that is 8 values, counted along the path of a full tile with
 leaky ReLU in the SASS for sm_90, not timed: with sign bits 49 forward (68 before) and 50 backward (74 before); by
-`bias_act` in channels_last of 64 channels 56 forward and 94 backward, with pixel norm 106 and 170. They are few since
+`bias_act` in channels_last of 64 channels 56 forward and 82 backward, with pixel norm 106 and 158. They are few since
 gain and scale go before the activation, a pair of bf16 values is taken apart by a shift and a mask, an activated value
 stays in its register for pixel norm, relu is a branch of its own, and a thread of few channels has vectors of several
 pixels with one bias. `tests/cuda_on_cpu/test_nvcc.py` holds the loops to it.

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pggan_fast import reference
+from pggan_fast import _native, ops, reference
 from tests.ops.samples import LAYOUTS, SAMPLES, laid_out
 from tests.tolerances import EXACT
 
@@ -142,6 +142,18 @@ def test_planes_of_any_size(implementation, shape):
         gradients(implementation.function("bias_act")), gradients(reference.bias_act), strict=True
     ):
         torch.testing.assert_close(actual, expected, **EXACT)
+
+
+@pytest.mark.skipif(not _native.cpu_available, reason=_native.cpu_reason)
+@pytest.mark.parametrize("act", ["lrelu", "softplus"])
+@pytest.mark.parametrize("shape", [(16, 37), (100, 3), (9, 5, 1, 1)], ids=str)
+def test_bias_gradients_of_vectors_that_cancel(shape, act):
+    """Added up in double on a CPU: of sums in fp32 their rounding would be all that is left."""
+    x, bias, dy = 30 + torch.rand(shape), torch.zeros(shape[1], requires_grad=True), torch.randn(shape)
+    dy[-1] -= dy.sum(0)
+    (db,) = torch.autograd.grad(ops.bias_act(x, bias, act=act, impl="native"), bias, dy)
+    expected = dy.double().sum([d for d in range(dy.ndim) if d != 1])  # both slopes are 1 here
+    torch.testing.assert_close(db.double(), expected, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
