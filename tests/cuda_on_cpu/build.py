@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -68,7 +69,10 @@ def run(*args: str) -> None:
 
 
 def make(target: Path, *args: str) -> Path:
-    """The file that a compiler makes with these arguments, made unless it is newer than all that it was made of."""
+    """The file that a compiler makes with these arguments, made unless all that it was made of is older.
+
+    Its time is that at which it was begun: a source that is saved meanwhile may have been read before.
+    """
     files, recipe = target.with_name(f"{target.name}.d"), target.with_name(f"{target.name}.txt")
     text = f"{torch.__version__} {args}"
     if target.exists() and recipe.exists() and recipe.read_text() == text:
@@ -76,7 +80,9 @@ def make(target: Path, *args: str) -> Path:
         if all(os.path.exists(f) and os.path.getmtime(f) < target.stat().st_mtime for f in made_of):
             return target
     recipe.unlink(missing_ok=True)
+    begun = time.time()
     run(*args, "-MD", "-MF", str(files), "-o", str(target))
+    os.utime(target, (begun, begun))
     recipe.write_text(text)
     return target
 

@@ -38,6 +38,23 @@ def run_planted(variant: str, call: str) -> subprocess.CompletedProcess[str]:
     return python(variant, "-c", f"from tests.cuda_on_cpu import build\nbuild.load({variant!r}).{call}\nprint('done')")
 
 
+def test_a_source_saved_while_it_was_compiled_is_compiled_again(tmp_path):
+    source, compiler = tmp_path / "kernel.cu", tmp_path / "compiler.py"
+    source.write_text("before")
+    compiler.write_text(
+        "import pathlib, sys, time\n"
+        "source, _, _, files, _, target = map(pathlib.Path, sys.argv[1:])\n"
+        "text = source.read_text()\n"
+        "source.write_text('after')\n"
+        "time.sleep(0.1)\n"
+        "target.write_text(text)\n"
+        "files.write_text(f'{target}: {source}')\n"
+    )
+    arguments = [sys.executable, str(compiler), str(source)]
+    assert build.make(tmp_path / "kernel.o", *arguments).read_text() == "before"
+    assert build.make(tmp_path / "kernel.o", *arguments).read_text() == "after"
+
+
 def test_every_op_has_a_cuda_kernel():
     build.load()
     # Convolutions, matrix products and attention are torch's; only those on the CPU change a layout first; `activation`
