@@ -174,13 +174,14 @@ struct FilteredLrelu {
   void* y;
 };
 
-// Everybody's filter has a kernel of its own. A weight of 0 is for the other one, which skips what it would multiply.
-constexpr int kFourTapsRows = 4;  // output rows in a work item
-static inline bool upfirdn2d_has_four_taps(const Upfirdn2d& a) {
-  if (a.terms != 1 || a.fh != 4 || a.fw != 4 || a.upx != a.upy || a.downx != a.downy) return false;
+// Everybody's filters, of three or four taps, have a kernel of their own. A weight of 0 is for the other one, which skips
+// what it would multiply.
+constexpr int kFewTapsRows = 4;  // output rows in a work item
+static inline bool upfirdn2d_has_few_taps(const Upfirdn2d& a) {
+  if (a.terms != 1 || a.fh != a.fw || (a.fh != 3 && a.fh != 4) || a.upx != a.upy || a.downx != a.downy) return false;
   // Of rows this short it would fill a small part of each vector.
   if (a.c == 1 && a.w <= 8 && a.ow <= 4 && a.h <= 64) return false;
-  for (int k = 0; k < 4; ++k)
+  for (int k = 0; k < a.fh; ++k)
     if (a.columns[k] == 0 || a.rows[k] == 0) return false;
   return a.upx * a.downx <= 2;
 }
@@ -188,10 +189,10 @@ static inline bool upfirdn2d_has_four_taps(const Upfirdn2d& a) {
 // Planes too small for rows of whole vectors are filtered this many at a time: a vector of the widest level's.
 constexpr int64_t kPlanesAtOnce = 16;
 static inline bool upfirdn2d_has_small_planes(const Upfirdn2d& a) {
-  return !upfirdn2d_has_four_taps(a) && a.c == 1 && a.w <= 16 && a.ow <= 16 && a.h <= 64 && a.oh <= 64;
+  return !upfirdn2d_has_few_taps(a) && a.c == 1 && a.w <= 16 && a.ow <= 16 && a.h <= 64 && a.oh <= 64;
 }
 
-// Each kernel does the work items [begin, end). A work item of upfirdn2d is one output row, kFourTapsRows of them, or
+// Each kernel does the work items [begin, end). A work item of upfirdn2d is one output row, kFewTapsRows of them, or
 // kPlanesAtOnce small planes; of bias_act and activation it is a block of `bias_act_block` pixels or of
 // `bias_act_planes` planes; of resampling some rows; of stddev a block of positions, and of its maps one map of one
 // sample.

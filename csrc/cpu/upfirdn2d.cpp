@@ -23,7 +23,7 @@ Tensor upfirdn2d(Tensor x, Tensor f, int64_t upx, int64_t upy, int64_t downx, in
                        downy,       x0,                   y0,          filter.fh,     filter.fw,
                        filter.terms, filter.columns.data(), filter.rows.data(), data(dense), y.mutable_data_ptr()};
   const bool small = upfirdn2d_has_small_planes(work);
-  const int64_t rows = upfirdn2d_has_four_taps(work) ? kFourTapsRows : 1;
+  const int64_t rows = upfirdn2d_has_few_taps(work) ? kFewTapsRows : 1;
   const int64_t items = small ? (work.planes + kPlanesAtOnce - 1) / kPlanesAtOnce
                               : work.planes * ((work.oh + rows - 1) / rows);
   const int64_t in_item = small ? kPlanesAtOnce * work.oh * work.ow : rows * work.ow * work.c;

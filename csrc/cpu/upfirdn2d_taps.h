@@ -1,5 +1,6 @@
-// Where the four taps of everybody's filter lie on an axis. Upsampling by 2 has two phases of outputs, of two taps each:
-// output 2 j + r of an axis is a sum of inputs from j + shift[r] on, and shift[1] is shift[0] or one more.
+// Where the three or four taps of everybody's filters lie on an axis. Upsampling by 2 has two phases of outputs, of two
+// taps each, or of three taps one has two and the other one: output 2 j + r of an axis is a sum of inputs from
+// j + shift[r] on, and shift[1] is shift[0] or one more.
 #pragma once
 
 #include "resample_kernels.h"
@@ -34,10 +35,10 @@ enum class Change { up, down, none };
 
 // Where the taps of one axis lie: output phases j + r is the sum over k of weights[r][k] in[step j + shift[r] + k].
 // Weights are copied into registers before loops: memory that these write might, for all the compiler knows, hold them.
-template <Change change, class A>
+template <Change change, int filter, class A>
 struct Axis {
   static constexpr int kPhases = change == Change::up ? 2 : 1, kStep = change == Change::down ? 2 : 1;
-  static constexpr int kTaps = 4 / kPhases;
+  static constexpr int kTaps = (filter + kPhases - 1) / kPhases;
   int64_t shift[kPhases];
   Vec<A> weights[kPhases][kTaps];
 
@@ -46,13 +47,20 @@ struct Axis {
       const int64_t start = r - before;
       shift[r] = -floor_divided(-start, kPhases);
       const int64_t skipped = shift[r] * kPhases - start;
-      for (int k = 0; k < kTaps; ++k) weights[r][k] = broadcast<A>(A(taps[skipped + k * kPhases]));
+      for (int k = 0; k < kTaps; ++k) {
+        const int64_t tap = skipped + k * kPhases;
+        weights[r][k] = broadcast<A>(tap < filter ? A(taps[tap]) : A(0));
+      }
     }
   }
   int64_t extra() const { return shift[kPhases - 1] - shift[0]; }
-  static Vec<A> sum(const Vec<A> (&weight)[kTaps], const Vec<A>* in) {
-    Vec<A> total = weight[0] * in[0];
-    for (int k = 1; k < kTaps; ++k) total += weight[k] * in[k];
+  // The filter's first tap is one of the phase that begins with the first input, its second one of the other phase.
+  static constexpr int count(int phase, bool extra) { return kPhases == 1 ? filter : (filter + (phase != extra)) / 2; }
+  // `in` is the first phase's input.
+  static Vec<A> sum(const Vec<A> (&weights)[kPhases][kTaps], int phase, bool extra, const Vec<A>* in) {
+    in += phase * extra;
+    Vec<A> total = weights[phase][0] * in[0];
+    for (int k = 1; k < count(phase, extra); ++k) total += weights[phase][k] * in[k];
     return total;
   }
 };

@@ -1,4 +1,4 @@
-// upfirdn2d with four taps on both axes, up 2, down 2 or neither, in registers: R output rows at a time, the input rows
+// upfirdn2d with three or four taps on both axes, up 2, down 2 or neither, in registers: R output rows at a time, the input rows
 // under them are summed down the columns a vector at a time, and the sums of consecutive vectors along the row at once.
 // Nothing between the two passes waits for a store, as it would where the first one's sums went by way of memory.
 //
@@ -17,15 +17,15 @@ namespace pggan_fast::LEVEL {
 constexpr int64_t kLargeBytes = 8 << 20;
 
 // ExtraY, ExtraX: the second phase's inputs, down the columns and along the rows, begin one later than the first's.
-template <Change change, bool ExtraY, bool ExtraX, class T>
+template <Change change, int filter, bool ExtraY, bool ExtraX, class T>
 struct FusedTaps {
   using A = Acc<T>;
-  using Taps = Axis<change, A>;
+  using Taps = Axis<change, filter, A>;
   static constexpr int W = kWidth<A>, kPhases = Taps::kPhases, kStep = Taps::kStep, N = Taps::kTaps;
   // As many as registers hold: narrower levels have half as many of them.
   static constexpr int R = kVectorBytes == 64 && change != Change::down ? 4 : 2;
   static constexpr int kRowsIn = (R / kPhases - 1) * kStep + N + ExtraY;
-  static_assert(kFourTapsRows % R == 0);
+  static_assert(kFewTapsRows % R == 0);
   static constexpr int kRing = 4;  // pixels
 
   const Upfirdn2d& a;
@@ -60,7 +60,7 @@ struct FusedTaps {
   static void sum_down(const Taps& taps, const Vec<A> (&in)[kRowsIn], Vec<A> (&sums)[R]) {
     for (int r = 0; r < R; ++r) {
       const int phase = r % kPhases;
-      sums[r] = Taps::sum(taps.weights[phase], in + r / kPhases * kStep + phase * ExtraY);
+      sums[r] = Taps::sum(taps.weights, phase, ExtraY, in + r / kPhases * kStep);
     }
   }
 
@@ -122,7 +122,7 @@ struct FusedTaps {
       for (int r = 0; r < R; ++r) {
         const Vec<A> in[] = {tap<Lead, 0>(before[r], now[r], next[r]), tap<Lead, 1>(before[r], now[r], next[r]),
                              tap<Lead, 2>(before[r], now[r], next[r]), tap<Lead, 3>(before[r], now[r], next[r])};
-        if (r < count) put(y + r * ow + j, Taps::sum(weights.weights[0], in), ow - j, stream);
+        if (r < count) put(y + r * ow + j, Taps::sum(weights.weights, 0, ExtraX, in), ow - j, stream);
         before[r] = now[r];
         now[r] = next[r];
       }
@@ -158,7 +158,7 @@ struct FusedTaps {
         const Vec<A> first = Lead ? shifted<A, W - 1>(before[r], odd[r], lanes) : even[r];
         const Vec<A> in[] = {first, Lead ? even[r] : odd[r], Lead ? odd[r] : later,
                              Lead ? later : shifted<A, 1>(odd[r], odds[r], lanes)};
-        if (r < count) put(y + r * ow + j, Taps::sum(weights.weights[0], in), ow - j, stream);
+        if (r < count) put(y + r * ow + j, Taps::sum(weights.weights, 0, ExtraX, in), ow - j, stream);
         before[r] = odd[r];
         even[r] = evens[r];
         odd[r] = odds[r];
@@ -180,7 +180,7 @@ struct FusedTaps {
       for (int r = 0; r < R; ++r) {
         const Vec<A> in[] = {tap<Lead, 0>(before[r], now[r], next[r]), tap<Lead, 1>(before[r], now[r], next[r]),
                              tap<Lead, 2>(before[r], now[r], next[r])};
-        const Vec<A> even = Taps::sum(weights.weights[0], in), odd = Taps::sum(weights.weights[kPhases - 1], in + ExtraX);
+        const Vec<A> even = Taps::sum(weights.weights, 0, ExtraX, in), odd = Taps::sum(weights.weights, kPhases - 1, ExtraX, in);
         const Vec<A> low = interleaved<A, 0>(even, odd, Lanes<A>{}), high = interleaved<A, 1>(even, odd, Lanes<A>{});
         before[r] = now[r];
         now[r] = next[r];
@@ -243,8 +243,8 @@ struct FusedTaps {
           for (int p = 0; p < kPixels - 1; ++p) in[p] = load(pixels[p] + r * stride + i);
           in[kPixels - 1] = sums[r];
           if (r >= count) continue;
-          put(to + r * row_out + i, Taps::sum(weights.weights[0], in), n, stream);
-          if (second) put(to + r * row_out + c + i, Taps::sum(weights.weights[kPhases - 1], in + ExtraX), n, stream);
+          put(to + r * row_out + i, Taps::sum(weights.weights, 0, ExtraX, in), n, stream);
+          if (second) put(to + r * row_out + c + i, Taps::sum(weights.weights, kPhases - 1, ExtraX, in), n, stream);
         }
       });
       if (due) j += kPhases;
@@ -252,12 +252,12 @@ struct FusedTaps {
   }
 
   void run(int64_t begin, int64_t end) const {
-    const int64_t groups = (a.oh + kFourTapsRows - 1) / kFourTapsRows, row_in = a.w * a.c, row_out = a.ow * a.c;
+    const int64_t groups = (a.oh + kFewTapsRows - 1) / kFewTapsRows, row_in = a.w * a.c, row_out = a.ow * a.c;
     for (; begin < end; ++begin) {
-      const int64_t plane = begin / groups, first = begin % groups * kFourTapsRows;
+      const int64_t plane = begin / groups, first = begin % groups * kFewTapsRows;
       const T* x = as<T>(a.x) + plane * a.h * row_in;
       T* y = as<T>(a.y) + plane * a.oh * row_out;
-      for (int64_t row = first; row < std::min(first + kFourTapsRows, a.oh); row += R) {
+      for (int64_t row = first; row < std::min(first + kFewTapsRows, a.oh); row += R) {
         const T* rows[kRowsIn];
         for (int k = 0; k < kRowsIn; ++k) {
           const int64_t i = row / kPhases * kStep + down.shift[0] + k;

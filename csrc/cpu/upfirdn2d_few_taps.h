@@ -1,5 +1,6 @@
-// upfirdn2d with everybody's filter: four taps on both axes, up 2, down 2 or neither, one term. What vectors fit goes
-// through registers (upfirdn2d_four_taps_fused.h). Pixels of few channels go through memory, four output rows at a time:
+// upfirdn2d with everybody's filters: three or four taps on both axes, up 2, down 2 or neither, one term. What vectors
+// fit goes through registers (upfirdn2d_few_taps_fused.h). Pixels of few channels go through memory, four output rows at
+// a time:
 // the input rows under them are summed down the columns, each read once, into four rows that stay in the first-level
 // cache with zeros on both sides for the padding; then the sums along the rows need no edges:
 //
@@ -9,17 +10,17 @@
 // Wide rows are cut into strips.
 #pragma once
 
-#include "upfirdn2d_four_taps_fused.h"
+#include "upfirdn2d_few_taps_fused.h"
 
 namespace pggan_fast::LEVEL {
 
 // Extra: the second phase's inputs, down the columns, begin one later than the first's.
-template <Change change, bool Extra, class T>
-struct FourTaps {
+template <Change change, int filter, bool Extra, class T>
+struct FewTaps {
   using A = Acc<T>;
-  using Taps = Axis<change, A>;
+  using Taps = Axis<change, filter, A>;
   static constexpr int W = kWidth<A>, kPhases = Taps::kPhases, kStep = Taps::kStep, N = Taps::kTaps;
-  static constexpr int R = kFourTapsRows, kRowsIn = (R / kPhases - 1) * kStep + N + Extra;
+  static constexpr int R = kFewTapsRows, kRowsIn = (R / kPhases - 1) * kStep + N + Extra;
   static constexpr int64_t kStrip = 2048;  // values of an input row in a strip, or a few more
 
   const Upfirdn2d& a;
@@ -30,7 +31,7 @@ struct FourTaps {
   A* sums;
   T* zeros;  // an input row
 
-  FourTaps(const Upfirdn2d& work, const Taps& down)
+  FewTaps(const Upfirdn2d& work, const Taps& down)
       : a(work), down(down), along(work.rows, work.x0), columns((a.ow + kPhases - 1) / kPhases) {
     const int64_t widest = std::max<int64_t>(8, kStrip / (a.c * kStep)), strips = (columns + widest - 1) / widest;
     strip = (columns + strips - 1) / strips;
@@ -58,7 +59,7 @@ struct FourTaps {
       for (int k = 0; k < kRowsIn; ++k) in[k] = load(rows[k] + i, n);
       for (int r = 0; r < R; ++r) {
         const int phase = r % kPhases;
-        store(to + r * stride + i, Taps::sum(taps.weights[phase], in + r / kPhases * kStep + phase * Extra), n);
+        store(to + r * stride + i, Taps::sum(taps.weights, phase, Extra, in + r / kPhases * kStep), n);
       }
     });
   }
@@ -66,27 +67,31 @@ struct FourTaps {
   // Outputs [first, first + count) of each phase, of `rows` rows, from the sums at `in`.
   void sum_along(const A* in, int64_t first, int64_t count, int64_t rows, T* y) const {
     const Taps taps = along;
-    const int64_t c = a.c, shift = taps.extra() * c, stride = this->stride, row_out = a.ow * c;
+    const int64_t c = a.c, stride = this->stride, row_out = a.ow * c;
     y += kPhases * first * c;
     for (; rows > 0; --rows, in += stride, y += row_out) {
-      if constexpr (change == Change::none) sum_pixel(taps.weights[0], in, c, count * c, y);
-      else sum_pixels(taps, in, shift, first, count, y);
+      if constexpr (change == Change::none) sum_pixel<0, false>(taps, in, c, count * c, y);
+      else if (taps.extra()) sum_pixels<true>(taps, in, first, count, y);
+      else sum_pixels<false>(taps, in, first, count, y);
     }
   }
 
-  void sum_pixels(const Taps& taps, const A* in, int64_t shift, int64_t first, int64_t count, T* y) const {
+  template <bool ExtraX>
+  void sum_pixels(const Taps& taps, const A* in, int64_t first, int64_t count, T* y) const {
     const int64_t c = a.c;
     for (int64_t j = 0; j < count; ++j, in += kStep * c, y += kPhases * c) {
-      sum_pixel(taps.weights[0], in, c, c, y);
-      if (kPhases == 2 && 2 * (first + j) + 1 < a.ow) sum_pixel(taps.weights[kPhases - 1], in + shift, c, c, y + c);
+      sum_pixel<0, ExtraX>(taps, in, c, c, y);
+      if (kPhases == 2 && 2 * (first + j) + 1 < a.ow) sum_pixel<kPhases - 1, ExtraX>(taps, in, c, c, y + c);
     }
   }
 
   // `size` values of streams that lie c values apart: a pixel, or where nothing changes size a whole row.
-  static void sum_pixel(const Vec<A> (&weight)[N], const A* in, int64_t c, int64_t size, T* y) {
+  template <int phase, bool ExtraX>
+  static void sum_pixel(const Taps& taps, const A* in, int64_t c, int64_t size, T* y) {
+    in += phase * ExtraX * c;
     for_vectors<A>(size, [&](int64_t i, auto n) {
-      Vec<A> total = weight[0] * load(in + i);
-      for (int k = 1; k < N; ++k) total += weight[k] * load(in + i + k * c);
+      Vec<A> total = taps.weights[phase][0] * load(in + i);
+      for (int k = 1; k < Taps::count(phase, ExtraX); ++k) total += taps.weights[phase][k] * load(in + i + k * c);
       store(y + i, total, n);
     });
   }
@@ -139,28 +144,28 @@ bool has_whole_vectors(const Upfirdn2d& a) {
   return a.c == 1 ? W >= 4 : 4 * rounded_up(a.c, W) <= 5 * a.c;
 }
 
-template <Change change, bool ExtraY, class T>
-void filter_four_taps(const Upfirdn2d& a, const Axis<change, Acc<T>>& down, int64_t begin, int64_t end) {
-  const Axis<change, Acc<T>> along(a.rows, a.x0);
-  if (!has_whole_vectors<T>(a)) return FourTaps<change, ExtraY, T>(a, down).run(begin, end);
+template <Change change, int filter, bool ExtraY, class T>
+void filter_few_taps(const Upfirdn2d& a, const Axis<change, filter, Acc<T>>& down, int64_t begin, int64_t end) {
+  const Axis<change, filter, Acc<T>> along(a.rows, a.x0);
+  if (!has_whole_vectors<T>(a)) return FewTaps<change, filter, ExtraY, T>(a, down).run(begin, end);
   if constexpr (change == Change::up)
-    if (along.extra()) return FusedTaps<change, ExtraY, true, T>(a, down, along).run(begin, end);
-  FusedTaps<change, ExtraY, false, T>(a, down, along).run(begin, end);
+    if (along.extra()) return FusedTaps<change, filter, ExtraY, true, T>(a, down, along).run(begin, end);
+  FusedTaps<change, filter, ExtraY, false, T>(a, down, along).run(begin, end);
 }
 
-template <Change change, class T>
-void filter_four_taps(const Upfirdn2d& a, int64_t begin, int64_t end) {
-  const Axis<change, Acc<T>> down(a.columns, a.y0);
+template <Change change, int filter, class T>
+void filter_few_taps(const Upfirdn2d& a, int64_t begin, int64_t end) {
+  const Axis<change, filter, Acc<T>> down(a.columns, a.y0);
   if constexpr (change == Change::up)
-    if (down.extra()) return filter_four_taps<change, true, T>(a, down, begin, end);
-  filter_four_taps<change, false, T>(a, down, begin, end);
+    if (down.extra()) return filter_few_taps<change, filter, true, T>(a, down, begin, end);
+  filter_few_taps<change, filter, false, T>(a, down, begin, end);
 }
 
-template <class T>
-void filter_four_taps(const Upfirdn2d& a, int64_t begin, int64_t end) {
-  if (a.upx == 2) filter_four_taps<Change::up, T>(a, begin, end);
-  else if (a.downx == 2) filter_four_taps<Change::down, T>(a, begin, end);
-  else filter_four_taps<Change::none, T>(a, begin, end);
+template <int filter, class T>
+void filter_few_taps(const Upfirdn2d& a, int64_t begin, int64_t end) {
+  if (a.upx == 2) filter_few_taps<Change::up, filter, T>(a, begin, end);
+  else if (a.downx == 2) filter_few_taps<Change::down, filter, T>(a, begin, end);
+  else filter_few_taps<Change::none, filter, T>(a, begin, end);
 }
 
 }  // namespace pggan_fast::LEVEL
