@@ -10,11 +10,12 @@ from pggan_fast.dropin import fused
 from pggan_fast.dropin.graph import Match, dtype_of, example, is_on_cpu, overwrites, shape_of
 from pggan_fast.dropin.meaning import Op, meaning, pair
 
-CPU_FROM = 1 << 18
-"""Values of an image from which a CPU makes it by nearest upsampling and blurs it with 3 x 3 faster in one pass."""
+CPU_FROM = 1 << 16
+"""Values of an image from which a CPU's blur saves more than TorchDynamo's guards of a call take."""
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _REPEATS = ("expand", "expand_as", "repeat", "repeat_interleave")
+_WITH_KERNEL = ([(1, 1), (1, 1)], [(1, 1), (2, 2)])  # up and down, in any order, of a CPU's kernels for few taps
 _COPIES = ("contiguous", "clone", "to", "type", "type_as")
 
 
@@ -54,9 +55,9 @@ def find(node: fx.Node, op: Op) -> Match | str | None:
     images, layouts = (example(x), example(node)), (torch.contiguous_format, torch.channels_last)
     if not any(all(image.is_contiguous(memory_format=layout) for image in images) for layout in layouts):
         return "a blur whose memory would be laid out in another order"
-    faster = nearest and (*taps, *stride) == (3, 3, 1, 1) and images[0].is_contiguous()
-    if is_on_cpu(node) and not (faster and math.prod(shape) >= CPU_FROM):
-        return "a blur: on a CPU torch's convolution of single channels is as fast"
+    has_kernel = taps[0] == taps[1] and taps[0] + nearest in (3, 4) and sorted((up, down)) in _WITH_KERNEL
+    if is_on_cpu(node) and not (has_kernel and math.prod(shape) >= CPU_FROM):
+        return "a blur of few values or of many taps: on a CPU torch's convolution of single channels is as fast"
     (top, bottom), (left, right) = sides
     options = dict(nearest=nearest, up=up, down=down, padding=(left, right, top, bottom))
     options["flip_filter"] = op.name == "conv"

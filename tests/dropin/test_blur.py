@@ -179,12 +179,36 @@ def test_a_filter_loaded_later_counts(monkeypatch):
     assert_same(results(fast, (X,)), results(copy.deepcopy(model), (X,)), EXACT)
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_a_cpu_blurs_by_itself_what_it_upsamples(large):
-    """Elsewhere its convolution of single channels is as fast: small or channels_last images, no upsampling."""
-    x = X.repeat(1, 1, 40, 40).contiguous() if large else X
-    model = Blurred(UPSAMPLED["upsampled"][0], 3, 3)
-    assert compare(model, x) == ["nearest upsampling + blur" if large else "nearest upsampling"]
-    assert "blur" not in " ".join(compare(model, x.contiguous(memory_format=torch.channels_last)))
-    fast = called(accelerate(nn.Sequential(Blurred(FILTERED["stride"][0], 4, 4))), x)
-    assert any("a blur: on a CPU" in row.what for row in explain(fast).left)
+LARGE = X.repeat(1, 1, 24, 24)
+FEW = [
+    ("padding of numbers", (3, 3)),
+    ("stride", (4, 4)),
+    ("transposed", (4, 4)),
+    ("zeros around", (4, 4)),
+    ("upsampled", (3, 3)),
+]
+MANY = [
+    ("padding of numbers", (5, 5)),
+    ("padding of numbers", (3, 4)),
+    ("stride of one axis", (4, 4)),
+    ("transposed and cropped", (4, 4)),
+    ("upsampled", (4, 4)),
+]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(("name", "size"), FEW, ids=str)
+def test_a_cpu_blurs_large_images_with_few_taps(name, size, layout):
+    function, _ = (FILTERED | UPSAMPLED)[name]
+    model = Blurred(function, *size)
+    assert "blur" in " ".join(compare(model, LARGE.contiguous(memory_format=layout)))
+    fast = called(accelerate(model), X.contiguous(memory_format=layout))
+    assert any("a blur of few values" in row.what for row in explain(fast).left)
+
+
+@pytest.mark.parametrize(("name", "size"), MANY, ids=str)
+def test_a_cpu_leaves_blurs_that_have_no_kernel(name, size):
+    function, _ = (FILTERED | UPSAMPLED)[name]
+    model = Blurred(function, *size)
+    assert "blur" not in " ".join(compare(model, LARGE))
+    assert any("of many taps" in row.what for row in explain(called(accelerate(model), LARGE)).left)
