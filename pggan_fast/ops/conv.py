@@ -27,6 +27,7 @@ from pggan_fast.ops.bias_act import (
 )
 from pggan_fast.ops.closed_conv import Convolution, as_nonleaf_view, conv_gradients
 from pggan_fast.ops.conv_gradients import (
+    BiasedConvolution,
     ScaledConvolution,
     fused,
     is_without_blocks,
@@ -84,7 +85,8 @@ def equalized_conv2d(
     1. nearest upsampling by 2 if `up=2`;
     2. convolution with `weight`, zero padding `padding` (default k // 2, "same" for odd kernels);
     3. 2x2 mean if `down=2` (an odd last row or column is dropped);
-    4. `bias_act` with `weight_scale` as its scale (default sqrt(2 / fan_in)), so the weight is never scaled.
+    4. `bias_act` with `weight_scale` as its scale (default sqrt(2 / fan_in)), so the weight is not scaled, but on a CPU
+       where nothing except a bias follows, which the convolution then adds itself.
 
     1+2 and 2+3 are each one strided convolution with a folded kernel; neither large intermediate exists.
 
@@ -107,6 +109,10 @@ def equalized_conv2d(
             if down == 2:
                 return _convolved_then_halved(x, weight, bias, padding, *options)
             x, up = Upsample2x.apply(x, 1.0, 0, 0, "native"), 1
+        if _is_plain(x, weight, bias, padding, up, down, options):
+            conv = ScaledConvolution((padding, up, down), weight_scale * gain, "native")
+            bias = bias if bias is None else as_nonleaf_view(bias) if gain == 1 else bias * gain
+            return BiasedConvolution.apply(x, as_nonleaf_view(weight), bias, conv)
     weight = as_nonleaf_view(weight)
     impl, requested = choose("equalized_conv2d", x, impl), requested_impl(impl)
     if impl == "reference":
@@ -196,6 +202,18 @@ def _is_small(x: Tensor, weight: Tensor, bias: Tensor | None, up: int) -> bool:
     if x.dtype is torch.bfloat16:
         return not is_widened(x) and min(h, w) * up >= weight.shape[-1]
     return x.dtype is torch.float32
+
+
+def _is_plain(x, weight, bias, padding, up, down, options) -> bool:
+    """Whether nothing but a bias follows, and scaling the weight takes less than a pass over the output for the two."""
+    _, act, _, _, pixel_norm, _ = options
+    if act != "linear" or pixel_norm or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if bias is not None and bias.dtype is not x.dtype or weight.shape[0] < small.PLAIN_CHANNELS:
+        return False
+    n, c, h, w = x.shape
+    pixels = n * h * w * up * up // (down * down)
+    return pixels >= c * weight.shape[2] ** 2 and not is_without_blocks(x.shape, weight.shape[-1], (padding, up, down))
 
 
 def _small(x, weight, bias, padding, up, down, scale, act, slope, gain, pixel_norm, eps) -> Tensor:

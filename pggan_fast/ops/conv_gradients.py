@@ -6,10 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pggan_fast.ops.closed_conv import conv_gradients
 from pggan_fast.ops.fold import empty_folded, fold_weight, unfold_gradient
 from pggan_fast.ops.layout import in_layout, is_channels_last, to_layout
 from pggan_fast.ops.narrow_cpu import computed_dtype, convolution, convolution_backward
-from pggan_fast.ops.registry import TRITON_INSTALLED
+from pggan_fast.ops.registry import TRITON_INSTALLED, OpFunction, will_need_grad
 
 
 def fused() -> ModuleType:
@@ -56,16 +57,42 @@ class ScaledConvolution(NamedTuple):
     factor: float
     impl: str
 
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        return raw_convolution(x, weight, *self)
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return raw_convolution(x, weight, *self, bias)
 
     def gradients(
         self, dz: Tensor, x: Tensor, weight: Tensor, output_mask: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
+        return self.all_gradients(dz, x, weight, (*output_mask, False))[:2]
+
+    def all_gradients(
+        self, dz: Tensor, x: Tensor, weight: Tensor, output_mask: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return also the gradient of a bias, which is computed in the same pass as the weight's."""
         return raw_gradients(dz, x, weight, output_mask, *self)
 
 
-def raw_convolution(x, weight, geometry, factor, impl) -> Tensor:
+class BiasedConvolution(OpFunction):
+    """(x, weight, bias, conv) -> F(x, w) + bias, which torch's convolution adds as it writes."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, conv):
+        ctx.save_for_backward(x, weight)
+        ctx.conv = conv
+        return conv.forward(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, dz):
+        x, weight = ctx.saved_tensors
+        output_mask = (ctx.needs_input_grad[0], will_need_grad(ctx, 1), will_need_grad(ctx, 2))
+        if not torch.is_grad_enabled():
+            return *ctx.conv.all_gradients(dz, x, weight, output_mask), None
+        *others, needs_db = output_mask
+        return *conv_gradients(dz, x, weight, others, ctx.conv), dz.sum((0, 2, 3)) if needs_db else None, None
+
+
+def raw_convolution(x, weight, geometry, factor, impl, bias=None) -> Tensor:
+    """Return the convolution; with a bias, which only torch's takes, there must be an output."""
     if is_without_blocks(x.shape, weight.shape[-1], geometry):
         return _empty_output(x, weight, geometry)
     if takes_own_kernel("forward", x, weight, geometry, impl):
@@ -75,40 +102,43 @@ def raw_convolution(x, weight, geometry, factor, impl) -> Tensor:
     channels_last = is_channels_last(x)
     with torch._C._AutoDispatchBelowAutograd():
         if up == 2 and _slow_transposed(x):
-            return _transposed(x, weight, arguments, up, down, factor)
+            return _transposed(x, weight, arguments, up, down, factor, bias)
         x = x if channels_last or not x.is_contiguous() else in_layout(x, False)
         filters = fold_weight(weight, computed_dtype(x), channels_last, up, down, factor)
-        return in_layout(convolution(x, filters, *arguments), channels_last)
+        return in_layout(convolution(x, filters, *arguments, bias=bias), channels_last)
 
 
-def raw_gradients(dz, x, weight, output_mask, geometry, factor, impl) -> tuple[Tensor | None, Tensor | None]:
-    needs_dx, needs_dw = output_mask
+def raw_gradients(dz, x, weight, output_mask, geometry, factor, impl) -> tuple[Tensor | None, ...]:
+    needs_dx, needs_dw, needs_db = output_mask
     if is_without_blocks(x.shape, weight.shape[-1], geometry):
-        return torch.zeros_like(x) if needs_dx else None, torch.zeros_like(weight) if needs_dw else None
+        return torch.zeros_like(x) if needs_dx else None, torch.zeros_like(weight) if needs_dw else None, None
     ours = (
         needs_dx and takes_own_kernel("input gradient", x, weight, geometry, impl),
         needs_dw and takes_own_kernel("weight gradient", x, weight, geometry, impl),
     )
     dx, dw = fused().gradients(dz, x, weight, geometry, ours, factor) if any(ours) else (None, None)
     needs_dx, needs_dw = needs_dx and not ours[0], needs_dw and not ours[1]
-    if not needs_dx and not needs_dw:
-        return dx, dw
+    if not needs_dx and not needs_dw and not needs_db:
+        return dx, dw, None
     padding, up, down = geometry
     arguments = _arguments(weight.shape[-1], padding, up, down)
     channels_last = is_channels_last(x)
     with torch._C._AutoDispatchBelowAutograd():
         if needs_dx and down == 2 and _slow_transposed(x):
             needs_dx, dx = False, _input_gradient_of_down(dz, x, weight, arguments, factor)
-            if not needs_dw:
-                return dx, dw
+            if not needs_dw and not needs_db:
+                return dx, dw, None
         # A weight's gradient reads the weight's shape alone.
         if needs_dx:
             filters = fold_weight(weight, computed_dtype(x), channels_last, up, down, factor)
         else:
             filters = empty_folded(weight, computed_dtype(x), channels_last, up, down)
-        found_dx, found_dw = convolution_backward(dz, x, filters, *arguments, output_mask=(needs_dx, needs_dw))
+        mask = (needs_dx, needs_dw, needs_db and up == 1)  # oneDNN's transposed convolution sums by a slow loop
+        found_dx, found_dw, db = convolution_backward(dz, x, filters, *arguments, output_mask=mask)
         dx = in_layout(found_dx, channels_last) if needs_dx else dx
-    return dx, unfold_gradient(found_dw, weight, up, down, factor) if needs_dw else dw
+        if needs_db:
+            db = (dz.sum((0, 2, 3)) if db is None else db).to(x.dtype)
+    return dx, unfold_gradient(found_dw, weight, up, down, factor) if needs_dw else dw, db
 
 
 # oneDNN's transposed convolution is 2 to 6 times as fast on channels_last tensors, more than the copies cost.
@@ -119,10 +149,10 @@ def _slow_transposed(x: Tensor) -> bool:
     return x.is_cpu and x.dtype in (torch.float32, torch.bfloat16) and x.is_contiguous() and not traced
 
 
-def _transposed(x, weight, arguments, up, down, factor) -> Tensor:
+def _transposed(x, weight, arguments, up, down, factor, bias=None) -> Tensor:
     """The transposed convolution of a contiguous x, computed in channels_last; returns a contiguous tensor."""
     folded = fold_weight(weight, computed_dtype(x), True, up, down, factor)
-    return to_layout(convolution(to_layout(x, True), folded, *arguments), False)
+    return to_layout(convolution(to_layout(x, True), folded, *arguments, bias=bias), False)
 
 
 def _input_gradient_of_down(dz, x, weight, arguments, factor) -> Tensor:

@@ -85,5 +85,5 @@ class GroupedConvolution(NamedTuple):
         self, dz: Tensor, x: Tensor, weight: Tensor, output_mask: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         with torch._C._AutoDispatchBelowAutograd():
-            dx, dw = convolution_backward(dz, x, weight, *self._arguments, output_mask=output_mask)
+            dx, dw, _ = convolution_backward(dz, x, weight, *self._arguments, output_mask=(*output_mask, False))
         return (dx if output_mask[0] else None), (dw.to(weight.dtype) if output_mask[1] else None)

@@ -41,22 +41,26 @@ def computed_dtype(t: Tensor) -> torch.dtype:
     return torch.float32 if is_widened(t) else t.dtype
 
 
-def convolution(x: Tensor, weight: Tensor, *arguments: object) -> Tensor:
-    """`aten.convolution` without a bias, in x's dtype."""
+def convolution(x: Tensor, weight: Tensor, *arguments: object, bias: Tensor | None = None) -> Tensor:
+    """`aten.convolution` in x's dtype."""
     if not is_widened(x):
-        return torch.ops.aten.convolution(x, weight, None, *arguments)
-    return torch.ops.aten.convolution(x.float(), weight.float(), None, *arguments).to(x.dtype)
+        return torch.ops.aten.convolution(x, weight, bias, *arguments)
+    bias = bias if bias is None else bias.float()
+    return torch.ops.aten.convolution(x.float(), weight.float(), bias, *arguments).to(x.dtype)
 
 
 def convolution_backward(
-    dz: Tensor, x: Tensor, weight: Tensor, *arguments: object, output_mask: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """`aten.convolution_backward`: (dx in x's dtype, dw in that of `computed_dtype`), None where the mask says so."""
-    mask = [*output_mask, False]
+    dz: Tensor, x: Tensor, weight: Tensor, *arguments: object, output_mask: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """`aten.convolution_backward`: dx in x's dtype, dw and the bias's gradient in that of `computed_dtype`.
+
+    None where the mask says so.
+    """
+    arguments = (dz.shape[1:2], *arguments, [*output_mask])
     if not is_widened(x) and not _leaves_taps_unwritten(x, dz, weight):
-        return torch.ops.aten.convolution_backward(dz, x, weight, None, *arguments, mask)[:2]
-    dx, dw, _ = torch.ops.aten.convolution_backward(dz.float(), x.float(), weight.float(), None, *arguments, mask)
-    return dx if dx is None else dx.to(x.dtype), dw
+        return torch.ops.aten.convolution_backward(dz, x, weight, *arguments)
+    dx, dw, db = torch.ops.aten.convolution_backward(dz.float(), x.float(), weight.float(), *arguments)
+    return dx if dx is None else dx.to(x.dtype), dw, db
 
 
 def _leaves_taps_unwritten(x: Tensor, dz: Tensor, weight: Tensor) -> bool:

@@ -23,6 +23,7 @@ PRODUCTS = 1 << 20
 CONVOLVED = 1 << 26
 # In elements of the weights of all samples: up to here one product each costs less than the ops that do without.
 MODULATED = 1 << 16
+PLAIN_CHANNELS = 16  # of an output from which a sum for each is as fast as the kernel's
 # In pixels of the large side, of the whole batch: up to here folding a weight for a 2x rescaling costs more than the
 # multiply-adds that it saves, the more so where the weight is larger than a core's cache.
 UNFOLDED = 256
