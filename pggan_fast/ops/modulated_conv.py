@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast.ops.grouped_conv import GroupedConvolution, convolve
+from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.small import takes_own_weights
 from pggan_fast.ops.upfirdn2d import Pair, filter_size, upfirdn2d
 from pggan_fast.reference import accumulation_dtype, each_side
@@ -43,8 +44,12 @@ def conv2d_resample(
     """
     _check_convolution(x, weight, up, down, groups)
     weight = weight if flip_weight else weight.flip((2, 3))
-    (fh, fw), (kh, kw) = filter_size(f), weight.shape[2:]
     x0, x1, y0, y1 = each_side(padding)
+    if up == down == 1:
+        if x0 == x1 >= 0 and y0 == y1 >= 0:
+            return _convolve(x, weight, groups, padding=(y0, x0))
+        return _convolve(F.pad(x, (x0, x1, y0, y1)), weight, groups)
+    (fh, fw), (kh, kw) = filter_size(f), weight.shape[2:]
     if up > 1:
         x0, x1, y0, y1 = x0 + (fw + up - 1) // 2, x1 + (fw - up) // 2, y0 + (fh + up - 1) // 2, y1 + (fh - up) // 2
     if down > 1:
@@ -57,17 +62,13 @@ def conv2d_resample(
         return _convolve(upfirdn2d(x, f, down=down, padding=sides, **filtering), weight, groups)
     if pointwise and up > 1 and down == 1:
         return upfirdn2d(_convolve(x, weight, groups), f, up=up, padding=sides, gain=up**2, **filtering)
-    if down > 1 and up == 1:
+    if up == 1:
         return _convolve(upfirdn2d(x, f, padding=sides, **filtering), weight, groups, stride=down)
-    if up > 1:
-        # Convolving zeros is left out by a transposed convolution; the filter comes after it, as the two commute.
-        y = _convolve(x, _transposed(weight, groups), groups, stride=up, transposed=True)
-        sides = (x0 - kw + 1, x1 - kw + up, y0 - kh + 1, y1 - kh + up)
-        y = upfirdn2d(y, f, padding=sides, gain=up**2, **filtering)
-        return y if down == 1 else upfirdn2d(y, f, down=down, **filtering)
-    if x0 == x1 and y0 == y1 and x0 >= 0 and y0 >= 0:
-        return _convolve(x, weight, groups, padding=(y0, x0))
-    return _convolve(F.pad(x, sides), weight, groups)
+    # Convolving zeros is left out by a transposed convolution; the filter comes after it, as the two commute.
+    y = _convolve(x, _transposed(weight, groups), groups, stride=up, transposed=True)
+    sides = (x0 - kw + 1, x1 - kw + up, y0 - kh + 1, y1 - kh + up)
+    y = upfirdn2d(y, f, padding=sides, gain=up**2, **filtering)
+    return y if down == 1 else upfirdn2d(y, f, down=down, **filtering)
 
 
 def _convolve(x, weight, groups, *, stride=1, padding=(0, 0), transposed=False) -> Tensor:
@@ -104,7 +105,8 @@ def modulated_conv2d(
 
     x: [N, C_in, H, W]; weight: [C_out, C_in, kh, kw]; styles: [N, C_in].
     fused_modconv: True makes a weight per sample and one grouped convolution; False scales x and the output
-    instead, with one weight for all. The default takes the second, but for a single sample whose weight is smaller.
+    instead, with one weight for all. The default takes the second, but for a single sample whose weight is smaller and,
+    on a CPU, contiguous.
     Twice differentiable.
     """
     if styles.shape != x.shape[:2]:
@@ -118,8 +120,10 @@ def modulated_conv2d(
     geometry = dict(up=up, down=down, padding=padding, flip_weight=flip_weight, impl=impl)
     n, own, factors = x.shape[0], None, None
     if fused_modconv is None:
-        # What is multiplied should be the smaller one: the weight, or the input and the output.
-        fused_modconv = n == 1 and weight.numel() < x.numel() * (1 + weight.shape[0] / max(1, x.shape[1]))
+        # What is multiplied should be the smaller one: the weight, or the input and the output. A CPU's convolution of
+        # channels_last images puts each new weight in its order first.
+        smaller = n == 1 and weight.numel() < x.numel() * (1 + weight.shape[0] / max(1, x.shape[1]))
+        fused_modconv = smaller and not (x.is_cpu and is_channels_last(x))
     fused_modconv = fused_modconv and n > 0
     if fused_modconv or demodulate and takes_own_weights(x, weight):
         own = weight * styles.reshape(n, 1, styles.shape[1], 1, 1)  # [N, C_out, C_in, kh, kw]
