@@ -1,5 +1,6 @@
 """Other codebases' imports, before and after `compat.install`, and what is left when it is undone."""
 
+import copy
 import importlib
 import re
 import sys
@@ -176,6 +177,32 @@ def test_weight_gradients_can_be_switched_off(imports):
         with conv2d_gradfix.no_weight_gradients():
             y.backward()
         assert weight.grad is None
+
+
+@pytest.mark.parametrize("shape", [(5,), (), (2, 0, 4, 4), (0, 3)], ids=str)
+@pytest.mark.parametrize("act", ["linear", "lrelu", "swish"])
+def test_activations_take_any_shape(imports, shape, act):
+    imports({**standins.STYLEGAN, **standins.ROSINALITY})
+    compat.install()
+    from op import fused_leaky_relu
+    from torch_utils.ops import bias_act
+
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    expected = {"linear": lambda x: x, "lrelu": lambda x: nn.functional.leaky_relu(x, 0.2), "swish": nn.SiLU()}[act](x)
+    torch.testing.assert_close(bias_act.bias_act(x, act=act, gain=2.0), expected * 2)
+    torch.testing.assert_close(fused_leaky_relu(x, scale=2.0), nn.functional.leaky_relu(x, 0.2) * 2)
+
+
+def test_activations_are_entries_with_attributes(imports):
+    """Code reads theirs either way."""
+    imports(standins.STYLEGAN)
+    compat.install("stylegan3")
+    from torch_utils.ops.bias_act import activation_funcs
+
+    lrelu = activation_funcs["lrelu"]
+    assert lrelu.def_alpha == lrelu["def_alpha"] == 0.2 and "cuda_idx" in lrelu and lrelu.get("ref") == "y"
+    assert not hasattr(lrelu, "no_such_entry") and copy.deepcopy(lrelu) == lrelu
+    torch.testing.assert_close(lrelu.func(X, alpha=0.5), nn.functional.leaky_relu(X, 0.5))
 
 
 def test_unknown_names():
