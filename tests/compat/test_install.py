@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -109,6 +110,40 @@ def test_rosinality(imports, when):
     expected = nn.functional.conv2d(ops.upfirdn2d(X, D.kernel, padding=2), D.weight, stride=2)
     torch.testing.assert_close(y, nn.functional.leaky_relu(expected, 0.2) * 2**0.5)
     assert callable(model.upfirdn2d) and not isinstance(model.upfirdn2d, type(sys))
+
+
+LAYER = """
+import torch
+
+
+class FusedLeakyReLU(torch.nn.Module):
+    def __init__(self, channel, negative_slope=0.2, scale=2**0.5):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.zeros(channel))
+        self.negative_slope, self.scale = negative_slope, scale
+
+    def forward(self, input):
+        return "the original FusedLeakyReLU"
+"""
+
+
+@pytest.mark.parametrize("codebase", ["rosinality", "basicsr"])
+def test_layers_that_are_imported_stay_of_their_class(imports, codebase):
+    """Models that live, classes derived from it and pickles go by the class; older copies take no `bias`."""
+    package = {"rosinality": "op", "basicsr": "basicsr.ops.fused_act"}[codebase]
+    source = {"rosinality": "op/fused_act.py", "basicsr": "basicsr/ops/fused_act/fused_act.py"}[codebase]
+    layer = LAYER + standins.ORIGINAL.format(name="fused_leaky_relu")
+    imports({**standins.ROSINALITY, **standins.BASICSR, source: layer}, compiles=False)
+    layer_class = importlib.import_module(package).FusedLeakyReLU
+    derived = type("Derived", (layer_class,), {})
+    before = layer_class(3, 0.1)
+    expected = nn.functional.leaky_relu(X, 0.1) * 2**0.5
+    with compat.install(codebase):
+        assert importlib.import_module(package).FusedLeakyReLU is layer_class
+        for layer in (before, layer_class(3, 0.1), derived(3, 0.1), pickle.loads(pickle.dumps(before))):
+            assert isinstance(layer, layer_class) and list(layer.state_dict()) == ["bias"]
+            torch.testing.assert_close(layer(X), expected)
+    assert before(X) == "the original FusedLeakyReLU"
 
 
 def test_rosinality_nested_in_another_project(imports):
