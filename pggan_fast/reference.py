@@ -179,7 +179,7 @@ def upfirdn2d(
     n, c, h, w = x.shape
     y = F.pad(x.to(dtype).reshape(n, c, h, 1, w, 1), (0, upx - 1, 0, 0, 0, upy - 1)).reshape(n, c, h * upy, w * upx)
     groups = max(c, 1)  # torch has no convolution of no channels: no images of one channel then
-    y = F.pad(y, (x0, x1, y0, y1)).reshape(n * c // groups, groups, h * upy + y0 + y1, w * upx + x0 + x1)
+    y = padded(y, (x0, x1, y0, y1)).reshape(n * c // groups, groups, h * upy + y0 + y1, w * upx + x0 + x1)
     y = F.conv2d(y, taps.expand(groups, 1, -1, -1), stride=(downy, downx), groups=groups)
     return y.reshape(n, c, *y.shape[2:]).to(x.dtype).contiguous(memory_format=layout_of(x))
 
@@ -217,6 +217,13 @@ def each_side(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     """(x0, x1, y0, y1) of a number, of (x, y), or of all four."""
     padding = each_axis(padding)
     return tuple(p for p in padding for _ in range(2)) if len(padding) == 2 else padding
+
+
+def padded(x: Tensor, sides: tuple[int, int, int, int]) -> Tensor:
+    """Images [..., H, W] with zeros around them; where a side is negative it crops, beyond the image too."""
+    if min(sides) < 0:  # torch's padding crops first, and refuses to crop more than there is
+        x, sides = F.pad(x, [max(side, 0) for side in sides]), tuple(min(side, 0) for side in sides)
+    return F.pad(x, sides)
 
 
 def layout_of(x: Tensor) -> torch.memory_format:

@@ -4,9 +4,12 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType, TracebackType
+
+from torch import nn
 
 from pggan_fast.compat import basicsr, rosinality, stylegan
 from pggan_fast.compat.references import ABSENT, exchange, setter
@@ -160,12 +163,22 @@ def _exchange_imported(modules: dict[str, Contents]) -> list[Callable[[], None]]
             continue
         for key, value in made(module).items():
             before = vars(module).get(key, ABSENT)
+            if _is_layer(before) and before is not value:
+                # Models that live, classes made of it and pickles go by the class itself.
+                undo.append(partial(setattr, before, "forward", vars(before)["forward"]))
+                before.forward = value.forward
+                continue
             if callable(before):
                 exchanged[id(before)] = value
             # The undoing keeps `before` alive, and so its identity its own.
             undo.append(setter(module, key, before))
             setattr(module, key, value)
     return undo + _rebind(exchanged)
+
+
+def _is_layer(value: object) -> bool:
+    """Whether this is a class of modules that holds what its forward needs, which is then all there is to exchange."""
+    return isinstance(value, type) and issubclass(value, nn.Module) and {"__init__", "forward"} <= vars(value).keys()
 
 
 def _rebind(exchanged: dict[int, object]) -> list[Callable[[], None]]:

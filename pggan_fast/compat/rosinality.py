@@ -13,7 +13,8 @@ def fused_leaky_relu(
     input: Tensor, bias: Tensor | None = None, negative_slope: float = 0.2, scale: float = 2**0.5
 ) -> Tensor:
     """scale * leaky_relu(input + bias along dimension 1)"""
-    if negative_slope < 0 or scale < 0:  # a fused backward reads the activation's sign off its output
+    # A fused backward reads the activation's sign off its output, and takes input that has channels.
+    if negative_slope < 0 or scale < 0 or not input.numel() or input.ndim < 2:
         y = input if bias is None else input + bias.view(1, -1, *[1] * (input.ndim - 2))
         return torch.nn.functional.leaky_relu(y, negative_slope) * scale
     return ops.bias_act(input, bias, act="lrelu", slope=float(negative_slope), gain=float(scale))

@@ -1,7 +1,7 @@
 """`torch_utils.ops.*` of NVIDIA's StyleGAN2-ADA and StyleGAN3, and of what was made from them."""
 
 from collections.abc import Sequence
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from pggan_fast import ops
 from pggan_fast.compat.gradfix import conv2d_gradfix
 from pggan_fast.ops.activation_op import value_at
 from pggan_fast.ops.activations import ACTIVATIONS
-from pggan_fast.ops.upfirdn2d import Pair, filter_size
+from pggan_fast.ops.geometry import Pair, filter_size
 from pggan_fast.reference import each_axis, each_side
 
 
@@ -113,10 +113,20 @@ def _get_filter_size(f):
 # bias_act
 
 
-def _activation(name: str, index: int, ref: str, has_2nd_grad: bool) -> SimpleNamespace:
+class _Activation(dict):
+    """A dict whose items are attributes too, as theirs is."""
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def _activation(name: str, index: int, ref: str, has_2nd_grad: bool) -> _Activation:
     known = ACTIVATIONS[name]
     function = lambda x, alpha=known.slope, **_: value_at(x, name, alpha)  # noqa: E731
-    return SimpleNamespace(
+    return _Activation(
         func=function,
         def_alpha=known.slope,
         def_gain=known.gain,
@@ -154,7 +164,8 @@ def bias_act(
     known = ACTIVATIONS[act]
     alpha = known.slope if alpha is None else float(alpha)
     gain = known.gain if gain is None else float(gain)
-    if gain < 0 or alpha < 0:  # a fused backward reads the activation's sign off its output
+    # A fused backward reads the activation's sign off its output, and takes x that has channels.
+    if gain < 0 or alpha < 0 or not x.numel() or (b is None and x.ndim < 2):
         y = x if b is None else x + b.reshape([-1 if i == dim else 1 for i in range(x.ndim)])
         y = value_at(y, act, alpha) * gain
         return y if clamp is None else y.clamp(-clamp, clamp)

@@ -122,10 +122,14 @@ def _biased(x: Tensor, bias: Tensor | None, dim: int, scale: float) -> Tensor:
 def _check(x, bias, act, slope, gain, pixel_norm, dim, clamp) -> None:
     if act not in ACTIVATIONS:
         raise ValueError(f"bias_act: act is {act!r}, allowed: {', '.join(ACTIVATIONS)}")
-    if slope < 0 or gain < 0:
+    if not (slope >= 0 and gain >= 0):
         raise ValueError(f"bias_act: slope is {slope} and gain is {gain}, both must be at least 0")
-    if clamp is not None and clamp < 0:
+    if not (clamp is None or clamp >= 0):
         raise ValueError(f"bias_act: clamp is {clamp}, must be at least 0")
+    if x.ndim < 2 and dim >= x.ndim:
+        raise ValueError(
+            f"bias_act: x has shape {list(x.shape)}, must be [N, C, ...], or of any shape with another dim"
+        )
     if bias is not None and not 0 <= dim < x.ndim:
         raise ValueError(f"bias_act: dim is {dim}, must be 0 to {x.ndim - 1}")
     if bias is not None and bias.shape != x.shape[dim : dim + 1]:

@@ -93,7 +93,7 @@ def check_epilogue(op: str, channels: torch.Size, bias: Tensor | None, options: 
     _, act, slope, gain, _, _ = options
     if act not in ("linear", "relu", "lrelu"):
         raise ValueError(f"{op}: act is {act!r}, allowed: linear, relu, lrelu")
-    if slope < 0 or gain < 0:
+    if not (slope >= 0 and gain >= 0):
         raise ValueError(f"{op}: slope is {slope} and gain is {gain}, both must be at least 0")
     if not channels or not channels[0]:
         raise ValueError(f"{op}: x must be [N, C, ...] with at least one channel")

@@ -20,6 +20,7 @@ from pggan_fast import reference
 from pggan_fast.ops.activations import bias_act
 from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
+from pggan_fast.ops.geometry import Pair, check_filter, checked_factor, checked_sides, filter_size
 from pggan_fast.ops.registry import (
     OpFunction,
     batch_implementations,
@@ -32,8 +33,8 @@ from pggan_fast.ops.registry import (
     through_dispatcher,
 )
 from pggan_fast.ops.resample import check_image, like_layout
-from pggan_fast.ops.upfirdn2d import Pair, filter_size, upfirdn2d
-from pggan_fast.reference import accumulation_dtype, each_side
+from pggan_fast.ops.upfirdn2d import upfirdn2d
+from pggan_fast.reference import accumulation_dtype
 
 MOST_TAPS, MOST_FACTOR = 24, 4
 """A kernel's tile in shared memory has room for filters [taps] and factors up to these; others take three passes."""
@@ -67,7 +68,9 @@ def filtered_lrelu(
     x [N, C, H, W] -> [N, C, (H * up + y0 + y1 - (fu_h - 1) - (fd_h - 1) + down - 1) // down, likewise W]. fu and fd are
     constants. Differentiable in x and bias to any order.
     """
-    sides = _check(x, fu, fd, bias, up, down, padding, gain, slope, clamp)
+    up, down = checked_factor("filtered_lrelu", "up", up), checked_factor("filtered_lrelu", "down", down)
+    padding = sides = checked_sides("filtered_lrelu", padding)
+    _check(x, fu, fd, bias, up, sides, gain, slope, clamp)
     impl = choose("filtered_lrelu", x, impl)
     options = dict(up=up, down=down, padding=padding, gain=gain, slope=slope, clamp=clamp, flip_filter=flip_filter)
     if impl == "reference":
@@ -96,26 +99,16 @@ def _is_short(f: Tensor | None) -> bool:
     return f is None or (f.ndim == 1 and f.numel() <= MOST_TAPS)
 
 
-def _check(x, fu, fd, bias, up, down, padding, gain, slope, clamp) -> tuple[int, int, int, int]:
-    """Refuse what cannot be computed; returns the padding (x0, x1, y0, y1)."""
+def _check(x, fu, fd, bias, up, sides, gain, slope, clamp) -> None:
     check_image("filtered_lrelu", x)
-    for name, value in (("up", up), ("down", down)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"filtered_lrelu: {name} is {value}, must be a number from 1")
-    for name, f in (("fu", fu), ("fd", fd)):
-        if f is not None and (f.ndim not in (1, 2) or f.numel() == 0):
-            raise ValueError(f"filtered_lrelu: {name} has shape {list(f.shape)}, must be [taps] or [fh, fw]")
-        if f is not None and f.requires_grad:
-            raise ValueError(f"filtered_lrelu: {name} requires a gradient, must be a constant ({name}.detach())")
-    if gain <= 0 or slope < 0:
+    check_filter("filtered_lrelu", "fu", fu)
+    check_filter("filtered_lrelu", "fd", fd)
+    if not (gain > 0 and slope >= 0):
         raise ValueError(f"filtered_lrelu: gain is {gain} and slope is {slope}, must be above 0 and at least 0")
-    if clamp is not None and clamp < 0:
+    if not (clamp is None or clamp >= 0):
         raise ValueError(f"filtered_lrelu: clamp is {clamp}, must be at least 0")
     if bias is not None and bias.shape != x.shape[1:2]:
         raise ValueError(f"filtered_lrelu: bias has shape {list(bias.shape)}, must be [{x.shape[1]}]")
-    sides = each_side(padding)
-    if len(sides) != 4:
-        raise ValueError(f"filtered_lrelu: padding is {padding}, must be a number, (x, y) or (x0, x1, y0, y1)")
     x0, x1, y0, y1 = sides
     (fuh, fuw), (fdh, fdw), (h, w) = filter_size(fu), filter_size(fd), x.shape[2:]
     if h * up + y0 + y1 < fuh + fdh - 1 or w * up + x0 + x1 < fuw + fdw - 1:
@@ -123,7 +116,6 @@ def _check(x, fu, fd, bias, up, down, padding, gain, slope, clamp) -> tuple[int,
             f"filtered_lrelu: the padded image is {h * up + y0 + y1} x {w * up + x0 + x1}, "
             f"must be at least the filters' {fuh + fdh - 1} x {fuw + fdw - 1}"
         )
-    return sides
 
 
 class FilteredLrelu(OpFunction):

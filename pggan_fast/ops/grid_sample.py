@@ -24,6 +24,11 @@ def grid_sample(
     """
     if padding_mode not in ("zeros", "border", "reflection"):
         raise ValueError(f"grid_sample: padding_mode is {padding_mode!r}, allowed: zeros, border, reflection")
+    if input.ndim != 4 or grid.ndim != 4 or grid.shape[3] != 2 or input.shape[0] != grid.shape[0]:
+        raise ValueError(
+            "grid_sample: input must be [N, C, H, W] and grid [N, OH, OW, 2], "
+            f"got {list(input.shape)} and {list(grid.shape)}"
+        )
     if torch.compiler.is_exporting() or torch_differentiates_twice():
         return F.grid_sample(input, grid, mode="bilinear", padding_mode=padding_mode, align_corners=align_corners)
     return composite(input, grid, padding_mode, align_corners)

@@ -1,7 +1,6 @@
 """conv2d with groups whose derivatives, of any order, are three convolutions: see `closed_conv`."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,12 +9,11 @@ from torch import Tensor
 
 from pggan_fast.ops.closed_conv import Convolution, as_nonleaf_view
 from pggan_fast.ops.conv import autocast_input
+from pggan_fast.ops.geometry import Pair, checked_axes
 from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.narrow_cpu import convolution, convolution_backward, is_widened
 from pggan_fast.ops.registry import is_transformed, through_dispatcher
 from pggan_fast.ops.small import takes_convolution
-
-Pair = int | Sequence[int]
 
 
 def conv2d(
@@ -58,10 +56,7 @@ def convolve(x: Tensor, weight: Tensor, conv: "GroupedConvolution") -> Tensor:
 
 
 def _pair(name: str, value: Pair, least: int) -> list[int]:
-    pair = [value, value] if isinstance(value, int) else list(value)
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"conv2d: {name} is {value}, must be a number from {least} or a pair (y, x) of them")
-    return pair
+    return list(checked_axes("conv2d", name, value, least=least, order="(y, x)"))
 
 
 class GroupedConvolution(NamedTuple):

@@ -10,14 +10,14 @@ x is scaled instead, and the output by the factor that demodulates.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from pggan_fast.ops.geometry import Pair, check_filter, checked_axes, checked_factor, checked_sides, filter_size
 from pggan_fast.ops.grouped_conv import GroupedConvolution, convolve
 from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.small import takes_own_weights
-from pggan_fast.ops.upfirdn2d import Pair, filter_size, upfirdn2d
-from pggan_fast.reference import accumulation_dtype, each_side
+from pggan_fast.ops.upfirdn2d import upfirdn2d
+from pggan_fast.reference import accumulation_dtype, padded
 
 EPS = 1e-8
 
@@ -42,19 +42,24 @@ def conv2d_resample(
     f: as `upfirdn2d` takes it, only used where up or down is above 1. padding: a number, (x, y) or (x0, x1, y0, y1) of
     the upsampled image, in addition to what keeps it centred.
     """
-    _check_convolution(x, weight, up, down, groups)
+    up, down = checked_factor("conv2d_resample", "up", up), checked_factor("conv2d_resample", "down", down)
+    x0, x1, y0, y1 = checked_sides("conv2d_resample", padding)
+    check_filter("conv2d_resample", "f", f)
+    _check_convolution(x, weight, groups)
     weight = weight if flip_weight else weight.flip((2, 3))
-    x0, x1, y0, y1 = each_side(padding)
-    if up == down == 1:
-        if x0 == x1 >= 0 and y0 == y1 >= 0:
-            return _convolve(x, weight, groups, padding=(y0, x0))
-        return _convolve(F.pad(x, (x0, x1, y0, y1)), weight, groups)
-    (fh, fw), (kh, kw) = filter_size(f), weight.shape[2:]
+    (fh, fw), (kh, kw), (h, w) = filter_size(f), weight.shape[2:], x.shape[2:]
     if up > 1:
         x0, x1, y0, y1 = x0 + (fw + up - 1) // 2, x1 + (fw - up) // 2, y0 + (fh + up - 1) // 2, y1 + (fh - up) // 2
     if down > 1:
         x0, x1 = x0 + (fw - down + 1) // 2, x1 + (fw - down) // 2
         y0, y1 = y0 + (fh - down + 1) // 2, y1 + (fh - down) // 2
+    times = (up > 1) + (down > 1)
+    least_h, least_w = kh + times * (fh - 1), kw + times * (fw - 1)
+    if h * up + y0 + y1 < least_h or w * up + x0 + x1 < least_w:
+        raise ValueError(
+            f"conv2d_resample: the padded image is {h * up + y0 + y1} x {w * up + x0 + x1}, "
+            f"must be at least {least_h} x {least_w}, which weight and f reach over"
+        )
     sides, filtering = (x0, x1, y0, y1), dict(flip_filter=flip_filter, impl=impl)
     pointwise = kh == kw == 1
     if pointwise and down > 1 and up == 1:
@@ -62,13 +67,17 @@ def conv2d_resample(
         return _convolve(upfirdn2d(x, f, down=down, padding=sides, **filtering), weight, groups)
     if pointwise and up > 1 and down == 1:
         return upfirdn2d(_convolve(x, weight, groups), f, up=up, padding=sides, gain=up**2, **filtering)
-    if up == 1:
+    if down > 1 and up == 1:
         return _convolve(upfirdn2d(x, f, padding=sides, **filtering), weight, groups, stride=down)
-    # Convolving zeros is left out by a transposed convolution; the filter comes after it, as the two commute.
-    y = _convolve(x, _transposed(weight, groups), groups, stride=up, transposed=True)
-    sides = (x0 - kw + 1, x1 - kw + up, y0 - kh + 1, y1 - kh + up)
-    y = upfirdn2d(y, f, padding=sides, gain=up**2, **filtering)
-    return y if down == 1 else upfirdn2d(y, f, down=down, **filtering)
+    if up > 1:
+        # Convolving zeros is left out by a transposed convolution; the filter comes after it, as the two commute.
+        y = _convolve(x, _transposed(weight, groups), groups, stride=up, transposed=True)
+        sides = (x0 - kw + 1, x1 - kw + up, y0 - kh + 1, y1 - kh + up)
+        y = upfirdn2d(y, f, padding=sides, gain=up**2, **filtering)
+        return y if down == 1 else upfirdn2d(y, f, down=down, **filtering)
+    if x0 == x1 and y0 == y1 and x0 >= 0 and y0 >= 0:
+        return _convolve(x, weight, groups, padding=(y0, x0))
+    return _convolve(padded(x, sides), weight, groups)
 
 
 def _convolve(x, weight, groups, *, stride=1, padding=(0, 0), transposed=False) -> Tensor:
@@ -109,8 +118,7 @@ def modulated_conv2d(
     on a CPU, contiguous.
     Twice differentiable.
     """
-    if styles.shape != x.shape[:2]:
-        raise ValueError(f"modulated_conv2d: styles has shape {list(styles.shape)}, must be {list(x.shape[:2])}")
+    _check_modulation("modulated_conv2d", x, weight, styles)
     wide = accumulation_dtype(x.dtype)
     weight, styles = weight.to(wide), styles.to(wide)
     if x.dtype == torch.float16 and demodulate:
@@ -136,6 +144,7 @@ def modulated_conv2d(
     images, own = x.reshape(1, -1, *x.shape[2:]), own.flatten(0, 1)
     y = conv2d_resample(images, own, resample_filter, groups=n, **geometry)
     y = y.reshape(n, -1, *y.shape[2:])
+    _check_noise(noise, y)
     return y if noise is None else y + noise.to(y.dtype)
 
 
@@ -157,6 +166,7 @@ def _scaled(x, weight, styles, factors, f, geometry, noise=None) -> Tensor:
     if x.dtype == torch.float16:
         styles, factors = _within_fp16(styles, factors)
     y = conv2d_resample(x * styles.to(x.dtype).reshape(*styles.shape, 1, 1), weight, f, **geometry)
+    _check_noise(noise, y)
     if factors is None:
         return y if noise is None else y + noise.to(y.dtype)
     factors = factors.to(y.dtype).reshape(*factors.shape, 1, 1)
@@ -191,6 +201,8 @@ def modulated_conv2d_stylegan3(
     With `demodulate`, weight is divided by the root mean square of each output channel and styles by that of the whole
     batch first. input_gain: [], [C_in] or [N, C_in], without effect on the demodulation. padding: a number or (y, x).
     """
+    _check_modulation("modulated_conv2d_stylegan3", x, weight, styles)
+    along_y, along_x = checked_axes("modulated_conv2d_stylegan3", "padding", padding, least=0, order="(y, x)")
     wide = accumulation_dtype(x.dtype)
     weight, styles = weight.to(wide), styles.to(wide)
     if demodulate:
@@ -202,16 +214,36 @@ def modulated_conv2d_stylegan3(
         factors = torch.rsqrt(styles.square() @ squares.T + EPS)
     if input_gain is not None:
         styles = styles * input_gain.expand_as(styles)
-    along_y, along_x = (padding, padding) if isinstance(padding, int) else padding
     sides = (along_x, along_x, along_y, along_y)
     return _scaled(x, weight, styles, factors, None, dict(padding=sides, impl=impl))
 
 
-def _check_convolution(x: Tensor, weight: Tensor, up: int, down: int, groups: int) -> None:
-    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1] * groups:
+def _check_convolution(x: Tensor, weight: Tensor, groups: int) -> None:
+    if x.ndim != 4 or weight.ndim != 4 or groups < 1 or x.shape[1] != weight.shape[1] * groups:
         raise ValueError(
             "conv2d_resample: x must be [N, C_in, H, W] and weight [C_out, C_in / groups, kh, kw], "
             f"got {list(x.shape)} and {list(weight.shape)} with groups={groups}"
         )
-    if up < 1 or down < 1:
-        raise ValueError(f"conv2d_resample: up is {up} and down is {down}, both must be at least 1")
+    if weight.shape[0] % groups:
+        raise ValueError(
+            f"conv2d_resample: weight has {weight.shape[0]} output channels, must be a multiple of groups={groups}"
+        )
+
+
+def _check_modulation(op: str, x: Tensor, weight: Tensor, styles: Tensor) -> None:
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"{op}: x must be [N, C_in, H, W] and weight [C_out, C_in, kh, kw], "
+            f"got {list(x.shape)} and {list(weight.shape)}"
+        )
+    if styles.shape != x.shape[:2]:
+        raise ValueError(f"{op}: styles has shape {list(styles.shape)}, must be {list(x.shape[:2])}")
+
+
+def _check_noise(noise: Tensor | None, y: Tensor) -> None:
+    """Refuse noise that does not broadcast to the output, or that would make it larger."""
+    if noise is None:
+        return
+    sizes = y.shape[y.ndim - noise.ndim :]
+    if noise.ndim > y.ndim or any(a not in (1, b) for a, b in zip(noise.shape, sizes, strict=True)):
+        raise ValueError(f"modulated_conv2d: noise has shape {list(noise.shape)}, must broadcast to {list(y.shape)}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from pggan_fast import reference
 from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
+from pggan_fast.ops.geometry import Pair, check_filter, checked_axes, checked_sides, filter_size
 from pggan_fast.ops.registry import (
     OpFunction,
     batch_implementations,
@@ -24,9 +25,6 @@ from pggan_fast.ops.registry import (
     through_dispatcher,
 )
 from pggan_fast.ops.resample import check_image, like_layout
-from pggan_fast.reference import each_axis, each_side
-
-Pair = int | Sequence[int]
 
 
 def upfirdn2d(
@@ -54,13 +52,15 @@ def upfirdn2d(
     layout. Differentiable in x to any order.
     """
     check_image("upfirdn2d", x)
-    arguments = (*_checked_pair("up", up), *_checked_pair("down", down), *_checked_padding(padding))
-    _check_filter(x, f, *arguments)
+    up, down = checked_axes("upfirdn2d", "up", up), checked_axes("upfirdn2d", "down", down)
+    padding = checked_sides("upfirdn2d", padding)
+    check_filter("upfirdn2d", "f", f)
+    _check_size(x, f, up, padding)
     impl = choose("upfirdn2d", x, impl)
     if impl == "reference":
         return reference.upfirdn2d(x, f, up=up, down=down, padding=padding, flip_filter=flip_filter, gain=gain)
     f = torch.ones(1, 1, device=x.device) if f is None else f
-    return _resample(x, f, (*arguments, flip_filter, float(gain)), impl)
+    return _resample(x, f, (*up, *down, *padding, flip_filter, float(gain)), impl)
 
 
 def setup_filter(
@@ -78,7 +78,10 @@ def setup_filter(
     axes gains as much as one in two dimensions. `separable=None` keeps a 1-d filter of 8 taps or more in one
     dimension; a shorter one becomes its outer product.
     """
-    f = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device=device)
+    try:
+        f = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device=device)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"setup_filter: f is {f!r}, must be None, a number, or taps as a list or tensor") from error
     if f.ndim > 2 or f.numel() == 0:
         raise ValueError(f"setup_filter: f has shape {list(f.shape)}, must be a number, [taps] or [fh, fw]")
     f = f[None] if f.ndim == 0 else f
@@ -86,6 +89,10 @@ def setup_filter(
     if separable and f.ndim == 2:
         raise ValueError(f"setup_filter: separable is True, f of shape {list(f.shape)} must then be [taps]")
     f = torch.outer(f, f) if f.ndim == 1 and not separable else f
+    if gain < 0 and f.ndim == 1:
+        raise ValueError(
+            f"setup_filter: gain is {gain}, must be at least 0 for a filter that is applied along each axis"
+        )
     f = f / f.sum() if normalize else f
     f = f.flip(tuple(range(f.ndim))) if flip_filter else f
     return f * gain ** (f.ndim / 2)
@@ -93,59 +100,49 @@ def setup_filter(
 
 def filter2d(x: Tensor, f: Tensor | None, *, padding: Pair = 0, flip_filter: bool = False, gain: float = 1.0) -> Tensor:
     """Filter images to the same size; `padding` is added to what that takes. Arguments as `upfirdn2d`."""
+    check_filter("filter2d", "f", f)
     fh, fw = filter_size(f)
     sides = (fw // 2, (fw - 1) // 2, fh // 2, (fh - 1) // 2)
-    return upfirdn2d(x, f, padding=_added(padding, sides), flip_filter=flip_filter, gain=gain)
+    return upfirdn2d(x, f, padding=_added("filter2d", padding, sides), flip_filter=flip_filter, gain=gain)
 
 
 def upsample2d(
     x: Tensor, f: Tensor | None, up: Pair = 2, *, padding: Pair = 0, flip_filter: bool = False, gain: float = 1.0
 ) -> Tensor:
     """Upsample images to `up` times the size with f's interpolation, brightness kept; `padding` is added to that."""
-    (upx, upy), (fh, fw) = _checked_pair("up", up), filter_size(f)
+    check_filter("upsample2d", "f", f)
+    upx, upy = checked_axes("upsample2d", "up", up)
+    fh, fw = filter_size(f)
     sides = ((fw + upx - 1) // 2, (fw - upx) // 2, (fh + upy - 1) // 2, (fh - upy) // 2)
-    return upfirdn2d(x, f, up=up, padding=_added(padding, sides), flip_filter=flip_filter, gain=gain * upx * upy)
+    return upfirdn2d(
+        x,
+        f,
+        up=(upx, upy),
+        padding=_added("upsample2d", padding, sides),
+        flip_filter=flip_filter,
+        gain=gain * upx * upy,
+    )
 
 
 def downsample2d(
     x: Tensor, f: Tensor | None, down: Pair = 2, *, padding: Pair = 0, flip_filter: bool = False, gain: float = 1.0
 ) -> Tensor:
     """Filter images with f and keep every `down`-th pixel; `padding` is added to what keeps them centred."""
-    (downx, downy), (fh, fw) = _checked_pair("down", down), filter_size(f)
+    check_filter("downsample2d", "f", f)
+    downx, downy = checked_axes("downsample2d", "down", down)
+    fh, fw = filter_size(f)
     sides = ((fw - downx + 1) // 2, (fw - downx) // 2, (fh - downy + 1) // 2, (fh - downy) // 2)
-    return upfirdn2d(x, f, down=down, padding=_added(padding, sides), flip_filter=flip_filter, gain=gain)
+    return upfirdn2d(
+        x, f, down=(downx, downy), padding=_added("downsample2d", padding, sides), flip_filter=flip_filter, gain=gain
+    )
 
 
-def _added(padding: Pair, sides: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(a + b for a, b in zip(_checked_padding(padding), sides, strict=True))
+def _added(op: str, padding: Pair, sides: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip(checked_sides(op, padding), sides, strict=True))
 
 
-def filter_size(f: Tensor | None) -> tuple[int, int]:
-    """(fh, fw)"""
-    return (1, 1) if f is None else (f.shape[0], f.shape[-1])
-
-
-def _checked_pair(name: str, value: Pair) -> tuple[int, int]:
-    x_and_y = each_axis(value)
-    if len(x_and_y) != 2 or min(x_and_y) < 1:
-        raise ValueError(f"upfirdn2d: {name} is {value}, must be a number from 1 or a pair (x, y) of them")
-    return x_and_y
-
-
-def _checked_padding(padding: Pair) -> tuple[int, int, int, int]:
-    sides = each_side(padding)
-    if len(sides) != 4:
-        raise ValueError(f"upfirdn2d: padding is {padding}, must be a number, (x, y) or (x0, x1, y0, y1)")
-    return sides
-
-
-def _check_filter(x: Tensor, f: Tensor | None, upx, upy, downx, downy, x0, x1, y0, y1) -> None:
-    if f is not None:
-        if f.ndim not in (1, 2) or f.numel() == 0:
-            raise ValueError(f"upfirdn2d: f has shape {list(f.shape)}, must be [taps] or [fh, fw]")
-        if f.requires_grad:
-            raise ValueError("upfirdn2d: f requires a gradient, must be a constant (f.detach())")
-    (fh, fw), (h, w) = filter_size(f), x.shape[2:]
+def _check_size(x: Tensor, f: Tensor | None, up: tuple[int, int], padding: tuple[int, int, int, int]) -> None:
+    (fh, fw), (h, w), (upx, upy), (x0, x1, y0, y1) = filter_size(f), x.shape[2:], up, padding
     if h * upy + y0 + y1 < fh or w * upx + x0 + x1 < fw:
         raise ValueError(
             f"upfirdn2d: the padded image is {h * upy + y0 + y1} x {w * upx + x0 + x1}, "

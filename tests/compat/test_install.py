@@ -1,6 +1,8 @@
 """Other codebases' imports, before and after `compat.install`, and what is left when it is undone."""
 
+import copy
 import importlib
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -110,6 +112,40 @@ def test_rosinality(imports, when):
     assert callable(model.upfirdn2d) and not isinstance(model.upfirdn2d, type(sys))
 
 
+LAYER = """
+import torch
+
+
+class FusedLeakyReLU(torch.nn.Module):
+    def __init__(self, channel, negative_slope=0.2, scale=2**0.5):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.zeros(channel))
+        self.negative_slope, self.scale = negative_slope, scale
+
+    def forward(self, input):
+        return "the original FusedLeakyReLU"
+"""
+
+
+@pytest.mark.parametrize("codebase", ["rosinality", "basicsr"])
+def test_layers_that_are_imported_stay_of_their_class(imports, codebase):
+    """Models that live, classes derived from it and pickles go by the class; older copies take no `bias`."""
+    package = {"rosinality": "op", "basicsr": "basicsr.ops.fused_act"}[codebase]
+    source = {"rosinality": "op/fused_act.py", "basicsr": "basicsr/ops/fused_act/fused_act.py"}[codebase]
+    layer = LAYER + standins.ORIGINAL.format(name="fused_leaky_relu")
+    imports({**standins.ROSINALITY, **standins.BASICSR, source: layer}, compiles=False)
+    layer_class = importlib.import_module(package).FusedLeakyReLU
+    derived = type("Derived", (layer_class,), {})
+    before = layer_class(3, 0.1)
+    expected = nn.functional.leaky_relu(X, 0.1) * 2**0.5
+    with compat.install(codebase):
+        assert importlib.import_module(package).FusedLeakyReLU is layer_class
+        for layer in (before, layer_class(3, 0.1), derived(3, 0.1), pickle.loads(pickle.dumps(before))):
+            assert isinstance(layer, layer_class) and list(layer.state_dict()) == ["bias"]
+            torch.testing.assert_close(layer(X), expected)
+    assert before(X) == "the original FusedLeakyReLU"
+
+
 def test_rosinality_nested_in_another_project(imports):
     """Encoders into its latent space carry a copy of it as models.stylegan2.op."""
     imports({"vendored/__init__.py": "", **{f"vendored/{k}": v for k, v in standins.ROSINALITY.items()}})
@@ -176,6 +212,32 @@ def test_weight_gradients_can_be_switched_off(imports):
         with conv2d_gradfix.no_weight_gradients():
             y.backward()
         assert weight.grad is None
+
+
+@pytest.mark.parametrize("shape", [(5,), (), (2, 0, 4, 4), (0, 3)], ids=str)
+@pytest.mark.parametrize("act", ["linear", "lrelu", "swish"])
+def test_activations_take_any_shape(imports, shape, act):
+    imports({**standins.STYLEGAN, **standins.ROSINALITY})
+    compat.install()
+    from op import fused_leaky_relu
+    from torch_utils.ops import bias_act
+
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    expected = {"linear": lambda x: x, "lrelu": lambda x: nn.functional.leaky_relu(x, 0.2), "swish": nn.SiLU()}[act](x)
+    torch.testing.assert_close(bias_act.bias_act(x, act=act, gain=2.0), expected * 2)
+    torch.testing.assert_close(fused_leaky_relu(x, scale=2.0), nn.functional.leaky_relu(x, 0.2) * 2)
+
+
+def test_activations_are_entries_with_attributes(imports):
+    """Code reads theirs either way."""
+    imports(standins.STYLEGAN)
+    compat.install("stylegan3")
+    from torch_utils.ops.bias_act import activation_funcs
+
+    lrelu = activation_funcs["lrelu"]
+    assert lrelu.def_alpha == lrelu["def_alpha"] == 0.2 and "cuda_idx" in lrelu and lrelu.get("ref") == "y"
+    assert not hasattr(lrelu, "no_such_entry") and copy.deepcopy(lrelu) == lrelu
+    torch.testing.assert_close(lrelu.func(X, alpha=0.5), nn.functional.leaky_relu(X, 0.5))
 
 
 def test_unknown_names():

@@ -167,6 +167,15 @@ def test_conv2d_resample_is_its_definition(geometry, kernel, groups, impl):
     torch.testing.assert_close(actual, expected, **EXACT)
 
 
+@pytest.mark.parametrize("padding", [(-5, 8, 0, 0), (8, -5, 1, 1), (0, 0, -6, 9)], ids=str)
+def test_conv2d_resample_crops_beyond_the_image(padding, impl):
+    random = torch.Generator().manual_seed(5)
+    x = torch.randn(2, 4, 4, 4, dtype=torch.float64, generator=random)
+    weight = torch.randn(6, 4, 3, 3, dtype=torch.float64, generator=random)
+    expected = torch.nn.functional.conv2d(ops.upfirdn2d(x, None, padding=padding), weight)
+    torch.testing.assert_close(ops.conv2d_resample(x, weight, padding=padding), expected, **EXACT)
+
+
 def _sides(padding):
     return (
         (padding,) * 4

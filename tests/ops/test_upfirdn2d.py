@@ -152,3 +152,21 @@ def test_threads_share_the_rows(threads, threads_used):
         actual = ops.upfirdn2d(image, binomial(), up=2, padding=(2, 1, 2, 1), impl="native")
         expected = ops.upfirdn2d(image.double(), binomial(), up=2, padding=(2, 1, 2, 1), impl="reference")
         torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", [(-5, 6, 0, 0), (6, -5, 0, 0), (0, 0, -7, 9), (9, -8, -7, 8)], ids=str)
+@pytest.mark.parametrize("factors", [dict(), dict(up=2), dict(down=2)], ids=str)
+def test_crops_that_reach_beyond_the_image(implementation, padding, factors):
+    """Padding comes first: an image of 4 columns with 6 zeros behind it can lose 5 of them before."""
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    x0, x1, y0, y1 = padding
+    up = factors.get("up", 1)
+    wide = torch.zeros(2, 3, 4 * up + 40, 4 * up + 40, dtype=torch.float64)
+    wide[..., 20 : 20 + 4 * up : up, 20 : 20 + 4 * up : up] = x.detach()
+    cropped = wide[..., 20 - y0 : 20 + 4 * up + y1, 20 - x0 : 20 + 4 * up + x1]
+    f = torch.tensor([1.0, 2.0])
+    y = implementation.function("upfirdn2d")(x, f, padding=padding, **factors)
+    expected = ops.upfirdn2d(cropped, f, down=factors.get("down", 1), impl="reference")
+    torch.testing.assert_close(y, expected, **EXACT)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert gradient.shape == x.shape
