@@ -6,6 +6,7 @@ stay what and where they are. Graphs run eagerly, op by op: there is no AOTAutog
 
 import copy
 import dis
+import functools
 import os
 import re
 import sys
@@ -24,6 +25,8 @@ from torch._C._functorch import peek_interpreter_stack as _interpreters
 from torch._dynamo import config, convert_frame, eval_frame, pgo
 from torch._dynamo.exc import TorchDynamoException, Unsupported, UserError
 from torch._dynamo.types import ConvertFrameReturn
+from torch._dynamo.variables.builder import VariableBuilder
+from torch._dynamo.variables.functions import WrapperUserFunctionVariable
 from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules.module import _has_any_global_hook
@@ -200,6 +203,30 @@ class Watched:
             self.written |= any(name in stored for _, name in self.values)
 
 
+@contextmanager
+def _stateful_left() -> Iterator[None]:
+    """Inside, Dynamo leaves to Python what it would capture as if it kept nothing from call to call: generators that
+    exist already, and functions with a cache, whose results are computed once and shared."""
+    call, wrap = WrapperUserFunctionVariable.call_function, VariableBuilder._wrap
+
+    def call_function(self: Any, *args: Any) -> Any:
+        home = (getattr(self.wrapper_obj, "__module__", "") or "").partition(".")[0]
+        if isinstance(self.wrapper_obj, functools._lru_cache_wrapper) and home not in ("torch", "einops"):
+            raise Unsupported("a function with a cache is called")
+        return call(self, *args)
+
+    def wrapped(self: Any, value: Any) -> Any:
+        if isinstance(value, types.GeneratorType):
+            raise Unsupported("a generator is used that exists already")
+        return wrap(self, value)
+
+    WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call_function, wrapped
+    try:
+        yield
+    finally:
+        WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call, wrap
+
+
 class Capture:
     """The callback by which Dynamo captures a function: its own way to do it, under our settings and limits."""
 
@@ -241,6 +268,7 @@ class Capture:
                     config.patch(**_SETTINGS),
                     self._own_sizes(keep=self.captures[code] > STATIC_GRAPHS),
                     known.substituted(self.state.options),
+                    _stateful_left(),
                 ):
                     warnings.simplefilter("ignore")  # Dynamo's own: the model's come when it runs
                     # Of nn.Sequential's code Dynamo skips what is not inlined, as of all of torch's own.
