@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._C import _is_tracing
+from torch._C import _current_graph_task_id, _is_tracing
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch._C._functorch import peek_interpreter_stack as _interpreters
 from torch._dynamo import config, convert_frame, eval_frame, pgo
 from torch._dynamo.exc import TorchDynamoException, Unsupported, UserError
@@ -162,13 +163,18 @@ def _inlined(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _is_transformed() -> bool:
-    """Whether a transformation is at work that the ops do not know, or a hook that Dynamo does not see."""
+    """Whether a transformation is at work that the ops do not know, or a hook that Dynamo does not see.
+
+    A checkpoint is one: what it computes again in backward must save the very tensors that forward saved.
+    """
     return (
         _interpreters() is not None
         or forward_ad._current_level >= 0
         or _is_tracing()
         or is_fx_symbolic_tracing()
         or _has_any_global_hook()
+        or _current_graph_task_id() != -1
+        or _top_saved_tensors_default_hooks(False) is not None
     )
 
 

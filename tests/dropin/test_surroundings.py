@@ -94,6 +94,24 @@ def test_checkpointing():
     assert_alike(run)
 
 
+class Checkpointed(nn.Module):
+    """A part that is computed again in backward, where it is called by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = block()
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(lambda y: F.leaky_relu(self.part(y), 0.5) * 2, x, use_reentrant=False)
+
+
+def test_checkpoints_inside():
+    model = Checkpointed().double()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    for _ in range(3):
+        assert_same(results(fast, (X.double(),)), results(model, (X.double(),)), EXACT)
+
+
 def test_autocast_inside_and_outside():
     def run(net):
         with torch.autocast("cpu", dtype=torch.bfloat16):
