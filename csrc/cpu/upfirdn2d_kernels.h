@@ -119,10 +119,8 @@ struct RowPlan {
     int64_t n = 0;
     for (int64_t term = 0; term < a.terms; ++term)
       for (int64_t k = first.skipped, i = first.input - low; k < a.fw; k += a.upx, ++i) {
-        const double weight = a.rows[term * a.fw + k];
-        if (weight == 0) continue;
         offsets[r * most + n] = term * stride + (split() ? i % S * part + i / S : i * a.c);
-        weights[r * most + n++] = A(weight);
+        weights[r * most + n++] = A(a.rows[term * a.fw + k]);
       }
     counts[r] = n;
   }
@@ -141,7 +139,8 @@ void sum_columns(const RowPlan<T>& plan, const T* x, int64_t row, int64_t term) 
   int64_t n = 0;
   for (int64_t k = first.skipped, i = first.input; k < a.fh; k += a.upy, ++i) {
     const double weight = a.columns[term * a.fh + k];
-    if (weight == 0 || i < 0 || i >= a.h) continue;
+    // Each of several terms has one row of the filter; a tap of zero counts otherwise: times infinity it is NaN.
+    if ((weight == 0 && a.terms > 1) || i < 0 || i >= a.h) continue;
     from[n] = x + (i * a.w + begin) * a.c;
     weights[n++] = A(weight);
   }

@@ -52,9 +52,6 @@ def find(node: fx.Node, op: Op) -> Match | str | None:
         if before is not None and before.name == "up":
             what, nodes, x = ["nearest upsampling", "blur"], [*before.nodes, *nodes], before.x
             sides, up, nearest = [(first + 1, last) for first, last in sides], (2, 2), True
-    images, layouts = (example(x), example(node)), (torch.contiguous_format, torch.channels_last)
-    if not any(all(image.is_contiguous(memory_format=layout) for image in images) for layout in layouts):
-        return "a blur whose memory would be laid out in another order"
     has_kernel = taps[0] == taps[1] and taps[0] + nearest in (3, 4) and sorted((up, down)) in _WITH_KERNEL
     if is_on_cpu(node) and not (has_kernel and math.prod(shape) >= CPU_FROM):
         return "a blur of few values or of many taps: on a CPU torch's convolution of single channels is as fast"

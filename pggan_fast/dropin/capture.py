@@ -6,6 +6,7 @@ stay what and where they are. Graphs run eagerly, op by op: there is no AOTAutog
 
 import copy
 import dis
+import functools
 import os
 import re
 import sys
@@ -19,11 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._C import _is_tracing
+from torch._C import _current_graph_task_id, _is_tracing
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch._C._functorch import peek_interpreter_stack as _interpreters
 from torch._dynamo import config, convert_frame, eval_frame, pgo
 from torch._dynamo.exc import TorchDynamoException, Unsupported, UserError
 from torch._dynamo.types import ConvertFrameReturn
+from torch._dynamo.variables.builder import VariableBuilder
+from torch._dynamo.variables.functions import WrapperUserFunctionVariable
 from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules.module import _has_any_global_hook
@@ -159,13 +163,18 @@ def _inlined(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _is_transformed() -> bool:
-    """Whether a transformation is at work that the ops do not know, or a hook that Dynamo does not see."""
+    """Whether a transformation is at work that the ops do not know, or a hook that Dynamo does not see.
+
+    A checkpoint is one: what it computes again in backward must save the very tensors that forward saved.
+    """
     return (
         _interpreters() is not None
         or forward_ad._current_level >= 0
         or _is_tracing()
         or is_fx_symbolic_tracing()
         or _has_any_global_hook()
+        or _current_graph_task_id() != -1
+        or _top_saved_tensors_default_hooks(False) is not None
     )
 
 
@@ -198,6 +207,30 @@ class Watched:
         if not _GUARDS_CLASSES:
             stored = {i.argval for code in codes for i in dis.get_instructions(code) if i.opname == "STORE_ATTR"}
             self.written |= any(name in stored for _, name in self.values)
+
+
+@contextmanager
+def _stateful_left() -> Iterator[None]:
+    """Inside, Dynamo leaves to Python what it would capture as if it kept nothing from call to call: generators that
+    exist already, and functions with a cache, whose results are computed once and shared."""
+    call, wrap = WrapperUserFunctionVariable.call_function, VariableBuilder._wrap
+
+    def call_function(self: Any, *args: Any) -> Any:
+        home = (getattr(self.wrapper_obj, "__module__", "") or "").partition(".")[0]
+        if isinstance(self.wrapper_obj, functools._lru_cache_wrapper) and home not in ("torch", "einops"):
+            raise Unsupported("a function with a cache is called")
+        return call(self, *args)
+
+    def wrapped(self: Any, value: Any) -> Any:
+        if isinstance(value, types.GeneratorType):
+            raise Unsupported("a generator is used that exists already")
+        return wrap(self, value)
+
+    WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call_function, wrapped
+    try:
+        yield
+    finally:
+        WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call, wrap
 
 
 class Capture:
@@ -241,6 +274,7 @@ class Capture:
                     config.patch(**_SETTINGS),
                     self._own_sizes(keep=self.captures[code] > STATIC_GRAPHS),
                     known.substituted(self.state.options),
+                    _stateful_left(),
                 ):
                     warnings.simplefilter("ignore")  # Dynamo's own: the model's come when it runs
                     # Of nn.Sequential's code Dynamo skips what is not inlined, as of all of torch's own.

@@ -117,7 +117,7 @@ def modulated_convolution(
 
 def blur(x: Tensor, weight: Tensor, *, nearest: bool, **options: Any) -> Tensor:
     """Filter each channel of x [N, C, H, W] with weight [..., kh, kw], after nearest upsampling by 2 or not."""
-    f = weight.detach().reshape(1, 1, *weight.shape[-2:])
+    f = weight.detach().reshape(1, 1, *weight.shape[-2:]).clone()  # backward reads it: buffers may be written over
     if nearest:  # which is a filter of 2 x 2 ones over pixels with zeros between them
         f = f if f.dtype is torch.float64 else f.float()
         f = 4 * F.avg_pool2d(F.pad(f, (1, 1, 1, 1)), 2, stride=1)
@@ -156,7 +156,7 @@ class _Zeros(Function):
     @staticmethod
     def forward(ctx, y, x=None):
         ctx.zeros, ctx.y = x is None, y if x is None else x  # which may be written over: only its graph is of interest
-        return y.view_as(y)
+        return y.data  # no view, which the caller could not write over
 
     @staticmethod
     def backward(ctx, dy):

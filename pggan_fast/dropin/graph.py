@@ -17,6 +17,8 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
+from pggan_fast.reference import is_channels_last
+
 _IN_PLACE = {f for name, f in vars(operator).items() if name[0] == "i" and f"__{name[1:]}__" in vars(operator)}
 _IN_PLACE |= {operator.setitem}
 """`operator.iadd` and its like"""
@@ -86,6 +88,13 @@ def is_per_channel(node: Any, x: fx.Node) -> bool:
     channels = (target[1], *[1] * (len(target) - 2))
     alike = dtype_of(node) == dtype_of(x) and example(node).device == example(x).device
     return alike and shape in (channels, (1, *channels))
+
+
+def follows_layout(node: Any, x: Any) -> bool:
+    """Whether a result lies in memory as this package's ops lay it out: channels_last where x is, else contiguous."""
+    image = example(x)
+    layout = torch.channels_last if image is not None and is_channels_last(image) else torch.contiguous_format
+    return example(node).is_contiguous(memory_format=layout)
 
 
 def may_scale(node: fx.Node) -> bool:
@@ -183,9 +192,11 @@ def obstacle(nodes: list[fx.Node], keeps_result: bool) -> str:
     """
     if not same_modes(*nodes):
         return "autocast or gradients are switched while it is computed"
-    members, returned = set(nodes), {storage_of(nodes[-1])} if keeps_result else set()
+    members, kept = set(nodes), {storage_of(node) for node in nodes}
     read = {storage_of(source) for node in nodes for source in node.all_input_nodes if source not in members}
     for node in itertools.dropwhile(lambda node: node not in members, nodes[-1].graph.nodes):
-        if _written(node) & (read if node in members else read | returned):
+        if _written(node) & (read if node in members else read | kept):
             return "what it reads or returns is written over"
+        if node is nodes[-1]:
+            kept = {storage_of(node)} if keeps_result else set()
     return ""

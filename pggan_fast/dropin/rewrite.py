@@ -15,6 +15,7 @@ from pggan_fast.dropin.graph import (
     aliases_of,
     dtype_of,
     example,
+    follows_layout,
     is_on_cpu,
     is_per_channel,
     leaves,
@@ -98,6 +99,8 @@ class Rewriter:
                     continue
                 elif reason := obstacle([*match.folded, *match.nodes], match.target not in _KEEP_INPUTS_ALONE):
                     self.reasons[match.nodes[0]] = reason
+                elif not follows_layout(match.nodes[-1], match.args[0]):
+                    self.reasons[match.nodes[0]] = "its result would lie in memory in another order"
                 else:
                     place = next((n for n in match.nodes if n.target is F.conv2d), node)
                     self.replaced.append((place.meta, " + ".join(match.what)))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pggan_fast import accelerate, explain
+from pggan_fast.dropin import blur, fused
 from tests.dropin.helpers import EXACT, X, always_fuse, assert_same, called, results
 from tests.dropin.progressive import EqualConv, PixelNorm
 
@@ -16,6 +17,8 @@ from tests.dropin.progressive import EqualConv, PixelNorm
 @pytest.fixture(autouse=True)
 def no_thresholds(monkeypatch):
     always_fuse(monkeypatch)
+    monkeypatch.setattr(blur, "CPU_FROM", 0)
+    monkeypatch.setattr(fused, "RESCALE_FROM", 0)
 
 
 def plain() -> nn.Module:
@@ -24,6 +27,23 @@ def plain() -> nn.Module:
 
 def normalized() -> nn.Module:
     return nn.Sequential(nn.Upsample(scale_factor=2), EqualConv(8, 8, 3, padding=1), nn.LeakyReLU(0.2), PixelNorm())
+
+
+def smaller() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.AvgPool2d(2))
+
+
+def pooled() -> nn.Module:
+    return nn.Sequential(normalized(), nn.AvgPool2d(2))
+
+
+def blurred() -> nn.Module:
+    return nn.Sequential(normalized(), Blur())
+
+
+class Blur(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, x.new_ones(3, 3).expand(8, 1, 3, 3), groups=8)
 
 
 def set_channel(y: Tensor) -> Tensor:
@@ -67,7 +87,7 @@ class Outside(Inside):
 
 
 @pytest.mark.parametrize("outer", [Inside, Outside])
-@pytest.mark.parametrize("body", [plain, normalized])
+@pytest.mark.parametrize("body", [plain, normalized, smaller, pooled, blurred])
 @pytest.mark.parametrize("way", WAYS)
 def test_what_was_computed_is_written_over(way, body, outer):
     torch.manual_seed(1)
@@ -207,3 +227,24 @@ def test_a_weight_is_written_over_after_it_was_scaled(writer):
     fast = accelerate(copy.deepcopy(model), inplace=True)
     for _ in range(2):
         torch.testing.assert_close(fast(X.double()), model(X.double()), rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_scaled_weight_is_written_over(writer):
+    """The fused call would read what it was scaled from."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.weight = nn.Parameter(torch.randn(8, 8, 3, 3))
+
+        def forward(self, x):
+            weight = self.weight * 0.5
+            with torch.no_grad():
+                WRITERS[writer](weight)
+            return F.leaky_relu(F.conv2d(F.interpolate(x, scale_factor=2), weight, padding=1), 0.2)
+
+    model = Scaled().double()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    assert_same(results(fast, (X.double(),)), results(model, (X.double(),)), EXACT)

@@ -137,6 +137,12 @@ def overwritten(x: Tensor, f: Tensor) -> Tensor:
     return F.conv2d(x, weight, groups=C)
 
 
+def partly_overwritten(x: Tensor, f: Tensor) -> Tensor:
+    weight = f[None, None].repeat(C, 1, 1, 1)
+    weight.view(-1)[0] = 5
+    return F.conv2d(x, weight, groups=C)
+
+
 LEFT = {
     "reflected": (lambda x, f: F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), each(f), groups=C), (3, 3), "blur"),
     "ones around": (lambda x, f: F.conv2d(F.pad(x, (1, 1, 1, 1), value=1.0), each(f), groups=C), (3, 3), "blur"),
@@ -146,6 +152,7 @@ LEFT = {
     "a bias": (lambda x, f: F.conv2d(x, each(f), f[0], groups=C), (3, 3), "a bias"),
     "gaps": (lambda x, f: F.conv2d(x, each(f), dilation=2, groups=C), (3, 3), "gaps"),
     "overwritten": (overwritten, (3, 3), "written over"),
+    "partly overwritten": (partly_overwritten, (3, 3), "written over"),
     "two outputs": (lambda x, f: F.conv2d(x, f.expand(2 * C, 1, 3, 3), groups=C), (3, 3), "its geometry"),
 }
 
@@ -177,6 +184,30 @@ def test_a_filter_loaded_later_counts(monkeypatch):
     fast = called(accelerate(model), X)
     fast.load_state_dict({name: 2 * value for name, value in model.state_dict().items()})
     assert_same(results(fast, (X,)), results(copy.deepcopy(model), (X,)), EXACT)
+
+
+def test_backward_takes_the_filter_of_its_forward(monkeypatch):
+    """Of a copy of it the original takes the gradient, whatever becomes of the buffer."""
+    monkeypatch.setattr(blur, "is_on_cpu", lambda node: False)
+    found = []
+    model = Blurred(FILTERED["repeated"][0], 3, 3)
+    for net in (copy.deepcopy(model), accelerate(model)):
+        x = X.clone().requires_grad_()
+        y = net(x)
+        net.filter.mul_(2)
+        found.append(torch.autograd.grad(y.sum() + net(x).sum(), x))
+    torch.testing.assert_close(*found, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("name", ["padding of numbers", "transposed", "zeros around"])
+def test_a_tap_of_zero_counts_where_the_image_is_infinite(name):
+    function, _ = FILTERED[name]
+    model = Linear(function, 4, 4)
+    model.filter[0], model.filter[2, 2] = 0, 0
+    x = LARGE.clone()
+    x[0, 0, 9, 9], x[1, 1, 0, 0] = float("inf"), float("nan")
+    fast = accelerate(model)
+    torch.testing.assert_close(fast(x), copy.deepcopy(model)(x), rtol=EXACT, atol=EXACT, equal_nan=True)
 
 
 LARGE = X.repeat(1, 1, 24, 24)

@@ -305,3 +305,48 @@ def test_an_activation_in_place_before_a_view():
     fast = accelerate(model)
     torch.testing.assert_close(fast(X), model(X), **CLOSE)
     assert "rewriting failed" not in str(explain(fast))
+
+
+def numbers():
+    n = 0.0
+    while True:
+        n += 1
+        yield n
+
+
+class Generated(Base):
+    """Scaled by the next number of a generator that it got."""
+
+    def forward(self, x):
+        return F.leaky_relu(self.conv(x), 0.2) * next(self.numbers)
+
+
+class Cached(Base):
+    """Made noisy by a function that keeps its results; the method keeps its own for each module."""
+
+    def forward(self, x):
+        return F.leaky_relu(self.conv(x) + self.noise(8) + noise(8), 0.2)
+
+    @functools.lru_cache(4)  # noqa: B019
+    def noise(self, channels):
+        return torch.randn(channels, 1, 1)
+
+
+@functools.cache
+def noise(channels):
+    return torch.randn(channels, 1, 1)
+
+
+@pytest.mark.parametrize("cls", [Generated, Cached])
+def test_what_python_keeps_from_call_to_call(cls):
+    found = []
+    for wrap in (lambda model: model, functools.partial(accelerate, inplace=True)):
+        torch.manual_seed(2)
+        noise.cache_clear()
+        model = cls()
+        model.numbers = numbers()
+        model = wrap(model)
+        found.append([model(X) for _ in range(3)])
+        noise(8).mul_(2)
+        found[-1] += [model(X), torch.get_rng_state()]
+    torch.testing.assert_close(*found, **CLOSE)

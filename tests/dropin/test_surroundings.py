@@ -94,6 +94,24 @@ def test_checkpointing():
     assert_alike(run)
 
 
+class Checkpointed(nn.Module):
+    """A part that is computed again in backward, where it is called by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = block()
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(lambda y: F.leaky_relu(self.part(y), 0.5) * 2, x, use_reentrant=False)
+
+
+def test_checkpoints_inside():
+    model = Checkpointed().double()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    for _ in range(3):
+        assert_same(results(fast, (X.double(),)), results(model, (X.double(),)), EXACT)
+
+
 def test_autocast_inside_and_outside():
     def run(net):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -268,3 +286,24 @@ def test_a_torch_without_a_module_of_dynamo(tmp_path):
     done = subprocess.run([sys.executable, "-c", MISSING], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "lacks what accelerate stands on" in done.stdout
+
+
+class Appended(nn.Module):
+    """An image with its minibatch deviation."""
+
+    def forward(self, x):
+        deviation = torch.sqrt((x - x.mean(0)).square().mean(0) + 1e-8).mean().view(1, 1, 1, 1)
+        return torch.cat([x, deviation.expand(len(x), 1, *x.shape[2:])], dim=1)
+
+
+@pytest.mark.parametrize("make", [block, Appended], ids=["block", "deviation"])
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_results_lie_in_memory_in_the_same_order(weights, make):
+    """Images of either layout in a model of either."""
+    model = make().to(memory_format=weights)
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    last = X.contiguous(memory_format=torch.channels_last)
+    for x in (X, last, X[:, :, :, 1:7], last[:, :, :, 1:7]):
+        y, expected = fast(x), model(x)
+        assert y.stride() == expected.stride()
+        torch.testing.assert_close(y, expected)
