@@ -174,15 +174,12 @@ struct FilteredLrelu {
   void* y;
 };
 
-// Everybody's filters, of three or four taps, have a kernel of their own. A weight of 0 is for the other one, which skips
-// what it would multiply.
+// Everybody's filters, of three or four taps, have a kernel of their own.
 constexpr int kFewTapsRows = 4;  // output rows in a work item
 static inline bool upfirdn2d_has_few_taps(const Upfirdn2d& a) {
   if (a.terms != 1 || a.fh != a.fw || (a.fh != 3 && a.fh != 4) || a.upx != a.upy || a.downx != a.downy) return false;
   // Of rows this short it would fill a small part of each vector.
   if (a.c == 1 && a.w <= 8 && a.ow <= 4 && a.h <= 64) return false;
-  for (int k = 0; k < a.fh; ++k)
-    if (a.columns[k] == 0 || a.rows[k] == 0) return false;
   return a.upx * a.downx <= 2;
 }
 

@@ -22,8 +22,8 @@ class Op(types.SimpleNamespace):
 
     @property
     def factor(self) -> float | None:
-        """The constant by which x is multiplied, if that is all."""
-        if self.name not in ("mul", "div") or not is_number(self.other) or self.other == 0:
+        """The constant by which x is multiplied, if that is all and leaves room for products with it in fp32."""
+        if self.name not in ("mul", "div") or not is_number(self.other) or not 1e-30 < abs(self.other) < 1e30:
             return None
         return float(self.other) if self.name == "mul" else 1 / float(self.other)
 

@@ -240,3 +240,23 @@ def test_in_place_alone_does_not_pay_for_many_guards(more, monkeypatch):
     replaced = {row.what for row in explain(fast).replaced}
     assert replaced == ({"conv + lrelu", "nearest upsampling + conv"} if more else set())
     assert [graph.runs for graph in explain(fast).graphs] == [2 if more else 1]
+
+
+class Divided(nn.Module):
+    """An activation over a number."""
+
+    def __init__(self, number: float):
+        super().__init__()
+        self.conv, self.number = nn.Conv2d(8, 8, 3, padding=1), number
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.conv(x), 0.2) / self.number
+
+
+def test_a_number_whose_reciprocal_is_infinite_still_divides():
+    model = Divided(1e-310).double()
+    nn.init.zeros_(model.conv.weight)
+    nn.init.constant_(model.conv.bias, 1e-308)
+    expected = model(X.double())
+    assert expected.isfinite().all()
+    assert torch.equal(accelerate(model)(X.double()), expected)

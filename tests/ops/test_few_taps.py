@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not _native.cpu_available, reason=_native.cpu_re
 FOUR = torch.outer(
     torch.tensor([1.0, 3.0, 3.5, 1.5]), torch.tensor([0.5, -2.0, 1.0, 4.0])
 )  # no symmetry hides an order
-FILTERS = {"three": FOUR[1:, :3], "four": FOUR}
+FILTERS = {"three": FOUR[1:, :3], "four": FOUR, "zeros": FOUR * torch.tensor([1.0, 0.0, 1.0, 0.0])}
 CHANGES = {"none": dict(), "up": dict(up=2), "down": dict(down=2)}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 SHAPES = [
