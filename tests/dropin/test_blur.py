@@ -187,7 +187,7 @@ def test_a_filter_loaded_later_counts(monkeypatch):
 
 
 def test_backward_takes_the_filter_of_its_forward(monkeypatch):
-    """Of a copy of it the original takes the gradient, whatever becomes of the buffer."""
+    """The original takes the gradient of a copy of it, whatever becomes of the buffer."""
     monkeypatch.setattr(blur, "is_on_cpu", lambda node: False)
     found = []
     model = Blurred(FILTERED["repeated"][0], 3, 3)

@@ -50,14 +50,14 @@ def test_it_is_the_reference(change, biased, layout, dtype):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)], ids=str)
-def test_gradients_of_some_inputs_alone(wanted, change):
+@pytest.mark.parametrize("requested", [(0,), (1,), (2,), (0, 2)], ids=str)
+def test_gradients_of_some_inputs_alone(requested, change):
     values = inputs(torch.float32, "channels_last", True)
     gradients = {}
     for impl in ("auto", "reference"):
-        given = [value.clone().requires_grad_(i in wanted) for i, value in enumerate(values)]
+        given = [value.clone().requires_grad_(i in requested) for i, value in enumerate(values)]
         y = ops.equalized_conv2d(*given, impl=impl, **CHANGES[change])
-        gradients[impl] = torch.autograd.grad(y.square().mean(), [given[i] for i in wanted])
+        gradients[impl] = torch.autograd.grad(y.square().mean(), [given[i] for i in requested])
     for actual, expected in zip(*gradients.values(), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)  # sums of some hundred products in fp32
 
