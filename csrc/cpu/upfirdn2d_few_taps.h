@@ -1,8 +1,7 @@
 // upfirdn2d with everybody's filters: three or four taps on both axes, up 2, down 2 or neither, one term. What vectors
 // fit goes through registers (upfirdn2d_few_taps_fused.h). Pixels of few channels go through memory, four output rows at
-// a time:
-// the input rows under them are summed down the columns, each read once, into four rows that stay in the first-level
-// cache with zeros on both sides for the padding; then the sums along the rows need no edges:
+// a time: the input rows under them are summed down the columns, each read once, into four rows that stay in the
+// first-level cache with zeros on both sides for the padding; then the sums along the rows need no edges:
 //
 //   input rows  -- down the columns -->  |000 sums of output row 0 000|  -- along x -->  4 output rows
 //                                        |000 ...          row 3 000|

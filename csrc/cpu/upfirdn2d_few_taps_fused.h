@@ -1,5 +1,6 @@
-// upfirdn2d with three or four taps on both axes, up 2, down 2 or neither, in registers: R output rows at a time, the input rows
-// under them are summed down the columns a vector at a time, and the sums of consecutive vectors along the row at once.
+// upfirdn2d with three or four taps on both axes, up 2, down 2 or neither, in registers: R output rows at a time, the
+// input rows under them are summed down the columns a vector at a time, and the sums of consecutive vectors along the row
+// at once.
 // Nothing between the two passes waits for a store, as it would where the first one's sums went by way of memory.
 //
 //   input rows  -- down the columns -->  sums[R] of vector i, i + 1  -- along x -->  vector i of R output rows
@@ -180,7 +181,8 @@ struct FusedTaps {
       for (int r = 0; r < R; ++r) {
         const Vec<A> in[] = {tap<Lead, 0>(before[r], now[r], next[r]), tap<Lead, 1>(before[r], now[r], next[r]),
                              tap<Lead, 2>(before[r], now[r], next[r])};
-        const Vec<A> even = Taps::sum(weights.weights, 0, ExtraX, in), odd = Taps::sum(weights.weights, kPhases - 1, ExtraX, in);
+        const Vec<A> even = Taps::sum(weights.weights, 0, ExtraX, in);
+        const Vec<A> odd = Taps::sum(weights.weights, kPhases - 1, ExtraX, in);
         const Vec<A> low = interleaved<A, 0>(even, odd, Lanes<A>{}), high = interleaved<A, 1>(even, odd, Lanes<A>{});
         before[r] = now[r];
         now[r] = next[r];

@@ -306,9 +306,9 @@ void filter_planes(const Upfirdn2d& a, int64_t begin, int64_t end) {
 inline void upfirdn2d(const Upfirdn2d& a, int64_t begin, int64_t end) {
   with_type(a.dtype, [&](auto type) {
     using T = decltype(type);
-    if (upfirdn2d_has_few_taps(a) && a.fh == 3) filter_few_taps<3, T>(a, begin, end);
-    else if (upfirdn2d_has_few_taps(a)) filter_few_taps<4, T>(a, begin, end);
-    else if (upfirdn2d_has_small_planes(a)) filter_planes<T>(a, begin, end);
+    if (upfirdn2d_has_few_taps(a))
+      return a.fh == 3 ? filter_few_taps<3, T>(a, begin, end) : filter_few_taps<4, T>(a, begin, end);
+    if (upfirdn2d_has_small_planes(a)) filter_planes<T>(a, begin, end);
     else filter_rows<T>(a, begin, end);
   });
 }

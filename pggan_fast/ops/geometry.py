@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pggan_fast.reference import each_side
+
 Pair = int | Sequence[int]
 
 
@@ -30,10 +32,7 @@ def checked_sides(op: str, padding: Pair) -> tuple[int, int, int, int]:
     numbers = _whole_numbers(padding)
     if len(numbers) not in (1, 2, 4):
         raise ValueError(f"{op}: padding is {padding}, must be a number, (x, y) or (x0, x1, y0, y1)")
-    if len(numbers) == 4:
-        return numbers
-    x, y = numbers[0], numbers[-1]
-    return x, x, y, y
+    return each_side(numbers * 2 if len(numbers) == 1 else numbers)
 
 
 def _whole_numbers(value: Pair) -> tuple[int, ...]:

@@ -207,23 +207,25 @@ WRITERS = {
 }
 
 
+class Scaled(nn.Module):
+    """A convolution that writes over its weight, or over what it was scaled to, before it takes the latter."""
+
+    def __init__(self, writer: str, over: str):
+        super().__init__()
+        torch.manual_seed(1)
+        self.weight, self.writer, self.over = nn.Parameter(torch.randn(8, 8, 3, 3)), writer, over
+
+    def forward(self, x):
+        weight = self.weight * 0.5
+        with torch.no_grad():
+            WRITERS[self.writer](self.weight if self.over == "weight" else weight)
+        return F.leaky_relu(F.conv2d(F.interpolate(x, scale_factor=2), weight, padding=1), 0.2)
+
+
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_weight_is_written_over_after_it_was_scaled(writer):
     """The fused call would read the weight unscaled, and later."""
-
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(1)
-            self.weight = nn.Parameter(torch.randn(8, 8, 3, 3))
-
-        def forward(self, x):
-            weight = self.weight * 0.5
-            with torch.no_grad():
-                WRITERS[writer](self.weight)
-            return F.leaky_relu(F.conv2d(F.interpolate(x, scale_factor=2), weight, padding=1), 0.2)
-
-    model = Scaled().double()
+    model = Scaled(writer, "weight").double()
     fast = accelerate(copy.deepcopy(model), inplace=True)
     for _ in range(2):
         torch.testing.assert_close(fast(X.double()), model(X.double()), rtol=EXACT, atol=EXACT)
@@ -232,19 +234,6 @@ def test_a_weight_is_written_over_after_it_was_scaled(writer):
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_scaled_weight_is_written_over(writer):
     """The fused call would read what it was scaled from."""
-
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(1)
-            self.weight = nn.Parameter(torch.randn(8, 8, 3, 3))
-
-        def forward(self, x):
-            weight = self.weight * 0.5
-            with torch.no_grad():
-                WRITERS[writer](weight)
-            return F.leaky_relu(F.conv2d(F.interpolate(x, scale_factor=2), weight, padding=1), 0.2)
-
-    model = Scaled().double()
+    model = Scaled(writer, "scaled").double()
     fast = accelerate(copy.deepcopy(model), inplace=True)
     assert_same(results(fast, (X.double(),)), results(model, (X.double(),)), EXACT)
