@@ -14,9 +14,8 @@ MAX_LINES = 400
 # A part may import the parts on the lines above its own, and itself.
 ORDER = (
     {"_moved", "_native", "_startup", "reference", "kernels", "utils"},
-    {"metrics"},
     {"ops"},
-    {"layers"},
+    {"metrics", "layers"},
     {"networks", "dropin", "compat"},
     {"interop", "data"},
     {"__init__"},

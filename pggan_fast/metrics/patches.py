@@ -101,7 +101,7 @@ class PatchStore:
             rows = np.empty((min(_ROWS, self._file_count - start), PATCH**2 * self.channels), dtype=np.float32)
             self._file.readinto(rows.data)
             yield torch.from_numpy(rows)
-        if self._held:
+        if len(self._held) > 1:
             self._held = [torch.cat(self._held)]  # one product with all of them is twice as fast as with pieces
         yield from self._held
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from pggan_fast.metrics.patches import PATCH, PER_IMAGE, PatchStore, Positions, cut_patches
 from pggan_fast.metrics.pyramid import laplacian_pyramid, level_sizes
+from pggan_fast.ops.wasserstein import wasserstein_1d
 
 SCALE = 1000  # as the paper prints it
 DIRECTIONS = 4 * 128  # the paper's 4 repeats of 128 are averaged, so they are one set of 512
@@ -161,7 +161,7 @@ def distance(a: PatchStore, b: PatchStore, directions: Tensor, space: Tensor | N
     for some in directions.split(space.shape[1], dim=1):
         x, y = space[:, : some.shape[1]]
         shift = project(b, some, *statistics[1], y) - project(a, some, *statistics[0], x)
-        total += _sum_of_differences(x, y, shift)
+        total += wasserstein_1d(x, y, shift).sum().item()
     return total / (a.count * directions.shape[1])
 
 
@@ -176,45 +176,9 @@ def project(patches: PatchStore, directions: Tensor, mean: Tensor, std: Tensor, 
     start = 0
     for chunk in patches.chunks():
         stop = start + len(chunk)
-        _multiply(scaled.t(), chunk.to(directions.device).t(), out[:, start:stop])
+        torch.mm(scaled.t(), chunk.to(directions.device).t(), out=out[:, start:stop])
         start = stop
     return mean.float().repeat(PATCH**2).to(directions.device) @ scaled
-
-
-def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Write a @ b, of few columns times many, to out."""
-    if a.device.type != "cpu":
-        torch.mm(a, b, out=out)
-    # By NumPy's OpenBLAS: MKL, which torch has, is half as fast on processors other than Intel's.
-    elif out.is_contiguous():
-        np.matmul(a.numpy(), b.numpy(), out=out.numpy())
-    else:  # which NumPy would not hand to OpenBLAS
-        out.copy_(torch.from_numpy(np.matmul(a.numpy(), b.numpy())))
-
-
-def _sum_of_differences(a: Tensor, b: Tensor, shift: Tensor) -> float:
-    """The sum of |x - y + shift| over rows of a and b [K, N], each in ascending order; shift: [K]. Overwrites both."""
-    if a.device.type != "cpu":
-        differences = a.sort(dim=1).values - b.sort(dim=1).values + shift[:, None]
-        return differences.abs_().sum(dtype=torch.float64).item()
-
-    # NumPy's vectorised sort is 20 times as fast as torch's, which carries indices along. Row by row, so that what is
-    # sorted is still in the cache when it is subtracted.
-    def some(rows: np.ndarray) -> float:
-        total = 0.0
-        for i in rows:
-            x, y = a_rows[i], b_rows[i]
-            x.sort()
-            y.sort()
-            x -= y
-            x += shifts[i]
-            total += float(np.abs(x, out=x).sum())  # pairwise, so that fp32 is enough
-        return total
-
-    a_rows, b_rows, shifts = a.numpy(), b.numpy(), shift.numpy()
-    parts = np.array_split(np.arange(len(a)), torch.get_num_threads())
-    with ThreadPoolExecutor(len(parts)) as pool:
-        return sum(pool.map(some, parts))
 
 
 def sliced_wasserstein(
