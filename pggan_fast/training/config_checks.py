@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pggan_fast.networks import NETWORKS
 from pggan_fast.networks.options import channels
 from pggan_fast.networks.resolutions import LOWEST, resolutions_up_to
+from pggan_fast.training.losses import OBJECTIVES
 from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import flag, table_text
@@ -61,6 +62,11 @@ def check_together(config: TrainConfig) -> None:
         raise UserError(f"--augment-p {config.augment_p}: needs --augment ada")
     if config.penalty_on == "raw" and config.augment == "none":
         raise UserError("--penalty-on raw: needs --augment, without which all images are raw")
+    if config.penalty_every > 1 and not _penalizes(config):
+        raise UserError(
+            f"--penalty-every {config.penalty_every}: --objective {config.objective} has no penalty by itself,"
+            " needs --r1-weight, --r2-weight or --penalty-weight"
+        )
     if config.label_mode != "acgan" and not config.labels:
         raise UserError(f"--label-mode {config.label_mode}: needs --labels")
     _check_network(config)
@@ -82,6 +88,13 @@ def check_together(config: TrainConfig) -> None:
             f" must be {config.resolution // 2} or more"
         )
     config.schedule()  # reports what is wrong with the settings of growth
+
+
+def _penalizes(config: TrainConfig) -> bool:
+    """Whether D's loss has a penalty on gradients; a weight that follows a curve is a text."""
+    own = OBJECTIVES[config.objective].default_penalty_weight
+    weight = own if config.penalty_weight is None else config.penalty_weight
+    return any((weight, config.r1_weight, config.r2_weight))
 
 
 def _check_network(config: TrainConfig) -> None:

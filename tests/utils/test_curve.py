@@ -63,6 +63,8 @@ def test_the_command_line_and_json_keep_them():
         ({"augment": "ada", "augment_p": 2.0}, "--augment-p 2.0: must be from 0 to 1"),
         ({"penalty_on": "raw"}, "--penalty-on raw: needs --augment"),
         ({"penalty_every": 0}, "--penalty-every 0: must be from 1 to"),
+        ({"penalty_every": 8, "objective": "hinge"}, "--penalty-every 8: --objective hinge has no penalty"),
+        ({"penalty_every": 8, "penalty_weight": 0.0}, "--penalty-every 8: --objective wgan-gp has no penalty"),
         ({"adam_eps": 0.0}, "--adam-eps 0.0: must be above 0"),
         ({"minibatch_repeats": 0}, "--minibatch-repeats 0: must be from 1 to"),
         ({"g_label_weight": -1.0}, "--g-label-weight -1.0: must be from 0 to"),
