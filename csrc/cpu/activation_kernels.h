@@ -19,7 +19,7 @@ template <class A>
 struct Sigmoid {
   Vec<A> s, ds, slope;
   explicit Sigmoid(Vec<A> u) {
-    const Vec<A> e = exp<A>(-magnitude<A>(u)), q = 1 / (1 + e), rise = (1 - e) * q;
+    const Vec<A> e = exp_of_negative<A>(-magnitude<A>(u)), q = 1 / (1 + e), rise = (1 - e) * q;
     s = u < Vec<A>{} ? e * q : q;
     ds = e * q * q;
     slope = u < Vec<A>{} ? rise : -rise;
@@ -66,7 +66,7 @@ struct Smooth<Act::swish, A> {
 template <class A>
 struct Smooth<Act::softplus, A> {
   static Vec<A> value(Vec<A> u) {
-    const Vec<A> v = (u > Vec<A>{} ? u : Vec<A>{}) + log1p_of_fraction<A>(exp<A>(-magnitude<A>(u)));
+    const Vec<A> v = (u > Vec<A>{} ? u : Vec<A>{}) + log1p_of_fraction<A>(exp_of_negative<A>(-magnitude<A>(u)));
     return u > 20 ? u : v;
   }
   static void derivatives(Vec<A> u, Vec<A>& first, Vec<A>& second) {
@@ -83,7 +83,7 @@ struct Elu {
     return u > Vec<A>{} ? above * u : left;
   }
   static void derivatives(Vec<A> u, A above, A below, Vec<A>& first, Vec<A>& second) {
-    const Vec<A> left = below * exp<A>(u > Vec<A>{} ? Vec<A>{} : u);
+    const Vec<A> left = below * exp_of_negative<A>(u > Vec<A>{} ? Vec<A>{} : u);
     first = u > Vec<A>{} ? broadcast<A>(above) : left;
     second = u >= Vec<A>{} ? Vec<A>{} : left;
   }
