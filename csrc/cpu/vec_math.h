@@ -8,6 +8,10 @@ namespace pggan_fast::LEVEL {
 
 typedef uint64_t Bits64 __attribute__((vector_size(kVectorBytes)));
 
+// -|u|
+inline Vec<float> minus_magnitude(Vec<float> u) { return (Vec<float>)((Bits32)u | (1u << 31)); }
+inline Vec<double> minus_magnitude(Vec<double> u) { return (Vec<double>)((Bits64)u | (uint64_t(1) << 63)); }
+
 template <class A>
 struct Exponent;
 template <>
