@@ -1,6 +1,9 @@
 // `activation` and its gradients: y = limit(gain * act(u)), u = scale * x + bias. The formulas stand in
-// pggan_fast/ops/activation_op.py. linear, relu and lrelu read their derivative off y, the smooth ones compute u anew.
+// pggan_fast/ops/activation_op.py. linear, relu, lrelu and sigmoid of full precision read their derivative off y, the
+// others compute u anew.
 #pragma once
+
+#include <limits>
 
 #include "bias_act_contiguous.h"
 #include "vec_math.h"
@@ -9,17 +12,12 @@ namespace pggan_fast::LEVEL {
 
 // The smooth activations: value, first and second derivative at u
 
-template <class A>
-inline Vec<A> magnitude(Vec<A> u) {
-  return u < Vec<A>{} ? -u : u;
-}
-
 // sigmoid(u), its derivative, and 1 - 2 sigmoid(u), without a difference of nearly equal numbers in the tails.
 template <class A>
 struct Sigmoid {
   Vec<A> s, ds, slope;
   explicit Sigmoid(Vec<A> u) {
-    const Vec<A> e = exp<A>(-magnitude<A>(u)), q = 1 / (1 + e), rise = (1 - e) * q;
+    const Vec<A> e = exp_of_negative<A>(minus_magnitude(u)), q = 1 / (1 + e), rise = (1 - e) * q;
     s = u < Vec<A>{} ? e * q : q;
     ds = e * q * q;
     slope = u < Vec<A>{} ? rise : -rise;
@@ -42,7 +40,7 @@ struct Smooth<Act::sigmoid, A> {
 template <class A>
 struct Smooth<Act::tanh, A> {
   static Vec<A> value(Vec<A> u) {
-    const Vec<A> t = expm1_of_negative<A>(-2 * magnitude<A>(u)), size = -t / (t + 2);
+    const Vec<A> t = expm1_of_negative<A>(2 * minus_magnitude(u)), size = -t / (t + 2);
     return u < Vec<A>{} ? -size : size;
   }
   static void derivatives(Vec<A> u, Vec<A>& first, Vec<A>& second) {
@@ -66,7 +64,7 @@ struct Smooth<Act::swish, A> {
 template <class A>
 struct Smooth<Act::softplus, A> {
   static Vec<A> value(Vec<A> u) {
-    const Vec<A> v = (u > Vec<A>{} ? u : Vec<A>{}) + log1p_of_fraction<A>(exp<A>(-magnitude<A>(u)));
+    const Vec<A> v = (u > Vec<A>{} ? u : Vec<A>{}) + log1p_of_fraction<A>(exp_of_negative<A>(minus_magnitude(u)));
     return u > 20 ? u : v;
   }
   static void derivatives(Vec<A> u, Vec<A>& first, Vec<A>& second) {
@@ -83,7 +81,7 @@ struct Elu {
     return u > Vec<A>{} ? above * u : left;
   }
   static void derivatives(Vec<A> u, A above, A below, Vec<A>& first, Vec<A>& second) {
-    const Vec<A> left = below * exp<A>(u > Vec<A>{} ? Vec<A>{} : u);
+    const Vec<A> left = below * exp_of_negative<A>(u > Vec<A>{} ? Vec<A>{} : u);
     first = u > Vec<A>{} ? broadcast<A>(above) : left;
     second = u >= Vec<A>{} ? Vec<A>{} : left;
   }
@@ -102,6 +100,18 @@ struct Smooth<Act::selu, A> {
   static void derivatives(Vec<A> u, Vec<A>& first, Vec<A>& second) {
     Elu<A>::derivatives(u, kAbove, kBelow, first, second);
   }
+};
+
+// The sigmoid's derivatives by y: v = gain * sigmoid(u) has y (1 - y / gain) by u, and that 1 - 2 y / gain by y.
+template <Act act, class T>
+constexpr bool reads_sigmoid = act == Act::sigmoid && std::is_same<T, Acc<T>>::value;  // half precision rounds y off
+
+template <class A>
+struct OfSigmoid {
+  Vec<A> per_gain;
+  explicit OfSigmoid(double gain) : per_gain(broadcast<A>(gain < std::numeric_limits<A>::min() ? A(0) : A(1 / gain))) {}
+  Vec<A> first(Vec<A> y) const { return y * (1 - y * per_gain); }
+  Vec<A> second(Vec<A> y) const { return 1 - 2 * y * per_gain; }
 };
 
 // The limits
@@ -196,6 +206,7 @@ void backward(const ActivationBackward& a, int64_t begin, int64_t end) {
   const Vec<A> scale = broadcast<A>(A(a.scale)), gain = broadcast<A>(A(a.gain));
   const Limit<A> limit{broadcast<A>(A(a.clamp))};
   const bool limited = a.clamp == a.clamp;
+  [[maybe_unused]] const OfSigmoid<A> of_sigmoid(a.gain);
   const T *dy = static_cast<const T*>(a.dy), *source = static_cast<const T*>(a.source);
   T* dx = static_cast<T*>(a.dx);
   walk<T>(a.shape, begin, end, a.db, [&](int64_t i, auto n, const auto& per_channel) {
@@ -203,6 +214,8 @@ void backward(const ActivationBackward& a, int64_t begin, int64_t end) {
     Vec<A> d;
     if constexpr (act == Act::piecewise) {
       d = limit.pass(v, piecewise(gradient, v));
+    } else if constexpr (reads_sigmoid<act, T>) {
+      d = limit.pass(v, gradient * of_sigmoid.first(v));
     } else {
       const Vec<A> u = scale * v + per_channel(bias);
       Vec<A> first, second;
@@ -223,6 +236,7 @@ void double_backward(const ActivationDoubleBackward& a, int64_t begin, int64_t e
   const Vec<A> scale = broadcast<A>(A(a.scale)), gain = broadcast<A>(A(a.gain));
   const Limit<A> limit{broadcast<A>(A(a.clamp))};
   const bool limited = a.clamp == a.clamp;
+  [[maybe_unused]] const OfSigmoid<A> of_sigmoid(a.gain);
   const T *g = static_cast<const T*>(a.g), *dy = static_cast<const T*>(a.dy), *source = static_cast<const T*>(a.source);
   T *d_dy = static_cast<T*>(a.d_dy), *d_x = static_cast<T*>(a.d_x);
   walk<T>(a.shape, begin, end, a.d_bias, [&](int64_t i, auto n, const auto& per_channel) {
@@ -231,6 +245,11 @@ void double_backward(const ActivationDoubleBackward& a, int64_t begin, int64_t e
     h += per_channel(g_bias);
     if constexpr (act == Act::piecewise) {
       store(d_dy + i, limit.pass(v, piecewise(h, v)), n);
+      return Vec<A>{};
+    } else if constexpr (reads_sigmoid<act, T>) {
+      h = limit.pass(v, h);
+      store(d_dy + i, h * of_sigmoid.first(v), n);
+      store(d_x + i, h * load(dy + i, n) * of_sigmoid.second(v), n);
       return Vec<A>{};
     } else {
       const Vec<A> u = scale * v + per_channel(bias);

@@ -30,11 +30,11 @@ def upfirdn2d(input: Tensor, kernel: Tensor, up: int = 1, down: int = 1, pad: Se
 
 
 def _activations(module) -> dict[str, object]:
-    return {"FusedLeakyReLU": FusedLeakyReLU, "fused_leaky_relu": fused_leaky_relu}
+    return {**rosinality.ACTIVATIONS, "FusedLeakyReLU": FusedLeakyReLU, "fused_leaky_relu": fused_leaky_relu}
 
 
 def _filters(module) -> dict[str, object]:
-    return {"upfirdn2d": upfirdn2d, "upfirdn2d_native": rosinality.upfirdn2d_native}
+    return {**rosinality.FILTERS, "upfirdn2d": upfirdn2d}
 
 
 MODULES = {

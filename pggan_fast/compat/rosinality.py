@@ -73,9 +73,69 @@ def upfirdn2d_native(
     return filtered(input, kernel, (up_x, up_y), (down_x, down_y), (pad_x0, pad_x1, pad_y0, pad_y1))
 
 
+# Autograd functions that some call in the place of the functions above. Ours are none: TorchDynamo would take the
+# `forward` of one, where `apply` is all there is.
+
+
+class FusedLeakyReLUFunction:
+    @staticmethod
+    def apply(input: Tensor, bias: Tensor | None, negative_slope: float, scale: float) -> Tensor:
+        return fused_leaky_relu(input, bias, negative_slope, scale)
+
+
+class FusedLeakyReLUFunctionBackward:
+    @staticmethod
+    def apply(grad_output: Tensor, out: Tensor, *options: bool | float) -> tuple[Tensor, Tensor]:
+        """(gradient of input, of the bias); options: whether there is a bias, which copies from before leave out, the
+        slope and the scale.
+        """
+        *has_bias, negative_slope, scale = options
+        gradient = torch.where(out > 0, grad_output * scale, grad_output * (scale * negative_slope))
+        if has_bias and not has_bias[0]:
+            return gradient, gradient.new_empty(0)
+        return gradient, gradient.sum([i for i in range(gradient.ndim) if i != 1])
+
+
+class UpFirDn2d:
+    @staticmethod
+    def apply(input: Tensor, kernel: Tensor, up: Sequence[int], down: Sequence[int], pad: Sequence[int]) -> Tensor:
+        return upfirdn2d(input, kernel, up, down, pad)
+
+
+class UpFirDn2dBackward:
+    @staticmethod
+    def apply(
+        grad_output: Tensor,
+        kernel: Tensor,
+        grad_kernel: Tensor,
+        up: Sequence[int],
+        down: Sequence[int],
+        pad: Sequence[int],
+        g_pad: Sequence[int],
+        in_size: Sequence[int],
+        out_size: Sequence[int],
+    ) -> Tensor:
+        """The gradient of input [*in_size]; grad_kernel is the flipped kernel, g_pad the padding of the gradient."""
+        grad_output = grad_output.reshape(in_size[0], in_size[1], *out_size)
+        return upfirdn2d(grad_output, grad_kernel, down, up, g_pad).reshape(in_size)
+
+
+ACTIVATIONS: dict[str, object] = {
+    "FusedLeakyReLU": FusedLeakyReLU,
+    "fused_leaky_relu": fused_leaky_relu,
+    "FusedLeakyReLUFunction": FusedLeakyReLUFunction,
+    "FusedLeakyReLUFunctionBackward": FusedLeakyReLUFunctionBackward,
+}
+FILTERS: dict[str, object] = {
+    "upfirdn2d": upfirdn2d,
+    "upfirdn2d_native": upfirdn2d_native,
+    "UpFirDn2d": UpFirDn2d,
+    "UpFirDn2dBackward": UpFirDn2dBackward,
+}
+
 MODULES = {
-    "op.fused_act": lambda module: {"FusedLeakyReLU": FusedLeakyReLU, "fused_leaky_relu": fused_leaky_relu},
-    "op.upfirdn2d": lambda module: {"upfirdn2d": upfirdn2d, "upfirdn2d_native": upfirdn2d_native},
+    "op.fused_act": lambda module: dict(ACTIVATIONS),
+    "op.upfirdn2d": lambda module: dict(FILTERS),
     "op.conv2d_gradfix": conv2d_gradfix,
 }
 """{module: a function of the module to what it holds}"""

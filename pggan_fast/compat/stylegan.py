@@ -1,13 +1,16 @@
 """`torch_utils.ops.*` of NVIDIA's StyleGAN2-ADA and StyleGAN3, and of what was made from them."""
 
-from collections.abc import Sequence
+import functools
+import sys
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast import ops
-from pggan_fast.compat.gradfix import conv2d_gradfix
+from pggan_fast.compat.gradfix import conv2d_gradfix, gated
 from pggan_fast.ops.activation_op import value_at
 from pggan_fast.ops.activations import ACTIVATIONS
 from pggan_fast.ops.geometry import Pair, filter_size
@@ -23,8 +26,8 @@ def _check_impl(impl: str) -> None:
     assert impl in ("ref", "cuda"), f"impl is {impl!r}, allowed: ref, cuda"
 
 
-def _init() -> bool:
-    """There is no extension that could fail to compile."""
+def _init(*_, **__) -> bool:
+    """There is no extension that could fail to compile; forks take how much to print."""
     return True
 
 
@@ -196,6 +199,32 @@ def _get_weight_shape(w):
     return [int(size) for size in w.shape]
 
 
+def _conv2d_wrapper(x, w, stride=1, padding=0, groups=1, transpose=False, flip_weight=True):
+    """torch's convolution, or its transpose, which flips no weight; with flip_weight=False a true convolution."""
+    w = w if flip_weight else w.flip([2, 3])
+    return (F.conv_transpose2d if transpose else F.conv2d)(x, w, stride=stride, padding=padding, groups=groups)
+
+
+def _resampling(module: ModuleType) -> dict[str, object]:
+    """The contents of conv2d_resample, whose weights get no gradient while conv2d_gradfix beside it disables them."""
+    beside = f"{module.__name__.rpartition('.')[0]}.conv2d_gradfix"
+
+    def with_gate(convolution: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(convolution)
+        def gated_convolution(x, w, *args, **kwargs):
+            return convolution(x, gated(w, sys.modules.get(beside)), *args, **kwargs)
+
+        return gated_convolution
+
+    return {
+        "conv2d_resample": with_gate(conv2d_resample),
+        "_conv2d_wrapper": with_gate(_conv2d_wrapper),
+        "_get_weight_shape": _get_weight_shape,
+        "_get_filter_size": _get_filter_size,
+        "_parse_padding": _parse_padding,
+    }
+
+
 def filtered_lrelu(
     x: Tensor,
     fu: Tensor | None = None,
@@ -224,8 +253,30 @@ def grid_sample(input: Tensor, grid: Tensor) -> Tensor:
     return ops.grid_sample(input, grid.to(input.dtype))
 
 
+class _GridSample2dForward:
+    @staticmethod
+    def apply(input: Tensor, grid: Tensor) -> Tensor:
+        return grid_sample(input, grid)
+
+
+class _GridSample2dBackward:
+    @staticmethod
+    def apply(grad_output: Tensor, input: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of (input, grid)."""
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in (input, grid)]
+            return torch.autograd.grad(grid_sample(*inputs), inputs, grad_output, create_graph=create_graph)
+
+
 def _gradfix_of_grids(module: ModuleType) -> dict[str, object]:
-    return {"grid_sample": grid_sample, "enabled": vars(module).get("enabled", True)}
+    return {
+        "grid_sample": grid_sample,
+        "enabled": vars(module).get("enabled", True),
+        "_should_use_custom_op": lambda: bool(module.enabled),
+        "_GridSample2dForward": _GridSample2dForward,
+        "_GridSample2dBackward": _GridSample2dBackward,
+    }
 
 
 def _upfirdn2d_ref(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1):
@@ -242,8 +293,10 @@ def _filtered_lrelu_ref(
     return filtered_lrelu(x, fu, fd, b, up, down, padding, gain, slope, clamp, flip_filter)
 
 
+# Scripts that compile ahead or that report find extensions loaded: None would mean that they failed to compile.
+_EXTENSION = {"_init": _init, "_inited": True, "_plugin": torch.ops.pggan_fast}
 _FILTERING = {
-    "_init": _init,
+    **_EXTENSION,
     "_parse_scaling": _parse_scaling,
     "_parse_padding": _parse_padding,
     "_get_filter_size": _get_filter_size,
@@ -257,14 +310,13 @@ _UPFIRDN2D = {
     "downsample2d": downsample2d,
     **_FILTERING,
 }
-_BIAS_ACT = {"bias_act": bias_act, "_bias_act_ref": _bias_act_ref, "activation_funcs": activation_funcs, "_init": _init}
-_RESAMPLE = {"conv2d_resample": conv2d_resample, "_get_weight_shape": _get_weight_shape}
+_BIAS_ACT = {"bias_act": bias_act, "_bias_act_ref": _bias_act_ref, "activation_funcs": activation_funcs, **_EXTENSION}
 _FILTERED = {"filtered_lrelu": filtered_lrelu, "_filtered_lrelu_ref": _filtered_lrelu_ref, **_FILTERING}
 
 MODULES = {
     "torch_utils.ops.upfirdn2d": lambda module: dict(_UPFIRDN2D),
     "torch_utils.ops.bias_act": lambda module: dict(_BIAS_ACT),
-    "torch_utils.ops.conv2d_resample": lambda module: dict(_RESAMPLE),
+    "torch_utils.ops.conv2d_resample": _resampling,
     "torch_utils.ops.filtered_lrelu": lambda module: dict(_FILTERED),
     "torch_utils.ops.fma": lambda module: {"fma": fma},
     "torch_utils.ops.grid_sample_gradfix": _gradfix_of_grids,

@@ -9,8 +9,15 @@ and for the gradient (g, g_b) of (dx, db), with h = m (scale g + g_b):
 
     d(dy) = h gain act'(u),        d(x) = scale h dy gain act''(u),        d(b) = sum(d(x) / scale)
 
-linear, relu and lrelu read act' and m off y, which the next layer keeps anyway, and their act'' is zero; the smooth
-activations keep x and compute u anew. The op has CPU kernels; elsewhere it is these formulas.
+linear, relu and lrelu read act' and m off y, which the next layer keeps anyway, and their act'' is zero. So does the
+sigmoid in fp32 and fp64, where gain act'(u) is y (1 - y / gain): backward is a function of (dy, y), and the gradient
+of y,
+
+    d(y) = h dy (1 - 2 y / gain),
+
+goes through the op once more. Like torch's, this derivative has the absolute error of y: near the gain it loses digits.
+Half precision, where y has few, and the other smooth activations keep x and compute u anew. The op has CPU kernels;
+elsewhere it is these formulas.
 """
 
 import torch
@@ -37,7 +44,7 @@ from pggan_fast.ops.registry import (
 from pggan_fast.reference import accumulation_dtype, effective_slope
 
 PIECEWISE = ("linear", "relu", "lrelu")
-"""Those whose derivative is read off the output."""
+"""Those whose derivative is read off the output's sign."""
 
 ALPHA, SELU = 1.6732632423543772, 1.0507009873554805
 
@@ -49,6 +56,15 @@ def value_at(u: Tensor, act: str, slope: float) -> Tensor:
         return u.relu() if slope == 0 else torch.where(u > 0, u, u * slope)
     smooth = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "elu": F.elu, "selu": F.selu, "softplus": F.softplus}
     return u * u.sigmoid() if act == "swish" else smooth[act](u)
+
+
+def _reads_output(act: str, dtype: torch.dtype) -> bool:
+    """Whether backward takes y in the place of x and the bias."""
+    return act in PIECEWISE or _reads_sigmoid(act, dtype)
+
+
+def _reads_sigmoid(act: str, dtype: torch.dtype) -> bool:
+    return act == "sigmoid" and dtype == accumulation_dtype(dtype)
 
 
 def derivatives_at(u: Tensor, act: str) -> tuple[Tensor, Tensor]:
@@ -86,13 +102,16 @@ def _pass(v: Tensor, limit: float | None, gradient: Tensor) -> Tensor:
 
 
 def _factors(source: Tensor, bias: Tensor | None, scale, act, slope, gain, clamp) -> tuple[Tensor, Tensor | None]:
-    """(m gain act', m gain act''), the second None where it is zero."""
+    """(m gain act', the derivative of that by `source` over scale or, where it is y, by y; None where it is zero)."""
     v = _wide(source, source)
+    # Rounded as y is, so that what was limited is still seen to be.
+    limit = None if clamp is None else torch.tensor(clamp, dtype=source.dtype).item()
     if act in PIECEWISE:
         slope = effective_slope(act, slope)
-        # Rounded as y is, so that what was limited is still seen to be.
-        limit = None if clamp is None else torch.tensor(clamp, dtype=source.dtype).item()
         return _pass(v, limit, torch.where(v > 0, v.new_tensor(gain), v.new_tensor(gain * slope))), None
+    if _reads_sigmoid(act, source.dtype):
+        share = v * (0.0 if gain < torch.finfo(v.dtype).tiny else 1 / gain)
+        return _pass(v, limit, v * (1 - share)), _pass(v, limit, 1 - 2 * share)
     u = scale * v + _per_channel(bias, source)
     first, second = derivatives_at(u, act)
     v = gain * value_at(u, act, slope)
@@ -124,8 +143,11 @@ def _double_backward_composite(g, g_bias, dy, source, bias, scale, act, slope, g
     if second is None:
         return d_dy, source.new_empty(0), _no_sums(source)
     d = h * _wide(dy, source) * second
-    d_x = torch.empty_like(source).copy_(scale * d)
-    return d_dy, d_x, _sum(d) if needs_bias_grad else _no_sums(source)
+    from_output = _reads_output(act, source.dtype)
+    d_source = torch.empty_like(source).copy_(d if from_output else scale * d)
+    if not needs_bias_grad:
+        return d_dy, d_source, _no_sums(source)
+    return d_dy, d_source, _sum(torch.zeros_like(d) if from_output else d)
 
 
 def _times(factor: Tensor, gradient: Tensor) -> Tensor:
@@ -189,7 +211,7 @@ class Activation(OpFunction):
         ctx.options, ctx.keeps_zeros = options, keeps_zeros()
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.set_materialize_grads(False)
-        saved = (y, None) if options[1] in PIECEWISE else (x, bias)
+        saved = (y, None) if _reads_output(options[1], x.dtype) else (x, bias)
         ctx.save_for_backward(*saved)
         if in_forward_mode():
             ctx.save_for_forward(*saved)
@@ -243,7 +265,11 @@ class ActivationBackward(OpFunction):
         first, second = _factors(source, bias, *ctx.options)
         t_d = torch.zeros_like(first) if t_dy is None else _times(first, _wide(t_dy, source))
         if second is not None and (t_source is not None or t_bias is not None):
-            t_d = t_d + _wide(dy, source) * second * _tangent(t_source, t_bias, source, ctx.options[0])
+            if _reads_output(ctx.options[1], source.dtype):
+                t_source = _tangent(t_source, None, source, 1.0)
+            else:
+                t_source = _tangent(t_source, t_bias, source, ctx.options[0])
+            t_d = t_d + _wide(dy, source) * second * t_source
         return (ctx.options[0] * t_d).to(source.dtype), _sum(t_d) if ctx.needs_bias_grad else None
 
     @staticmethod
@@ -261,7 +287,7 @@ class ActivationBackward(OpFunction):
 
 
 def _tangent(t_x: Tensor | None, t_bias: Tensor | None, x: Tensor, scale: float) -> Tensor:
-    """The tangent of u."""
+    """The tangent of scale * x + bias."""
     t = torch.zeros_like(_wide(x, x)) if t_x is None else scale * _wide(t_x, x)
     return t + _per_channel(t_bias, x)
 

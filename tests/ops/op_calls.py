@@ -131,6 +131,8 @@ CALLS = [
     Call("activation", "lrelu", lambda t: (t(*IMAGE), t(5), 0.7, "lrelu", 0.2, 1.3, 0.9)),
     Call("activation", "swish", lambda t: (t(*IMAGE), t(5), 0.7, "swish", 0.2, 1.3, 0.9)),
     Call("activation", "tanh", lambda t: (t(*IMAGE), None, 0.7, "tanh")),
+    Call("activation", "sigmoid", lambda t: (t(*IMAGE), t(5), 0.7, "sigmoid", 0.2, 1.3, 0.9)),
+    Call("activation_backward", "sigmoid", lambda t: (t(*IMAGE), t(*IMAGE), None, 0.7, "sigmoid", 0.2, 1.3, 0.9, True)),
     Call("activation_backward", "lrelu", lambda t: (t(*IMAGE), t(*IMAGE), None, 0.7, "lrelu", 0.2, 1.3, 0.9, True)),
     Call("activation_backward", "swish", lambda t: (t(*IMAGE), t(*IMAGE), t(5), 0.7, "swish", 0.2, 1.3, 0.9, True)),
     Call("activation_backward", "selu", lambda t: (t(*IMAGE), t(*IMAGE), t(5), 0.7, "selu")),
@@ -138,6 +140,12 @@ CALLS = [
         "activation_double_backward",
         "lrelu",
         lambda t: (t(*IMAGE), t.wide(5), t(*IMAGE), t(*IMAGE), None, 0.7, "lrelu", 0.2, 1.3, 0.9, True),
+        False,
+    ),
+    Call(
+        "activation_double_backward",
+        "sigmoid",
+        lambda t: (t(*IMAGE), t.wide(5), t(*IMAGE), t(*IMAGE), t(5), 0.7, "sigmoid", 0.2, 1.3, 0.9, True),
         False,
     ),
     Call(

@@ -50,6 +50,56 @@ def test_derivatives_are_as_exact_as_the_dtype(act, dtype):
 
 
 @pytest.mark.parametrize("act", SMOOTH)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_exponentials_below_the_least_normal_number_vanish(act, dtype):
+    least = torch.finfo(dtype).tiny
+    lowest = 90 if dtype == torch.float32 else 710
+    x = torch.linspace(-lowest - 20, -lowest + 10, 4001, dtype=dtype)[None, None]
+    y = ops.bias_act(x, act=act, impl="native")
+    expected = ops.bias_act(x.double(), act=act, impl="reference")
+    # swish multiplies what vanishes by x; a few roundings of what does not.
+    torch.testing.assert_close(y.double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=1000 * least)
+    for derivative in derivatives(x, act, "native"):
+        assert derivative.isfinite().all()
+
+
+@pytest.mark.parametrize(("gain", "clamp"), [(0.0, None), (1e-42, None), (1e-30, None), (3.0, 2.5), (1e30, None)])
+def test_sigmoids_of_any_gain(gain, clamp):
+    """Backward divides the output by the gain."""
+    x = dense_samples().requires_grad_()
+    y = ops.bias_act(x, act="sigmoid", gain=gain, clamp=clamp, impl="native")
+    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    u = x.detach().double()
+    inside = torch.ones_like(u) if clamp is None else (gain * u.sigmoid() < clamp).double()
+    for actual, factor in zip((first, second), derivatives_at(u, "sigmoid"), strict=True):
+        # Roundings of values up to the gain; below normal numbers nothing has more digits than these.
+        tolerance = gain * 4 * torch.finfo(torch.float32).eps + torch.finfo(torch.float32).tiny
+        torch.testing.assert_close(actual.detach().double(), gain * factor * inside, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("act", "dtype", "keeps"),
+    [
+        ("sigmoid", torch.float32, "y"),
+        ("sigmoid", torch.float64, "y"),
+        ("sigmoid", torch.bfloat16, "x"),
+        ("sigmoid", torch.float16, "x"),
+        ("tanh", torch.float32, "x"),
+    ],
+    ids=str,
+)
+def test_one_of_input_and_output_is_kept(act, dtype, keeps):
+    """The sigmoid's output, which the next layer keeps anyway, unless it has few digits."""
+    x, bias = torch.randn(2, 3, 4, 4).to(dtype).requires_grad_(), torch.randn(3, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = ops.bias_act(x, bias, act=act, impl="native")
+    kept = {"x": x, "y": y}[keeps]
+    assert [t.data_ptr() for t in saved if t.ndim == 4] == [kept.data_ptr()]
+
+
+@pytest.mark.parametrize("act", SMOOTH)
 def test_infinities_and_nan(act):
     x = torch.tensor([[[float("inf"), -1e4, 1e4, float("nan"), 0.0, -0.0]]])
     y, expected = ops.bias_act(x, act=act, impl="native"), ops.bias_act(x, act=act, impl="reference")
@@ -58,7 +108,7 @@ def test_infinities_and_nan(act):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(3, 5, 4, 7), (2, 70, 3, 3), (3, 5), (2, 3, 40), (2, 2, 130, 140)], ids=str)
-@pytest.mark.parametrize("act", ["lrelu", "swish"])
+@pytest.mark.parametrize("act", ["lrelu", "sigmoid", "swish"])
 def test_layouts_and_sums(act, shape, layout):
     """Values and both orders of gradients, the bias's summed over blocks and partial vectors."""
     random = torch.Generator().manual_seed(4)

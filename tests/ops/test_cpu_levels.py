@@ -1,14 +1,16 @@
-"""Rounding to bfloat16 in the CPU kernels of every instruction set; other tests run the newest one alone."""
+"""Rounding to bfloat16 and exponentials in the CPU kernels of every instruction set; others run the newest."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from pggan_fast.ops.dispatch import unavailable_reason
 
-SCRIPT = """
+ROOT = Path(__file__).parents[2]
+ROUNDING = """
 import torch
 from pggan_fast import ops
 
@@ -39,9 +41,25 @@ for layout in (torch.contiguous_format, torch.channels_last):
 """
 
 
+EXPONENTIALS = """
+import torch
+from tests.ops import test_activation as tests
+
+for act in tests.SMOOTH:
+    tests.test_values_are_exact_to_few_units_in_the_last_place(act)
+    tests.test_infinities_and_nan(act)
+    for dtype in (torch.float32, torch.float64):
+        tests.test_derivatives_are_as_exact_as_the_dtype(act, dtype)
+        tests.test_exponentials_below_the_least_normal_number_vanish(act, dtype)
+"""
+
+
 @pytest.mark.skipif(unavailable_reason("native", "cpu") is not None, reason="the CPU kernels were not built")
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
-def test_bfloat16_is_rounded_as_torch_rounds_it(capability):
+@pytest.mark.parametrize("script", [ROUNDING, EXPONENTIALS], ids=["rounding to bfloat16", "exponentials"])
+def test_levels(script, capability):
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    ran = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert ran.returncode == 0, ran.stderr
