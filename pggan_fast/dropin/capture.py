@@ -247,8 +247,8 @@ class Capture:
         context = torch._dynamo.optimize(backend=lambda *captured: self._backend(*captured), **options)
         inner = self._torchdynamo_orig_backend = context.callback  # where Dynamo looks for the backend
         # Dynamo's own callback without the last layer, which swallows the reason of what fails.
-        self.strict = strict = getattr(inner._torchdynamo_orig_backend, "_inner_convert", None)
-        self.inner = inner if strict is None else convert_frame.catch_errors_wrapper(strict, inner.hooks)
+        self.strict = inner._torchdynamo_orig_backend._inner_convert
+        self.inner = convert_frame.catch_errors_wrapper(self.strict, inner.hooks)
         context.callback = self
         self.run = context(_inlined)
 
@@ -278,7 +278,7 @@ class Capture:
                 ):
                     warnings.simplefilter("ignore")  # Dynamo's own: the model's come when it runs
                     # Of nn.Sequential's code Dynamo skips what is not inlined, as of all of torch's own.
-                    skipped = code is nn.Sequential.forward.__code__ and self.strict is not None
+                    skipped = code is nn.Sequential.forward.__code__
                     hooks = (self.inner.hooks,) if skipped else ()
                     return (self.strict if skipped else self.inner)(frame, cache_entry, *hooks, frame_state)
             except Exception as error:

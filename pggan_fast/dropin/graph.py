@@ -129,6 +129,21 @@ def same_modes(*nodes: Any) -> bool:
 
 # What is written over: autograd forbids that for what it keeps for backward
 
+_KEEP_INPUTS = {"conv2d": 2, "conv_transpose2d": 2} | dict.fromkeys(("square", "pow", "var", "std", "norm"), 1)
+"""{function: how many of its inputs autograd keeps for its backward}"""
+
+
+def has_gradient(node: Any) -> bool:
+    return getattr(example(node), "requires_grad", False)
+
+
+def kept_by(node: fx.Node) -> list[fx.Node]:
+    """The inputs that autograd keeps for the backward of a node, as far as this is sure."""
+    factors = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node)]
+    if name_of(node) == "mul" and len(factors) == 2:
+        return [a for a, other in zip(factors, reversed(factors), strict=True) if has_gradient(other)]
+    return node.all_input_nodes[: _KEEP_INPUTS.get(name_of(node), 0)] if has_gradient(node) else []
+
 
 def overwrites(node: fx.Node) -> bool:
     """Whether the node may write over what it gets."""
@@ -175,7 +190,12 @@ def leaves(value: fx.Node) -> bool:
     return any(user.op == "output" for alias in aliases_of(value) for user in alias.users)
 
 
-def _written(node: fx.Node) -> set:
+def is_shared(value: fx.Node) -> bool:
+    """Whether code that the graph does not show has the value's memory: a parameter, an input, an output."""
+    return leaves(value) or any(alias.op in ("placeholder", "get_attr") for alias in aliases_of(value))
+
+
+def written_by(node: fx.Node) -> set:
     """The memory that a node may write over."""
     if not overwrites(node):
         return set()
@@ -195,7 +215,7 @@ def obstacle(nodes: list[fx.Node], keeps_result: bool) -> str:
     members, kept = set(nodes), {storage_of(node) for node in nodes}
     read = {storage_of(source) for node in nodes for source in node.all_input_nodes if source not in members}
     for node in itertools.dropwhile(lambda node: node not in members, nodes[-1].graph.nodes):
-        if _written(node) & (read if node in members else read | kept):
+        if written_by(node) & (read if node in members else read | kept):
             return "what it reads or returns is written over"
         if node is nodes[-1]:
             kept = {storage_of(node)} if keeps_result else set()

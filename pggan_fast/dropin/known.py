@@ -9,6 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.decorators import substitute_in_graph
+from torch._dynamo.trace_rules import _polyfilled_function_ids, get_torch_obj_rule_map
+from torch._dynamo.variables import PolyfilledFunctionVariable
+from torch._dynamo.variables.builder import VariableBuilder
 
 from pggan_fast.compat.known import KNOWN, ours_for
 
@@ -16,14 +20,6 @@ from pggan_fast.compat.known import KNOWN, ours_for
 @contextmanager
 def substituted(options: Any) -> Iterator[None]:
     """Inside, TorchDynamo takes our functions for theirs: while it captures, under its lock."""
-    try:
-        from torch._dynamo.decorators import substitute_in_graph
-        from torch._dynamo.trace_rules import _polyfilled_function_ids, get_torch_obj_rule_map
-        from torch._dynamo.variables import PolyfilledFunctionVariable
-        from torch._dynamo.variables.builder import VariableBuilder
-    except ImportError:  # a release of torch without them captures theirs
-        yield
-        return
     taken: list[Callable] = []
     for theirs, name in _candidates(options):
         if (ours := ours_for(theirs, name)) is not None:

@@ -63,8 +63,7 @@ class Explanation(tuple[Row, ...]):
 
 def reason(error: Any) -> str:
     """The first line of an error, with the line of the source where Dynamo says it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return located(lines[0] if lines else type(error).__name__, getattr(error, "real_stack", None) or [])
+    return located(str(error).strip() or type(error).__name__, getattr(error, "real_stack", None))
 
 
 def located(text: str, stack: Any) -> str:

@@ -16,8 +16,11 @@ from pggan_fast.dropin.graph import (
     dtype_of,
     example,
     follows_layout,
+    has_gradient,
     is_on_cpu,
     is_per_channel,
+    is_shared,
+    kept_by,
     leaves,
     may_scale,
     note_modes,
@@ -26,6 +29,8 @@ from pggan_fast.dropin.graph import (
     same_modes,
     shape_of,
     sizes_of,
+    storage_of,
+    written_by,
 )
 from pggan_fast.dropin.meaning import Op, meaning, pair
 
@@ -46,6 +51,9 @@ GUARDS = 128
 
 _KEEP_INPUTS_ALONE = {F.batch_norm, F.conv2d, F.conv_transpose2d, F.linear, F.group_norm, torch.add, operator.add}
 """Functions whose result is theirs alone and that do not need it for backward."""
+
+_KEEPS = {fused.convolution: (0, 1), fused.modulated_convolution: (0, 2), fused.minibatch_stddev: (0,)}
+"""{call: places of the arguments that autograd keeps for its backward, where it may not have kept them before}"""
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,7 @@ class Rewriter:
 
     def run(self) -> list[tuple[dict, str]]:
         """Rewrite the graph and return `replaced`."""
-        named = [(node.meta, getattr(node.target, "pggan_fast_name", "")) for node in self.graph.nodes]
-        self.replaced += [(meta, name) for meta, name in named if name]  # `known` has put them in already
+        self._separate([node for node in self.graph.nodes if hasattr(node.target, "pggan_fast_name")])
         for switch, names, find in self._patterns:
             for node in list(self.graph.nodes) if getattr(self.options, switch) else ():
                 if not node.users or example(node) is None:
@@ -113,15 +120,41 @@ class Rewriter:
         keeps_more = match.kwargs.keys() & {"act", "pixel_norm"} and not (op is not None and op.name == "relu")
         copies = keeps_more and leaves(last)  # where autograd keeps the result, and did not before
         with self.graph.inserting_after(last):
-            call = result = self.graph.call_function(match.target, match.args, match.kwargs)
+            call = self.graph.call_function(match.target, match.args, match.kwargs)
+        call.meta.update((name, value) for name, value in last.meta.items() if name != "rescaling")
+        last.replace_all_uses_with(call)
+        if has_gradient(last):
+            kept = {storage_of(source) for node in match.nodes for source in kept_by(node)}
+            arguments = [match.args[i] for i in _KEEPS.get(match.target, ()) if isinstance(match.args[i], fx.Node)]
+            self._copy([a for a in arguments if is_shared(a) and storage_of(a) not in kept], call)
         if copies:
-            with self.graph.inserting_after(call):
-                result = self.graph.call_function(fused.unshared, (call,))
-        for node in (call, result):
-            node.meta.update((name, value) for name, value in last.meta.items() if name != "rescaling")
-        last.replace_all_uses_with(result)
+            self._copy_result(call)
         for node in reversed(match.nodes):
             self._erase(node)
+
+    def _copy(self, arguments: list[fx.Node], call: fx.Node) -> None:
+        """Copy for a call what autograd keeps now and did not before, and others may write over."""
+        for argument in arguments:
+            with self.graph.inserting_before(call):
+                copied = self.graph.call_function(torch.clone, (argument,))
+            copied.meta |= {**call.meta, "example_value": example(argument).clone()}
+            call.replace_input_with(argument, copied)
+
+    def _copy_result(self, call: fx.Node) -> None:
+        with self.graph.inserting_after(call):
+            result = self.graph.call_function(fused.unshared, (call,))
+        result.meta |= call.meta
+        call.replace_all_uses_with(result, lambda user: user is not result)
+
+    def _separate(self, calls: list[fx.Node]) -> None:
+        """Copy what our functions in the place of theirs, which `known` has put in, may keep, and others write over."""
+        written = {memory for node in self.graph.nodes for memory in written_by(node)} if calls else set()
+        for call in calls:
+            self.replaced.append((call.meta, call.target.pggan_fast_name))
+            if has_gradient(call):
+                self._copy([a for a in call.all_input_nodes if is_shared(a) or storage_of(a) in written], call)
+                if leaves(call) or storage_of(call) in written:
+                    self._copy_result(call)
 
     def _erase(self, node: fx.Node) -> None:
         """Erase a node that nothing reads, and what only it read."""
@@ -304,6 +337,8 @@ def _batch_norm(node: fx.Node, op: Op) -> Match | str | None:
     dtypes = dtype_of(op.running_mean) == dtype_of(conv.weight) and dtype_of(node) == dtype_of(op.x)
     if not dtypes or obstacle([op.x, node], False):
         return None
+    if has_gradient(node) and not has_gradient(op.x):
+        return "its convolution is not trained, and would be if the two were one"
     values = math.prod(shape_of(conv.weight))
     if _count(node, 1) * shape_of(conv.weight)[0] < BATCH_NORM_FROM * (values + SMALL_CALLS):
         return "its image is small: scaling the weights would cost more"
@@ -317,15 +352,18 @@ def _batch_norm(node: fx.Node, op: Op) -> Match | str | None:
 
 
 def _instance_norm(node: fx.Node, op: Op) -> Match | str | None:
-    """Instance norm: on a CPU group norm with a group for each channel is faster."""
+    """Instance norm: on a CPU group norm with a group for each channel is faster.
+
+    Not with weights: of these group norm has second derivatives that are zero, where instance norm has none.
+    """
     sizes = sizes_of(op.x)
     if sizes is None or len(sizes) < 3 or not is_on_cpu(op.x) or not example(op.x).is_contiguous():
         return None
-    if any(part is not None and dtype_of(part) != dtype_of(op.x) for part in (node, op.weight, op.bias)):
+    if dtype_of(node) != dtype_of(op.x) or not (op.weight is op.bias is None):
         return None
     if not 0 < math.prod(sizes) >= INSTANCE_NORM_FROM:
         return "its image is small: torch's own is as fast"
-    return Match(F.group_norm, ["instance norm"], [node], (op.x, sizes[1], op.weight, op.bias, float(op.eps)))
+    return Match(F.group_norm, ["instance norm"], [node], (op.x, sizes[1], None, None, float(op.eps)))
 
 
 def _rescaled(node: fx.Node, op: Op) -> Match | None:

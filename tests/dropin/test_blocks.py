@@ -132,7 +132,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "gain and clamp": (lambda: Written(fused_lrelu, bias=False), "conv + bias + lrelu + gain"),
 }
 NORMED = {
-    "instance norm with weights": lambda: nn.Sequential(nn.InstanceNorm2d(8, affine=True), nn.LeakyReLU(0.2, True)),
     "instance norm, leaving": lambda: nn.Sequential(nn.Conv2d(8, 8, 3), nn.InstanceNorm2d(8), nn.LeakyReLU(0.2)),
     "instance norm alone": lambda: nn.Sequential(nn.InstanceNorm2d(8), nn.Conv2d(8, 8, 1)),
 }
@@ -168,8 +167,9 @@ def test_blocks(name):
     check(make(), expected)
 
 
-def test_running_statistics_are_left_to_instance_norm():
-    check(nn.Sequential(nn.InstanceNorm2d(8, track_running_stats=True), nn.Conv2d(8, 8, 1)), "")
+@pytest.mark.parametrize("options", [{"track_running_stats": True}, {"affine": True}], ids=str)
+def test_running_statistics_and_weights_are_left_to_instance_norm(options):
+    check(nn.Sequential(nn.InstanceNorm2d(8, **options), nn.LeakyReLU(0.2, True), nn.Conv2d(8, 8, 1)), "")
 
 
 @pytest.mark.parametrize("name", PIXEL_NORMS)
