@@ -37,10 +37,16 @@ void launch_tiles(const Upfirdn2d& g, const Tensor& x, const Tensor& f, const Te
     launch("upfirdn2d", kernel, blocks, pointer<T>(x), pointer<Acc<T>>(f), output<T>(y), g);
   };
   if constexpr (V > 1 && sizeof(T) < 8) {
-    const bool four = g.fh == 4 && g.fw == 4, even = g.upx == g.upy && g.downx == g.downy;
-    if (four && even && g.upx == 1 && g.downx == 1) return run(upfirdn2d_kernel<T, V, channels_last, 1, 1, 4>);
-    if (four && even && g.upx == 2 && g.downx == 1) return run(upfirdn2d_kernel<T, V, channels_last, 2, 1, 4>);
-    if (four && even && g.upx == 1 && g.downx == 2) return run(upfirdn2d_kernel<T, V, channels_last, 1, 2, 4>);
+    // Everybody's filters: StyleGAN's [1, 3, 3, 1], and [1, 2, 1] of R3GAN and StyleGAN 1.
+    const auto run_taps = [&](auto taps) {
+      if (g.fh != taps || g.fw != taps || g.upx != g.upy || g.downx != g.downy) return false;
+      if (g.upx == 1 && g.downx == 1) run(upfirdn2d_kernel<T, V, channels_last, 1, 1, taps>);
+      else if (g.upx == 2 && g.downx == 1) run(upfirdn2d_kernel<T, V, channels_last, 2, 1, taps>);
+      else if (g.upx == 1 && g.downx == 2) run(upfirdn2d_kernel<T, V, channels_last, 1, 2, taps>);
+      else return false;
+      return true;
+    };
+    if (run_taps(std::integral_constant<int, 4>{}) || run_taps(std::integral_constant<int, 3>{})) return;
   }
   run(upfirdn2d_kernel<T, V, channels_last, 0, 0, 0>);
 }

@@ -54,6 +54,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   A* weights = shared_array<Coefficients, A, kFilterValues>();
   const int upx = up ? up : g.upx, upy = up ? up : g.upy, downx = down ? down : g.downx, downy = down ? down : g.downy;
   const int fh = taps ? taps : g.fh, fw = taps ? taps : g.fw;
+  constexpr int kMostTaps = up ? (taps + up - 1) / up : 0;  // of an output, along one axis
+  constexpr bool all_have_most = up && taps % (up ? up : 1) == 0;
 
   int64_t tile = blockIdx.x;
   const int c0 = int(tile % g.tiles_c) * g.tc;
@@ -93,12 +95,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 #pragma unroll
     for (int v = 0; v < kOutputs; ++v) {
       const FirstTap tap_x(ox + v, upx, downx, g.x0);
-      const int count_y = taps ? taps / up : (fh - tap_y.tap + upy - 1) / upy;
-      const int count_x = taps ? taps / up : (fw - tap_x.tap + upx - 1) / upx;
+      const int count_y = taps ? kMostTaps : (fh - tap_y.tap + upy - 1) / upy;
+      const int count_x = taps ? kMostTaps : (fw - tap_x.tap + upx - 1) / upx;
 #pragma unroll
       for (int m = 0; m < count_y; ++m)
 #pragma unroll
         for (int n = 0; n < count_x; ++n) {
+          if (taps && !all_have_most && (tap_y.tap + m * upy >= fh || tap_x.tap + n * upx >= fw)) continue;
           const A weight = weights[(tap_y.tap + m * upy) * fw + tap_x.tap + n * upx];
           const int pixel = (tap_y.input + m - first_y) * g.pw + tap_x.input + n - left;
           Vec<T, channels_last ? V : 1> values;

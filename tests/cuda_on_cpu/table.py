@@ -70,17 +70,19 @@ On 7.5, which lacks the instructions, the kernels are empty and are not launched
 
 ## Filters
 
-`upfirdn2d` makes a tile of outputs from a patch of inputs in shared memory. With 4 taps, tensors of vectors and any of
-blur, up 2 and down 2, it moves the image, the result and the tiles' borders, at most 1.05 of them
+`upfirdn2d` makes a tile of outputs from a patch of inputs in shared memory. With 3 or 4 taps, tensors of vectors and
+any of blur, up 2 and down 2, it moves the image, the result and the tiles' borders, at most 1.05 of them
 (`tests/cuda_on_cpu/test_bytes.py`). Instructions of a thread for one output on sm_90, counted in the SASS, which
 `tests/cuda_on_cpu/test_nvcc.py` holds to:
 
-| dtype | layout | blur | up 2 | down 2 |
+| dtype | layout | blur, 4 and 3 taps | up 2 | down 2 |
 |---|---|---|---|---|
-| fp32 | contiguous | 45 | 45 | 45 |
-| fp32 | channels_last | 64 | 40 | 65 |
-| bf16 | contiguous | 35 | 39 | 42 |
-| bf16 | channels_last | 65 | 29 | 65 |
+| fp32 | contiguous | 45, 45 | 45, 51 | 45, 45 |
+| fp32 | channels_last | 64, 47 | 40, 48 | 65, 47 |
+| bf16 | contiguous | 35, 23 | 39, 48 | 42, 29 |
+| bf16 | channels_last | 65, 42 | 29, 33 | 65, 42 |
+
+Of three taps over zeros an output has two or one, which are told apart as it runs. Other filters take 106 to 220.
 
 `filtered_lrelu` keeps a tile of the upsampled grid there from beginning to end, for filters of up to 24 taps: it moves
 image, result and, where a gradient is asked for, 2 bits for each value of the grid. Neighbouring tiles of 24 x 32

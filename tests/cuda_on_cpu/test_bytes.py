@@ -82,23 +82,35 @@ def test_resampling_moves_nothing_twice(shape, dtype, memory_format):
     assert moved(lambda: ops.fade_reals(images, alpha, 0.0, dtype)) == images.numel() + large
 
 
-def halo(size: int, tile: int, up: int, down: int, vector: int) -> float:
+def halo(size: int, tile: int, up: int, down: int, vector: int, taps: int) -> float:
     """Inputs of a row that tiles of outputs load, over those that there are."""
-    tiles, patch = -(-size * up // down // tile), ((tile - 1) * down + 3) // up + 1
+    tiles, patch = -(-size * up // down // tile), ((tile - 1) * down + taps - 1) // up + 1
     return tiles * (patch + vector) / size
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("up", "down", "padding"), [(1, 1, (2, 1)), (2, 1, (2, 1)), (1, 2, (1, 1))], ids=str)
-def test_upfirdn2d_of_four_taps(up, down, padding, dtype, memory_format):
+@pytest.mark.parametrize(
+    ("taps", "up", "down", "padding"),
+    [
+        (4, 1, 1, (2, 1)),
+        (4, 2, 1, (2, 1)),
+        (4, 1, 2, (1, 1)),
+        (3, 1, 1, (1, 1)),
+        (3, 2, 1, (2, 0)),
+        (3, 1, 2, (1, 0)),
+    ],
+    ids=str,
+)
+def test_upfirdn2d_of_few_taps(taps, up, down, padding, dtype, memory_format):
     """Nothing is read twice but the border of tiles, which several of them load; images of one tile have none."""
-    op, f = torch.ops.pggan_fast_cuda_on_cpu.upfirdn2d, torch.randn(4, 4)
+    op, f = torch.ops.pggan_fast_cuda_on_cpu.upfirdn2d, torch.randn(taps, taps)
     for size in (16, 64, 256):
         x = torch.randn(1, 8, size, size, dtype=dtype).contiguous(memory_format=memory_format)
         call = lambda x=x: op(x, f, up, up, down, down, *padding, *padding)  # noqa: E731
         y, read = call(), x.numel() * x.element_size()
         # Tiles have 16 x 32 outputs at least.
-        border = 1.0 if size <= 16 else halo(size, 16, up, down, 0) * halo(size, 32, up, down, 16 // x.element_size())
+        vector = 16 // x.element_size()
+        border = 1.0 if size <= 16 else halo(size, 16, up, down, 0, taps) * halo(size, 32, up, down, vector, taps)
         # Every block reads the filter; there are at least as many as planes.
         coefficients = 64 * (y.numel() / 512 + 8)
         assert moved(call) <= ALLOWED * (read * border + y.numel() * y.element_size() + coefficients)

@@ -61,7 +61,7 @@ def resamplings(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset:
 def filterings(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: int) -> None:
     op = torch.ops.pggan_fast_cuda_on_cpu.upfirdn2d
     x = dense(shape, dtype, layout, offset)
-    for f in (torch.randn(4, 4), torch.randn(4), torch.randn(3, 5), torch.randn(10)):
+    for f in (torch.randn(4, 4), torch.randn(4), torch.randn(3), torch.randn(3, 5), torch.randn(10)):
         op(x, f, 1, 1, 1, 1, 4, 5, 4, 5)
         op(x, f, 2, 2, 1, 1, 5, 4, 5, 4)
         op(x, f, 1, 1, 2, 2, 4, 4, 4, 4, True)
@@ -70,6 +70,9 @@ def filterings(shape: tuple[int, ...], dtype: torch.dtype, layout: str, offset: 
     op(x, torch.randn(4, 4), 1, 1, 1, 1, 2, 1, 2, 1)
     op(x, torch.randn(4, 4), 2, 2, 1, 1, 2, 1, 2, 1)
     op(x, torch.randn(4, 4), 1, 1, 2, 2, 1, 1, 1, 1)
+    op(x, torch.randn(3, 3), 1, 1, 1, 1, 1, 1, 1, 1)
+    op(x, torch.randn(3, 3), 2, 2, 1, 1, 2, 0, 1, 1)
+    op(x, torch.randn(3, 3), 1, 1, 2, 2, 1, 0, 0, 1)
     op(x, torch.randn(3, 5), 1, 1, 1, 1, 2, 2, 1, 1)
     # Neither the filter nor its patch fits in shared memory.
     op(x, torch.randn(70, 90), 1, 1, 1, 1, 45, 45, 35, 35)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pggan_fast.ops import wasserstein  # noqa: F401 - which defines an op that the package does not need
 from tests.ops.samples import laid_out
 
 # scale, act, slope, gain, pixel_norm
@@ -67,12 +68,12 @@ class Call(NamedTuple):
     def has_gpu_kernel(self) -> bool:
         """Convolutions, matrix products and attention are torch's own; only those on the CPU change a layout first.
 
-        `activation` is a composite of torch's functions on a GPU.
+        `activation` is a composite of torch's functions on a GPU, and so is `wasserstein_1d`.
         """
         # Those of halo tiles, of images and by sign bits are for few dtypes and channels: files of their own in
         # tests/cuda_on_cpu run them.
         for_few = ("conv_halo", "conv_rgb", "bias_act_with_sign_bits", "bias_act_backward_by_sign_bits")
-        torchs = ("equalized_conv2d", "equalized_linear", "to_layout", "attention", "activation")
+        torchs = ("equalized_conv2d", "equalized_linear", "to_layout", "attention", "activation", "wasserstein")
         return not self.op.startswith((*torchs, *for_few))
 
     @property
@@ -210,6 +211,7 @@ CALLS = [
     Call("fade_reals", "tensor", lambda t: (t(2, 3, 4, 6), t.alpha(), 0.0, t.dtype)),
     Call("fade_reals", "number", lambda t: (t(2, 3, 4, 6), None, 0.3, t.dtype)),
     Call("fade_reals", "uint8", lambda t: (torch.arange(144, dtype=torch.uint8).view(2, 3, 4, 6), None, 0.3, t.dtype)),
+    Call("wasserstein_1d", "rows", lambda t: (t.filter(3, 20), t.filter(3, 20), t.filter(3)), False),
     Call("upfirdn2d", "up", lambda t: (t(2, 3, 3, 4), t.filter(4), 2, 2, 1, 1, 2, 1, 2, 1, False, 4.0)),
     Call("upfirdn2d", "down", lambda t: (t(2, 3, 6, 5), t.filter(4, 3), 1, 1, 2, 2, 1, 1, 1, 1, True)),
     Call("upfirdn2d", "apart", lambda t: (t(2, 3, 4, 5), t.filter(10), 3, 2, 1, 3, 9, 8, -1, 9)),
