@@ -20,6 +20,8 @@ from pggan_fast.ops import conv, conv_rgb_gradients, sign_bits
 OPTIONS = (0.1, "lrelu", 0.2, 1.3, False, 1e-8)
 SLOPES = (0.1, 1.3, 0.26)
 LAYER = dict(weight_scale=0.1, act="lrelu", gain=1.3)
+# Convolutions to images have no activation.
+LINEAR = (0.1, "linear", 0.2, 1.0, False, 1e-8)
 # Samples, rows and columns that are no multiple of a tile; then a tensor past the L2 cache of any GPU.
 CHECKED, TIMED = ((1, 10, 12), (1, 16, 16)) if REHEARSAL else ((2, 270, 300), (4, 1024, 1024))
 
@@ -84,6 +86,12 @@ CASES = {
         _convolved,
         _plainly_convolved,
         lambda x, weight, bias: conv_rgb_gradients.takes(x, weight, (0, 1, 1), OPTIONS, "native"),
+    ),
+    "to RGB 16>3": Case(
+        _layer(16, 3, 1),
+        lambda x, weight, bias: ops.equalized_conv2d(x, weight, bias, weight_scale=0.1, impl="native"),
+        lambda x, weight, bias: reference.equalized_conv2d(x, weight, bias, weight_scale=0.1),
+        lambda x, weight, bias: conv_rgb_gradients.takes_to_image(x, weight, (0, 1, 1), LINEAR, "native"),
     ),
     "upfirdn2d blur": _filtered("channels_last"),
     "upfirdn2d up": _filtered("channels_last", up=2),

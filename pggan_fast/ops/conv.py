@@ -35,7 +35,7 @@ from pggan_fast.ops.conv_gradients import (
     takes_own_kernel,
 )
 from pggan_fast.ops.conv_halo_gradients import HaloConv2d
-from pggan_fast.ops.conv_rgb_gradients import RGBConv2d
+from pggan_fast.ops.conv_rgb_gradients import RGBConv2d, ToImageConv2d
 from pggan_fast.ops.dispatch import choose, requested_impl
 from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.narrow_cpu import is_widened
@@ -142,6 +142,8 @@ def equalized_conv2d(
         return HaloConv2d.apply(x, weight, bias, (padding, up, down), options, torch.is_grad_enabled())[0]
     if conv_rgb_gradients.takes(x, weight, (padding, up, down), options, impl):
         return RGBConv2d.apply(x, weight, bias, options, torch.is_grad_enabled())[0]
+    if conv_rgb_gradients.takes_to_image(x, weight, (padding, up, down), options, impl):
+        return ToImageConv2d.apply(x, weight, bias, options)[0]
     return EqualizedConv2d.apply(x, weight, bias, (padding, up, down), options, impl, torch.is_grad_enabled())[0]
 
 
@@ -177,6 +179,8 @@ def _differentiable(x, weight, bias, geometry, options, impl) -> tuple[Tensor, T
         return HaloConv2d.apply(x, weight, bias, geometry, options, torch.is_grad_enabled())
     if conv_rgb_gradients.takes(x, weight, geometry, options, impl):
         return RGBConv2d.apply(x, weight, bias, options, torch.is_grad_enabled())
+    if conv_rgb_gradients.takes_to_image(x, weight, geometry, options, impl):
+        return ToImageConv2d.apply(x, weight, bias, options)
     return EqualizedConv2d.apply(x, weight, bias, geometry, options, impl, torch.is_grad_enabled())
 
 

@@ -1,4 +1,4 @@
-"""equalized_conv2d from images, on large channels_last tensors, by the passes of csrc/cuda/conv_rgb.cu.
+"""equalized_conv2d from and to images, on large channels_last tensors, by the passes of csrc/cuda/conv_rgb.cu.
 
 What forward and backward read and write, in tensors of the output's size: sign bits are a 16th of one, and images with
 their 3 channels less than a fifth where the output has 16.
@@ -9,15 +9,31 @@ their 3 channels less than a fifth where the output has 16.
 | input gradient | dy, sign bits | image's gradient |
 | weight and bias gradient | dy, sign bits, image | |
 | second order: gradient of dy | gradient's gradient, sign bits | d(dy) |
+
+To images, without an activation, in tensors of the input's size:
+
+| launch | reads | writes |
+|---|---|---|
+| forward | x | image |
+| input gradient | image's gradient | dx |
+| weight gradient | x, image's gradient | |
+| bias gradient, torch's sum | image's gradient | |
+
+These are linear, so that gradients of any order are the same launches: `ops/closed_conv.py`.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pggan_fast.ops.bias_act import bias_zeros, input_zeros, is_zeros, zeros_like
+from pggan_fast.ops.closed_conv import conv_gradients
 from pggan_fast.ops.conv_halo_gradients import differentiable_gradients
 from pggan_fast.ops.conv_rgb import IMAGE_CHANNELS, conv_rgb_expand, conv_rgb_reduce, conv_rgb_weight_gradient
 from pggan_fast.ops.registry import OpFunction, below_autograd, no_third_derivative, will_need_grad
 from pggan_fast.ops.sign_bits import are_enough, has_passes, slopes_of
+from pggan_fast.reference import accumulation_dtype
 
 
 def takes(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: str) -> bool:
@@ -95,3 +111,74 @@ class _MaskedInputGradient(OpFunction):
         if will_need_grad(ctx, 2):
             dw = _weight_gradient(dy, g, weight, sign_bits, options)[0]
         return d_dy, None, dw, None
+
+
+def takes_to_image(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: str) -> bool:
+    """Whether these kernels compute equalized_conv2d to images and all its gradients here."""
+    _, act, _, gain, pixel_norm, _ = options
+    if impl != "native" or weight.shape[0] not in IMAGE_CHANNELS or weight.shape[-1] != 1 or geometry != (0, 1, 1):
+        return False
+    # The kernels take no gain that is 0 or less.
+    if weight.dtype != torch.float32 or act != "linear" or gain <= 0 or pixel_norm or not has_passes(x, x.shape[1]):
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) and x.data_ptr() % 16 == 0
+
+
+class ToImage(NamedTuple):
+    """A `closed_conv.BareConvolution`: 1 x 1 to 1 or 3 channels, with weights times `scale`."""
+
+    scale: float
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return below_autograd(conv_rgb_reduce, _as_rows(x), weight, None, None, self.scale, 1.0, 1.0)
+
+    def gradients(
+        self, dz: Tensor, x: Tensor, weight: Tensor, output_mask: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        needs_dx, needs_dw = output_mask
+        dx = dw = None
+        if needs_dx:
+            arguments = (dz, weight.transpose(0, 1), None, None, self.scale, 1.0, 1.0, False)
+            dx = below_autograd(conv_rgb_expand, *arguments)[0]
+        if needs_dw:
+            flat = below_autograd(conv_rgb_weight_gradient, _as_rows(x), dz, None, self.scale, 1.0, 1.0)
+            dw = flat[: weight.numel()].view(weight.shape)
+        return dx, dw
+
+
+def _as_rows(t: Tensor) -> Tensor:
+    """Return t, or a copy of it, as the kernels read wide tensors: channels_last at an address that 16 divides."""
+    t = t.contiguous(memory_format=torch.channels_last)
+    # Tensors without memory, which graphs are traced with, have no address.
+    return t.clone() if type(t) is Tensor and t.data_ptr() % 16 else t
+
+
+class ToImageConv2d(OpFunction):
+    """(x, weight, bias, epilogue's options) -> (y, r), r being empty."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, options):
+        ctx.options, ctx.bias_dtype = options, None if bias is None else bias.dtype
+        y = below_autograd(conv_rgb_reduce, x, weight, bias, None, options[0], *slopes_of(options))
+        r = x.new_empty(0, dtype=torch.float32)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(r)
+        ctx.save_for_backward(x, weight)
+        return y, r
+
+    @staticmethod
+    def backward(ctx, dy, dr):
+        if dy is None:
+            return (None,) * 4
+        x, weight = ctx.saved_tensors
+        if is_zeros(dy):
+            return input_zeros(x), zeros_like(weight), bias_zeros(ctx, dy), None
+        scale, gain = ctx.options[0], slopes_of(ctx.options)[0]
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        output_mask = (will_need_grad(ctx, 0), will_need_grad(ctx, 1))
+        dx, dw = conv_gradients(dy, x, weight, output_mask, ToImage(scale * gain))
+        db = None
+        if ctx.bias_dtype is not None and will_need_grad(ctx, 2):
+            db = dy.sum((0, 2, 3), dtype=accumulation_dtype(dy.dtype))
+            db = (db if gain == 1 else db * gain).to(ctx.bias_dtype)
+        return dx, dw, db, None

@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from pggan_fast.ops import conv, sign_bits
+from pggan_fast import reference
+from pggan_fast.ops import conv, equalized_conv2d, sign_bits
 from pggan_fast.ops.conv_rgb import _expand, _reduce, _weight_gradient
 from pggan_fast.ops.conv_rgb_gradients import RGBConv2d
 from tests.cuda_on_cpu import build
@@ -166,3 +167,92 @@ def test_a_training_step_of_a_layer(monkeypatch, layer):
         # Both round each launch's result to bf16, and the general formula the weight.
         error = (ours.float() - plain.float()).square().mean().sqrt() / plain.float().square().mean().sqrt()
         assert error < 0.02
+
+
+def all_orders(function, x, weight, bias, dy, probes):
+    """Return y, the gradients of x, weight and bias, and the second order of each by a probe, and what launched."""
+    controls = build.load()
+    x, weight, dy = (t.detach().requires_grad_() for t in (x, weight, dy))
+    bias = None if bias is None else bias.detach().requires_grad_()
+    inputs = [t for t in (x, weight, bias) if t is not None]
+    controls.take_launches()
+    y = function(x, weight, bias)
+    forward = [launch.name for launch in controls.take_launches()]
+    first = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+    backward = [launch.name for launch in controls.take_launches()]
+    second = []
+    for t, probe in zip(inputs, probes, strict=False):
+        (gradient,) = torch.autograd.grad(y, t, dy, create_graph=True)
+        others = [o for o in (dy, x, weight) if o is not t]
+        found = torch.autograd.grad(gradient, others, probe, allow_unused=True, retain_graph=True)
+        second += [g for g in found if g is not None]
+    return [y, *first], second, forward, backward
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("image", [1, 3])
+@pytest.mark.parametrize("c", [16, 64, 512])
+@EVERY
+def test_a_layer_to_images(monkeypatch, dtype, c, image, biased):
+    """Values, gradients and second order beside the reference in fp64, by one launch and three of ours.
+
+    torch's sum makes the bias's gradient. The probes are drawn, so that each result is rounded once.
+    """
+    monkeypatch.setattr(sign_bits, "has_gpu_kernels", lambda t: True)
+    torch.manual_seed(3)
+    kind = dict(dtype=DTYPES[dtype])
+    x, dy, v = last(2, c, 6, 5, **kind), last(2, image, 6, 5, **kind), last(2, c, 6, 5, **kind)
+    weight, bias = torch.randn(image, c, 1, 1), torch.randn(image) if biased else None
+    inputs = (x, weight, bias, dy)
+    probes = (v, torch.randn_like(weight), torch.randn(image))
+    options = dict(weight_scale=0.7, gain=1.3)
+    with cuda_kernels_on_cpu():
+        ours = all_orders(lambda *t: equalized_conv2d(*t, **options, impl="native"), *inputs, probes)
+    wide = [[t if t is None else t.double() for t in group] for group in (inputs, probes)]
+    plain = all_orders(lambda *t: reference.equalized_conv2d(*t, **options), *wide[0], wide[1])
+    assert ours[2] == ["conv_rgb_reduce"]
+    assert ours[3] == ["conv_rgb_expand", *["conv_rgb_weight_gradient"] * 2]
+    # Of x: by dy and weight; of the weight: by dy and x; of the bias: by dy.
+    assert len(ours[1]) == len(plain[1]) == 4 + biased
+    for found, expected in zip(ours[0] + ours[1], plain[0] + plain[1], strict=True):
+        # What is not an image's or a wide tensor's is in fp32 throughout, and images are sums in fp32.
+        allowed = max(ALLOWED[dtype], 1e-5) if found.dtype == DTYPES[dtype] else 1e-5
+        assert found.shape == expected.shape and near(found, expected, allowed)
+
+
+def test_a_layer_to_images_reads_gradients_of_any_layout(monkeypatch):
+    """A contiguous dy, a wide gradient at an odd address, single pixels, no images: as of dense tensors."""
+    monkeypatch.setattr(sign_bits, "has_gpu_kernels", lambda t: True)
+    torch.manual_seed(4)
+    weight, bias = torch.randn(3, 32, 1, 1), torch.randn(3).bfloat16()
+    probes = (torch.randn(3, 32, 1, 1), torch.randn(3).bfloat16())
+    for size in ((2, 4, 3), (2, 1, 1), (0, 4, 3)):
+        n, h, w = size
+        kind = dict(dtype=torch.bfloat16)
+        x, dy, v = last(n, 32, h, w, **kind), last(n, 3, h, w, **kind), last(n, 32, h, w, **kind)
+        odd = torch.zeros(v.numel() + 1, **kind)[1:].view(n, h, w, 32).permute(0, 3, 1, 2).copy_(v)
+        with cuda_kernels_on_cpu():
+            layer = lambda *t: equalized_conv2d(*t, weight_scale=0.7, impl="native")  # noqa: E731
+            expected = all_orders(layer, x, weight, bias, dy, (v, *probes))
+            found = all_orders(layer, x, weight, bias, dy.contiguous(), (odd, *probes))
+        assert expected[2] == (["conv_rgb_reduce"] if n else [])
+        assert expected[0][3].dtype == torch.bfloat16
+        for a, b in zip(found[0] + found[1], expected[0] + expected[1], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_gradient_penalty_through_a_layer_to_images_takes_the_kernels_alone(monkeypatch):
+    """The images' gradient with a graph is one launch; its own gradients are two kinds, and no general formula."""
+    monkeypatch.setattr(sign_bits, "has_gpu_kernels", lambda t: True)
+    controls = build.load()
+    x = last(2, 32, 4, 4, dtype=torch.bfloat16).requires_grad_()
+    weight, bias = torch.randn(3, 32, 1, 1, requires_grad=True), torch.randn(3, requires_grad=True)
+    with cuda_kernels_on_cpu():
+        y = equalized_conv2d(x, weight, bias, impl="native")
+        upstream = torch.ones_like(y).requires_grad_()
+        controls.take_launches()
+        (dx,) = torch.autograd.grad(y, x, upstream, create_graph=True)
+        assert [launch.name for launch in controls.take_launches()] == ["conv_rgb_expand"]
+        torch.autograd.grad(dx.float().square().sum(), (upstream, weight))
+        names = [launch.name for launch in controls.take_launches()]
+    assert sorted(names) == ["conv_rgb_reduce", *["conv_rgb_weight_gradient"] * 2]
