@@ -45,14 +45,21 @@ def takes(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: str)
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
+def _as_rows(t: Tensor) -> Tensor:
+    """Return t, or a copy of it, as the kernels read wide tensors: channels_last at an address that 16 divides."""
+    t = t.contiguous(memory_format=torch.channels_last)
+    # Tensors without memory, which graphs are traced with, have no address.
+    return t.clone() if type(t) is Tensor and t.data_ptr() % 16 else t
+
+
 def _input_gradient(dy: Tensor, weight: Tensor, sign_bits: Tensor, options: tuple) -> Tensor:
-    arguments = (dy, weight.transpose(0, 1), None, sign_bits, options[0], *slopes_of(options))
+    arguments = (_as_rows(dy), weight.transpose(0, 1), None, sign_bits, options[0], *slopes_of(options))
     return below_autograd(conv_rgb_reduce, *arguments)
 
 
 def _weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, sign_bits: Tensor, options: tuple) -> tuple[Tensor, Tensor]:
     """Return (dw, db)."""
-    flat = below_autograd(conv_rgb_weight_gradient, dy, x, sign_bits, options[0], *slopes_of(options))
+    flat = below_autograd(conv_rgb_weight_gradient, _as_rows(dy), x, sign_bits, options[0], *slopes_of(options))
     c_out, c_in = weight.shape[:2]
     return flat[: c_in * c_out].view(c_in, c_out).t().reshape(weight.shape), flat[c_in * c_out :]
 
@@ -144,13 +151,6 @@ class ToImage(NamedTuple):
             flat = below_autograd(conv_rgb_weight_gradient, _as_rows(x), dz, None, self.scale, 1.0, 1.0)
             dw = flat[: weight.numel()].view(weight.shape)
         return dx, dw
-
-
-def _as_rows(t: Tensor) -> Tensor:
-    """Return t, or a copy of it, as the kernels read wide tensors: channels_last at an address that 16 divides."""
-    t = t.contiguous(memory_format=torch.channels_last)
-    # Tensors without memory, which graphs are traced with, have no address.
-    return t.clone() if type(t) is Tensor and t.data_ptr() % 16 else t
 
 
 class ToImageConv2d(OpFunction):

@@ -220,6 +220,21 @@ def test_a_layer_to_images(monkeypatch, dtype, c, image, biased):
         assert found.shape == expected.shape and near(found, expected, allowed)
 
 
+def test_a_layer_from_images_reads_gradients_of_any_layout(monkeypatch):
+    """A contiguous dy and one at an odd address, as of dense tensors, with and without a graph."""
+    monkeypatch.setattr(sign_bits, "has_gpu_kernels", lambda t: True)
+    torch.manual_seed(4)
+    x, dy = last(2, 3, 4, 3, dtype=torch.bfloat16).requires_grad_(), last(2, 32, 4, 3, dtype=torch.bfloat16)
+    odd = torch.zeros(dy.numel() + 1, dtype=dy.dtype)[1:].view(2, 4, 3, 32).permute(0, 3, 1, 2).copy_(dy)
+    weight, bias = torch.randn(32, 3, 1, 1, requires_grad=True), torch.randn(32).bfloat16().requires_grad_()
+    with cuda_kernels_on_cpu():
+        y = equalized_conv2d(x, weight, bias, weight_scale=0.7, act="lrelu", impl="native")
+        for inputs, graph in (((x, weight, bias), False), ((x,), True)):
+            found = [torch.autograd.grad(y, inputs, d, True, graph) for d in (dy, dy.contiguous(), odd)]
+            for others in found[1:]:
+                assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
 def test_a_layer_to_images_reads_gradients_of_any_layout(monkeypatch):
     """A contiguous dy, a wide gradient at an odd address, single pixels, no images: as of dense tensors."""
     monkeypatch.setattr(sign_bits, "has_gpu_kernels", lambda t: True)
