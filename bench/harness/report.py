@@ -11,8 +11,6 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
 from bench.harness.targets import TARGETS
 from bench.traffic import report
 
@@ -40,7 +38,7 @@ trained, and its Adam is torch's default.
 EXPECTED = """\
 ## Expected on a GPU: modelled, not measured
 
-No GPU has run any of this. By bytes over 3 TB/s and operations over 600 TFLOP/s, the larger of the two for each
+No GPU has run any of this. By bytes and by operations at an {gpu}'s rates, the larger of the two times for each
 launch, the forward of both networks' layers with at most {channels} channels, at 256 to 1024 px, would take {half:.1f}
 times as long in plain PyTorch as in the fused Triton convolution in fp16, and {single:.1f} times in fp32;
 [kernels.md](kernels.md) has the times layer by layer. The counts of launches and bytes of a whole training step above
@@ -262,8 +260,9 @@ def expected() -> str:
     """Return what the model of the fused convolution predicts."""
     from bench.traffic import model_conv  # needs triton
 
-    half, single = (model_conv.rows(dtype)[-1].ratio for dtype in (torch.float16, torch.float32))
-    return EXPECTED.format(channels=model_conv.MOST_CHANNELS, half=half, single=single)
+    half, single = (model_conv.rows(dtype)[-1].ratio for dtype in model_conv.DTYPES)
+    gpu = model_conv.MODELLED.name
+    return EXPECTED.format(gpu=gpu, channels=model_conv.MOST_CHANNELS, half=half, single=single)
 
 
 def main() -> None:

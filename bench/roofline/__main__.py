@@ -8,8 +8,8 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterable
 
-from bench.roofline.floors import CUDNN_SHARE, Floor, floor
-from bench.traffic.step import PROVIDERS, SIZES, step_traffic
+from bench.roofline.floors import CUDNN_SHARE, Floor, step_floors
+from bench.traffic.step import PROVIDERS, SIZES
 from pggan_fast.kernels.gpu_limits import GPUS, MODELLED
 from pggan_fast.utils.progress_bar import bar_over
 
@@ -23,8 +23,8 @@ def main() -> None:
     parser.add_argument("--fp32", action="store_true", help="fp32 with tf32 products, without autocast.")
     parser.add_argument("--rows", type=int, default=15, metavar="N", help="Launches to list.")
     given = parser.parse_args()
-    calls = step_traffic(given.impl, given.resolution, given.batch, not given.fp32).calls
-    found = [floor(call, GPUS[given.gpu]) for call in bar_over(calls, "launches")]
+    step = given.resolution, given.batch, GPUS[given.gpu]
+    found = step_floors(*step, impl=given.impl, bf16=not given.fp32, progress=lambda calls: bar_over(calls, "launches"))
     print(summary(found))
     print()
     print(table(found, given.rows))
@@ -40,18 +40,24 @@ def summary(found: list[Floor]) -> str:
 
 
 def table(found: Iterable[Floor], rows: int) -> str:
-    """Markdown: launches that are alike in one row, those that take longest first."""
+    """Markdown: launches that are alike in one row, those that take longest first.
+
+    What the machine code takes has columns where a launch of a row has any.
+    """
     alike: dict[tuple, list[Floor]] = defaultdict(list)
     for each in found:
         alike[(each.name, *(round(1e6 * value) for value in each[2:6]))].append(each)
-    lines = ["| launch | times | us each | bound by | hbm | L2 | tensor | issue | registers | shared KB | waves |"]
-    lines.append("|" + "---|" * 11)
-    for group in sorted(alike.values(), key=lambda group: -sum(each.seconds for each in group))[:rows]:
-        one = group[0]
-        numbers = " | ".join(f"{1e6 * value:.0f}" for value in one[2:6])
-        code = f"{one.registers} | {one.shared_bytes >> 10} | {one.waves:.1f}" if one.registers else " | | "
-        times = sum(each.launches for each in group)
-        lines.append(f"| {one.name} | {times} | {1e6 * one.seconds:.0f} | {one.bound} | {numbers} | {code} |")
+    longest = sorted(alike.values(), key=lambda group: -sum(each.seconds for each in group))[:rows]
+    has_code = any(group[0].registers for group in longest)
+    heads = ["launch", "times", "us each", "bound by", "hbm", "L2", "tensor", "issue"]
+    heads += ["registers", "shared KB", "waves"] * has_code
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for group in longest:
+        one, times = group[0], sum(each.launches for each in group)
+        cells = [one.name, times, f"{1e6 * one.seconds:.0f}", one.bound, *(f"{1e6 * value:.0f}" for value in one[2:6])]
+        if has_code:
+            cells += [one.registers, one.shared_bytes >> 10, f"{one.waves:.1f}"] if one.registers else [""] * 3
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 

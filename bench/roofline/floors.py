@@ -6,6 +6,7 @@ filled wave come on top: no launch is faster, most are slower.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from bench.roofline import sass
 from bench.roofline.aot import assumed_gpu, inspect
 from bench.traffic.count import Call
 from bench.traffic.kernels import HaloLaunch, TritonLaunch
+from bench.traffic.step import step_traffic
 from pggan_fast.kernels.gpu_limits import GPULimits
 
 CUDNN_SHARE = 0.7
@@ -63,6 +65,19 @@ class Floor(NamedTuple):
     @property
     def bound(self) -> str:
         return max(("hbm", "l2", "tensor", "issue"), key=lambda limit: getattr(self, limit))
+
+
+def step_floors(
+    resolution: int,
+    batch: int,
+    gpu: GPULimits,
+    *,
+    impl: str = "auto",
+    bf16: bool = True,
+    progress: Callable[[list[Call]], Iterable[Call]] = iter,
+) -> list[Floor]:
+    """Return the floors of all launches of a training step of the paper's networks."""
+    return [floor(call, gpu) for call in progress(step_traffic(impl, resolution, batch, bf16).calls)]
 
 
 def floor(call: Call, gpu: GPULimits) -> Floor:

@@ -1,11 +1,15 @@
-"""Modelled forward times of the fused convolution and of plain PyTorch: `python -m bench.traffic.model_conv`.
+"""Modelled forward times of the fused convolution and of plain PyTorch, for docs/kernels.md.
+
+    python -m bench.traffic.model_conv          prints the tables
+    python -m bench.traffic.model_conv --write  writes them into the page
 
 No GPU is asked: every launch takes the larger of its bytes over HBM's rate and its operations over the FLOP/s of the
 GPU that `pggan_fast.kernels.gpu_limits` models, and each tensor is read or written once per launch, as a cache that
-holds a few rows of an image allows. Plain PyTorch is
+holds a few rows of an image allows; fp32 is multiplied as tf32. Plain PyTorch is
 `bench.baseline.eager`, traced on meta tensors; its bias is a launch of its own after cuDNN's convolution.
 """
 
+import argparse
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -16,22 +20,26 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.baseline import eager
+from bench.harness.marked import KERNELS_PAGE, write_part
 from pggan_fast.kernels.conv_tiles import Problem
 from pggan_fast.kernels.gpu_limits import MODELLED
 
 RESOLUTIONS = (256, 512, 1024)
 MOST_CHANNELS = 64
 BATCH = 4
+DTYPES = (torch.float16, torch.float32)
+COMMAND = "python -m bench.traffic.model_conv --write"
 
 
 class Launch(NamedTuple):
     name: str
     bytes: float
     operations: float = 0.0
+    dtype: torch.dtype = torch.float32
 
     @property
     def seconds(self) -> float:
-        return max(self.bytes / MODELLED.hbm_bytes_per_second, self.operations / MODELLED.half_flops)
+        return max(self.bytes / MODELLED.hbm_bytes_per_second, self.operations / MODELLED.flops(self.dtype))
 
 
 class Layer(NamedTuple):
@@ -50,7 +58,7 @@ class Layer(NamedTuple):
     def fused_launch(self) -> Launch:
         p = self.problem
         bias, factors = 4 * p.c_out, 4 * p.n * p.h * p.w * p.pixel_norm
-        return Launch("fused", p.in_bytes + p.weight_bytes + p.out_bytes + bias + factors, p.operations)
+        return Launch("fused", p.in_bytes + p.weight_bytes + p.out_bytes + bias + factors, p.operations, p.dtype)
 
 
 class _Traced(TorchDispatchMode):
@@ -68,7 +76,7 @@ class _Traced(TorchDispatchMode):
         if func is torch.ops.aten.convolution.default:
             x, weight, bias = args[:3]
             operations = 2 * y.numel() * weight[0].numel()
-            self.launches.append(Launch("convolution", _bytes(x, weight, y), operations))
+            self.launches.append(Launch("convolution", _bytes(x, weight, y), operations, x.dtype))
             if bias is not None:
                 self.launches.append(Launch("add_", _bytes(y, y, bias)))
         else:
@@ -157,6 +165,29 @@ def table(dtype: torch.dtype) -> str:
     return "\n".join(lines)
 
 
+def part() -> str:
+    """Return both tables and the rates that they are computed at."""
+    rates = ", ".join(f"{MODELLED.flops(dtype) / 1e12:.0f} TFLOP/s in {_name(dtype)}" for dtype in DTYPES)
+    lines = [f"At an {MODELLED.name}'s {MODELLED.hbm_bytes_per_second / 1e12:.1f} TB/s and {rates}, batch {BATCH}:"]
+    for dtype in DTYPES:
+        lines += [f"Modelled, {_name(dtype)}:", table(dtype)]
+    return "\n\n".join(lines)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return {torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.traffic.model_conv", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--write", action="store_true", help="Write the tables into docs/kernels.md, not to the terminal."
+    )
+    if parser.parse_args().write:
+        write_part(KERNELS_PAGE, COMMAND, part())
+    else:
+        print(part())
+
+
 if __name__ == "__main__":
-    for dtype in (torch.float16, torch.float32):
-        print(f"\nModelled, {str(dtype).removeprefix('torch.')}, batch {BATCH}, forward:\n\n{table(dtype)}")
+    main()

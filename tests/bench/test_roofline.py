@@ -4,9 +4,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bench.roofline import sass  # noqa: E402
+from bench.harness.marked import KERNELS_PAGE, marked_part, with_part  # noqa: E402
+from bench.roofline import page, sass  # noqa: E402
 from bench.roofline.__main__ import summary, table  # noqa: E402
-from bench.roofline.floors import CUDNN_SHARE, Floor, floor  # noqa: E402
+from bench.roofline.floors import CUDNN_SHARE, Floor, floor, step_floors  # noqa: E402
 from bench.traffic.count import Call  # noqa: E402
 from bench.traffic.kernels import HaloLaunch, counted  # noqa: E402
 from bench.traffic.step import step_traffic  # noqa: E402
@@ -88,8 +89,44 @@ def test_auto_takes_halo_tiles_for_the_last_blocks():
     assert found.hbm == pytest.approx(1e-3) and found.l2 == pytest.approx(1.3 * 4.3e9 / 6e12)
 
 
+@pytest.fixture
+def without_a_gpu(monkeypatch):
+    """Let convolutions be chosen for the modelled GPU, also where another is here and in use."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+
+
+# The least is what the step's convolutions alone take (docs/kernels.md), which a trace that lost launches may fall
+# below; the most is about a tenth of a millisecond over what the step took when that was written.
+@pytest.mark.parametrize(
+    ("resolution", "batch", "least", "most"), [(64, 16, 9.7, 11.0), (256, 8, 9.8, 12.0), (1024, 4, 8.8, 11.3)]
+)
+def test_no_launch_made_a_step_slower(without_a_gpu, resolution, batch, least, most):
+    """The whole step in bf16 on an H200, modelled, with the implementations that "auto" takes."""
+    found = step_floors(resolution, batch, H200)
+    assert least <= 1e3 * sum(each.seconds for each in found) <= most
+
+
+def test_the_page_has_the_floors_that_are_printed(without_a_gpu):
+    assert marked_part(KERNELS_PAGE.read_text(), page.COMMAND) == page.part(), f"{page.COMMAND} writes it anew"
+
+
+def test_a_page_without_marks_is_not_written():
+    text = "a\n\n<!-- written by `b` -->\n\nc\n\n<!-- end -->\n\nd"
+    assert with_part(text, "b", r"\1") == text.replace("c", r"\1") and marked_part(text, "b") == "c"
+    with pytest.raises(ValueError, match="has 0 parts"):
+        with_part("a", "b", "c")
+
+
 def test_the_table_adds_what_is_alike():
     slow, fast = Floor("slow", 1, 2e-3, 0, 1e-3, 0), Floor("fast", 1, 1e-6, 0, 0, 3e-6)
     assert "5.00 ms" in summary([slow, slow, Floor("last", 1, 0, 1e-3, 0, 0)])
     rows = table([fast, slow, slow], 5).splitlines()[2:]
     assert rows[0].startswith("| slow | 2 | 2000 | hbm |") and rows[1].startswith("| fast | 1 | 3 | issue |")
+
+
+def test_the_table_has_columns_for_machine_code_where_there_is_some():
+    torchs, ours = Floor("torchs", 1, 1e-3, 0, 0, 0), Floor("ours", 1, 2e-3, 0, 0, 0, 32, 4096, 1.5)
+    assert table([torchs], 5).splitlines()[0].endswith("| issue |")
+    head, rule, *rows = table([torchs, ours], 5).splitlines()
+    assert head.endswith("| registers | shared KB | waves |") and rows[0].endswith("| 32 | 4 | 1.5 |")
+    assert {line.count("|") for line in (head, rule, *rows)} == {12}

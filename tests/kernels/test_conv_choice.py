@@ -13,6 +13,7 @@ from tests.tolerances import EXACT
 pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources  # noqa: E402
 
+from bench.harness.marked import KERNELS_PAGE, marked_part  # noqa: E402
 from bench.traffic import model_conv  # noqa: E402
 from pggan_fast.kernels import conv as conv_kernels  # noqa: E402
 from pggan_fast.kernels import (  # noqa: E402
@@ -296,11 +297,23 @@ def test_gradients_where_auto_takes_the_launch(monkeypatch, rescaling, pixel_nor
         torch.testing.assert_close(actual, e, **EXACT)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", model_conv.DTYPES)
 def test_the_modelled_time_is_a_third_of_plain_pytorchs(dtype):
-    """But for the 1x1 convolutions to RGB, which nothing follows, and where half precision is bound by arithmetic."""
+    """But for the 1x1 convolutions to RGB, which nothing follows, and where arithmetic binds the launch."""
     rows = model_conv.rows(dtype)
     slower = {row.layer for row in rows if row.ratio < 2.95}
-    bound = {"D conv 256 px, 64 to 64 channels"} if dtype == torch.float16 else set()
+    bound = {"D conv 256 px, 64 to 64 channels"}
     assert slower == bound | {row.layer for row in rows if "to RGB" in row.layer}
     assert rows[-1].ratio > 4.5
+
+
+@pytest.mark.parametrize("dtype", model_conv.DTYPES)
+def test_a_modelled_launch_has_the_arithmetic_of_its_dtype(dtype):
+    """128 channels, by far bound by products: those of fp32 run as tf32, at half the rate."""
+    launch = model_conv.Layer("", lambda x: x, (), Problem(dtype, 4, 128, 128, 64, 64)).fused_launch()
+    assert launch.seconds == launch.operations / MODELLED.flops(dtype)
+
+
+def test_the_page_has_the_modelled_times_that_are_printed():
+    part = marked_part(KERNELS_PAGE.read_text(), model_conv.COMMAND)
+    assert part == model_conv.part(), f"{model_conv.COMMAND} writes it anew"

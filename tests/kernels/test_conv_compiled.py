@@ -13,9 +13,11 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from bench.roofline import sass  # noqa: E402
 from bench.roofline.aot import CAPABILITIES, SHARED_MEMORY, Compiled, compiling  # noqa: E402
 from pggan_fast.kernels import (
     conv,  # noqa: E402
+    conv_choice,  # noqa: E402
     conv_tiles,  # noqa: E402
     conv_weight_gradient,  # noqa: E402
 )
@@ -137,6 +139,60 @@ def test_fp32_without_tf32_takes_no_tensor_cores(monkeypatch):
         found = forward(16, torch.float32, 90)
         assert (found.count("HGMMA") > 0) == (precision == "tf32") and found.local_bytes == 0
     assert H200.flops(torch.float32, tf32=False) < H200.flops(torch.float32) / 6
+
+
+def loop_of(found: Compiled) -> list[str]:
+    """Return the instructions of the longest loop, without predicates; none where all steps are unrolled."""
+    code = sass.instructions(found.sass)
+    first, last = max(sass.loops(code), key=lambda loop: loop[1] - loop[0], default=(0, -1))
+    return [text.split(maxsplit=1)[-1] if text[0] == "@" else text for at, text in code if first <= at <= last]
+
+
+def products(code: list[str]) -> float:
+    """Return multiplications of a warp on tensor cores."""
+    return sum(sass.work(f"/*0000*/ {text} ;").multiplications for text in code)
+
+
+WEIGHT_GRADIENTS = [(kind, channels) for kind in ("weight gradient", "folded weight gradient") for channels in (16, 32)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("launch", "channels"), [*WEIGHT_GRADIENTS, ("weight gradient", 64)])
+def test_a_step_of_the_weight_gradients_loop(monkeypatch, launch, channels, dtype):
+    """Its instructions, which the choice of a backend counts with, and no division or conversion among them."""
+    monkeypatch.setattr(conv_tiles, "dot_precision", lambda dtype: "tf32" if dtype == torch.float32 else "ieee")
+    monkeypatch.setattr(conv_weight_gradient, "dot_precision", conv_tiles.dot_precision)
+    loop = loop_of(LAUNCHES[launch](channels, dtype, 90))
+    assert [text for text in loop if text.startswith(("I2F", "F2I", "MUFU", "F2F"))] == []
+    # One step to a trip: 32 pixels (16 of fp32) and 128 rows for four warps, for eight where few channels are folded.
+    warps = 8 if launch.startswith("folded") and channels == 16 else 4
+    assert products(loop) == (64 // dtype.itemsize) * channels * 128 / warps
+    # Other versions of the compiler schedule a little differently; the choice needs no more than a tenth.
+    if (launch, channels, dtype) == ("weight gradient", 16, torch.bfloat16):
+        assert len(loop) == pytest.approx(conv_choice.WEIGHT_INSTRUCTIONS, rel=0.05)
+    assert channels >= conv_choice.CUDNN_CHANNELS or len(loop) <= 1.1 * conv_choice.WEIGHT_INSTRUCTIONS
+
+
+def test_a_step_of_the_input_gradients_loop():
+    """64 channels in bf16: 213 instructions for a tap of 256 pixels by 64 channels, shared by eight warps."""
+    loop = loop_of(gradient(64, torch.bfloat16, 90))
+    assert products(loop) == 256 * 64 * 64 / 8
+    assert 100 < len(loop) <= 220
+
+
+FP64 = r"F2F(?:\.\w+)*\.F64|\bD(?:ADD|MUL|FMA|SETP|MNMX)\b"
+
+
+@pytest.mark.parametrize("capability", CHECKED)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_narrower_code_has_no_fp64(launch, dtype, capability):
+    """Python's numbers arrive in fp32: in fp64 each thread would convert them, and compute with units that are few."""
+    assert LAUNCHES[launch](16, dtype, capability).count(FP64) == 0
+
+
+def test_fp64_is_found_where_it_is():
+    assert forward(16, torch.float64, 90).count(FP64)
 
 
 def rows() -> Iterator[str]:
