@@ -136,15 +136,7 @@ def equalized_conv2d(
         return _forward[impl](x, weight, bias, padding, up, down, *options)[0]
     if bias is not None and not (impl == "native" and x.is_cpu):
         bias = as_nonleaf_view(bias)
-    if is_transformed():
-        return _composite(x, weight, bias, padding, up, down, *options, impl)[0]
-    if conv_halo_gradients.takes(x, weight, (padding, up, down), options, impl):
-        return HaloConv2d.apply(x, weight, bias, (padding, up, down), options, torch.is_grad_enabled())[0]
-    if conv_rgb_gradients.takes(x, weight, (padding, up, down), options, impl):
-        return RGBConv2d.apply(x, weight, bias, options, torch.is_grad_enabled())[0]
-    if conv_rgb_gradients.takes_to_image(x, weight, (padding, up, down), options, impl):
-        return ToImageConv2d.apply(x, weight, bias, options)[0]
-    return EqualizedConv2d.apply(x, weight, bias, (padding, up, down), options, impl, torch.is_grad_enabled())[0]
+    return _differentiable(x, weight, bias, (padding, up, down), options, impl)[0]
 
 
 def _check(x: Tensor, weight: Tensor, up: int, down: int, padding: int | None) -> None:

@@ -9,16 +9,19 @@ from torch import Tensor
 
 from pggan_fast.ops.registry import define
 
+MOST_VALUES = 1 << 26
+"""Of a row: what a bucket of csrc/cpu/wasserstein.cpp can count. More are sorted."""
+
 
 def wasserstein_1d(a: Tensor, b: Tensor, shift: Tensor) -> Tensor:
     """Return the sums of |x_i - y_i|, x and y the rows of `a + shift[:, None]` and of b in ascending order.
 
     a, b: float32 [K, N], N 1 or more; shift: float32 [K]. Result: float64 [K]; NaN where a value is not finite. Divided
     by N it is the 1-Wasserstein distance of each pair of rows. On a CPU values are told apart by 2^-24 of the range
-    of both rows, N is at most 2^26, and time grows as N, not as N log N. Not differentiable. Raises RuntimeError for
+    of both rows, and up to an N of 2^26 time grows as N, not as N log N. Not differentiable. Raises RuntimeError for
     other shapes or dtypes.
     """
-    return _wasserstein_1d(a, b, shift)
+    return (_wasserstein_1d if a.shape[-1] <= MOST_VALUES else _composite)(a, b, shift)
 
 
 def _composite(a: Tensor, b: Tensor, shift: Tensor) -> Tensor:

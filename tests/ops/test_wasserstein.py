@@ -88,6 +88,12 @@ def test_the_composite_is_the_same():
     torch.testing.assert_close(wasserstein_1d(a, b, shift), expected, rtol=1e-6, atol=0)
 
 
+def test_rows_of_more_values_than_buckets_count_are_sorted(monkeypatch):
+    a, b, shift = torch.randn(3, 50), torch.randn(3, 50), torch.zeros(3)
+    monkeypatch.setattr(wasserstein, "MOST_VALUES", 49)
+    assert torch.equal(wasserstein_1d(a, b, shift), wasserstein._composite(a, b, shift))
+
+
 @pytest.mark.parametrize(
     "shapes", [((2, 3), (2, 4), (2,)), ((2, 3), (2, 3), (3,)), ((2, 0), (2, 0), (2,)), ((3,), (3,), (1,))], ids=str
 )
