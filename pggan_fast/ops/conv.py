@@ -3,6 +3,7 @@
 On GPUs the whole is one Triton launch where `conv_fused` expects that to be faster, or where it is asked for by name.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -136,7 +137,8 @@ def equalized_conv2d(
         return _forward[impl](x, weight, bias, padding, up, down, *options)[0]
     if bias is not None and not (impl == "native" and x.is_cpu):
         bias = as_nonleaf_view(bias)
-    return _differentiable(x, weight, bias, (padding, up, down), options, impl)[0]
+    formula, arguments = _formula(x, weight, bias, (padding, up, down), options, impl)
+    return formula(*arguments)[0]
 
 
 def _check(x: Tensor, weight: Tensor, up: int, down: int, padding: int | None) -> None:
@@ -164,16 +166,18 @@ def autocast_input(x: Tensor) -> Tensor:
     return x
 
 
-def _differentiable(x, weight, bias, geometry, options, impl) -> tuple[Tensor, Tensor]:
+def _formula(x, weight, bias, geometry, options, impl) -> tuple[Callable, tuple]:
+    """Return what computes (y, r) with derivatives here, and its arguments: called from here it would lie deeper."""
     if is_transformed():
-        return _composite(x, weight, bias, *geometry, *options, impl)
+        return _composite, (x, weight, bias, *geometry, *options, impl)
+    recorded = torch.is_grad_enabled()
     if conv_halo_gradients.takes(x, weight, geometry, options, impl):
-        return HaloConv2d.apply(x, weight, bias, geometry, options, torch.is_grad_enabled())
+        return HaloConv2d.apply, (x, weight, bias, geometry, options, recorded)
     if conv_rgb_gradients.takes(x, weight, geometry, options, impl):
-        return RGBConv2d.apply(x, weight, bias, options, torch.is_grad_enabled())
+        return RGBConv2d.apply, (x, weight, bias, options, recorded)
     if conv_rgb_gradients.takes_to_image(x, weight, geometry, options, impl):
-        return ToImageConv2d.apply(x, weight, bias, options)
-    return EqualizedConv2d.apply(x, weight, bias, geometry, options, impl, torch.is_grad_enabled())
+        return ToImageConv2d.apply, (x, weight, bias, options)
+    return EqualizedConv2d.apply, (x, weight, bias, geometry, options, impl, recorded)
 
 
 def _composite(x, weight, bias, padding, up, down, *rest) -> tuple[Tensor, Tensor]:
@@ -371,13 +375,12 @@ _forward_with_sign_bits = define_implementations(
     triton_on_cuda=False,
 )
 refuse_derivatives(_forward_with_sign_bits)
-differentiate_implementations(
-    _forward,
-    lambda x, weight, bias, padding, up, down, *rest: _differentiable(
-        x, weight, bias, (padding, up, down), rest[:-1], rest[-1]
-    ),
-)
-decompose_implementations(
-    _forward,
-    lambda x, weight, bias, padding, up, down, *rest: _composite(x, weight, bias, padding, up, down, *rest),
-)
+
+
+def _differentiable(x, weight, bias, padding, up, down, *rest) -> tuple[Tensor, Tensor]:
+    formula, arguments = _formula(x, weight, bias, (padding, up, down), rest[:-1], rest[-1])
+    return formula(*arguments)
+
+
+differentiate_implementations(_forward, _differentiable)
+decompose_implementations(_forward, _composite)
