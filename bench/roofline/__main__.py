@@ -8,7 +8,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterable
 
-from bench.roofline.floors import CUDNN_SHARE, Floor, step_floors
+from bench.roofline.floors import CUDNN_SHARE, LIMITS, Floor, step_floors
 from bench.traffic.step import PROVIDERS, SIZES
 from pggan_fast.kernels.gpu_limits import GPUS, MODELLED
 from pggan_fast.utils.progress_bar import bar_over
@@ -30,11 +30,13 @@ def main() -> None:
     print(table(found, given.rows))
 
 
+def _limits(found: Floor) -> list[float]:
+    return [getattr(found, limit) for limit in LIMITS]
+
+
 def summary(found: list[Floor]) -> str:
     """One line: milliseconds of the step, and of each limit alone."""
-    limits = ", ".join(
-        f"{limit} {1e3 * sum(getattr(each, limit) for each in found):.2f}" for limit in ("hbm", "l2", "tensor", "issue")
-    )
+    limits = ", ".join(f"{limit} {1e3 * sum(getattr(each, limit) for each in found):.2f}" for limit in LIMITS)
     total = 1e3 * sum(each.seconds for each in found)
     return f"Modelled floor of the step: {total:.2f} ms ({limits}; torch's convolutions at {CUDNN_SHARE:.0%})"
 
@@ -46,15 +48,16 @@ def table(found: Iterable[Floor], rows: int) -> str:
     """
     alike: dict[tuple, list[Floor]] = defaultdict(list)
     for each in found:
-        alike[(each.name, *(round(1e6 * value) for value in each[2:6]))].append(each)
+        alike[(each.name, each.of, *(round(1e6 * value) for value in _limits(each)))].append(each)
     longest = sorted(alike.values(), key=lambda group: -sum(each.seconds for each in group))[:rows]
     has_code = any(group[0].registers for group in longest)
-    heads = ["launch", "times", "us each", "bound by", "hbm", "L2", "tensor", "issue"]
+    heads = ["launch", "of", "times", "us each", "bound by", "hbm", "L2", "tensor", "issue"]
     heads += ["registers", "shared KB", "waves"] * has_code
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for group in longest:
         one, times = group[0], sum(each.launches for each in group)
-        cells = [one.name, times, f"{1e6 * one.seconds:.0f}", one.bound, *(f"{1e6 * value:.0f}" for value in one[2:6])]
+        cells = [one.name, one.of, times, f"{1e6 * one.seconds:.0f}", one.bound]
+        cells += [f"{1e6 * value:.0f}" for value in _limits(one)]
         if has_code:
             cells += [one.registers, one.shared_bytes >> 10, f"{one.waves:.1f}"] if one.registers else [""] * 3
         lines.append(f"| {' | '.join(map(str, cells))} |")

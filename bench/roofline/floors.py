@@ -45,10 +45,15 @@ PASS_INSTRUCTIONS = {
 """Instructions of a thread for each byte that it moves, in bf16 at 64 channels, counted in the code for 9.0."""
 
 
+LIMITS = ("hbm", "l2", "tensor", "issue")
+
+
 class Floor(NamedTuple):
     """Seconds of one launch, at least."""
 
     name: str
+    of: str
+    """The shapes of what it works on: `bench.traffic.count.Call`."""
     launches: int
     hbm: float
     l2: float
@@ -60,11 +65,11 @@ class Floor(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        return max(self.hbm, self.l2, self.tensor, self.issue)
+        return max(getattr(self, limit) for limit in LIMITS)
 
     @property
     def bound(self) -> str:
-        return max(("hbm", "l2", "tensor", "issue"), key=lambda limit: getattr(self, limit))
+        return max(LIMITS, key=lambda limit: getattr(self, limit))
 
 
 def step_floors(
@@ -88,7 +93,7 @@ def floor(call: Call, gpu: GPULimits) -> Floor:
     if not isinstance(call.launch, TritonLaunch):
         tensor = call.operations / (CUDNN_SHARE * gpu.half_flops)
         issue = PASS_INSTRUCTIONS.get(call.name, 0.0) * call.bytes / sass.WARP / gpu.issue_per_second
-        return Floor(call.name, call.launches, hbm, 0.0, tensor, issue)
+        return Floor(call.name, call.of, call.launches, hbm, 0.0, tensor, issue)
     launch, capability = call.launch, 10 * gpu.capability[0] + gpu.capability[1]
     code = _compiled(Signature(launch), capability)
     work = sass.work(code.sass, *_loop(launch))
@@ -99,6 +104,7 @@ def floor(call: Call, gpu: GPULimits) -> Floor:
     rate = gpu.tf32_flops if launch.args[0].dtype == torch.float32 else gpu.half_flops
     return Floor(
         call.name,
+        call.of,
         call.launches,
         hbm,
         warps * work.bytes / gpu.l2_bytes_per_second,
@@ -116,6 +122,7 @@ def _halo_floor(call: Call, launch: HaloLaunch, gpu: GPULimits) -> Floor:
     instructions = HALO_INSTRUCTIONS[launch.fused] * max(1.0, launch.products / HALO_PRODUCTS)
     return Floor(
         call.name,
+        call.of,
         call.launches,
         call.bytes / gpu.hbm_bytes_per_second,
         HALO_BORDER * call.bytes / gpu.l2_bytes_per_second,

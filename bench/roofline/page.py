@@ -8,7 +8,7 @@ from pggan_fast.kernels.gpu_limits import H200
 COMMAND = "python -m bench.roofline.page"
 STEPS = ((64, 16), (256, 8), (1024, 4))
 """(Resolution, batch) of each table."""
-ROWS = 15
+ROWS = 20
 
 
 def part() -> str:

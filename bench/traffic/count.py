@@ -44,6 +44,8 @@ class Call(NamedTuple):
     """Multiplications and additions, of convolutions and matrix products alone."""
     launch: object
     """A kernel's own launch, where whoever counted keeps it."""
+    of: str = ""
+    """The shape of its largest tensor; of a convolution's, those of input and weight."""
 
 
 class Traffic(TorchDispatchMode):
@@ -59,10 +61,18 @@ class Traffic(TorchDispatchMode):
         self.bytes: Counter[str] = Counter()
         self.calls: list[Call] = []
 
-    def add(self, name: str, bytes: float, launches: int = 1, operations: float = 0.0, launch: object = None) -> None:
+    def add(
+        self,
+        name: str,
+        bytes: float,
+        launches: int = 1,
+        operations: float = 0.0,
+        launch: object = None,
+        of: str = "",
+    ) -> None:
         self.launches[name] += launches
         self.bytes[name] += round(bytes)
-        self.calls.append(Call(name, round(bytes), launches, operations, launch))
+        self.calls.append(Call(name, round(bytes), launches, operations, launch, of))
 
     @property
     def total_launches(self) -> int:
@@ -91,24 +101,25 @@ class Traffic(TorchDispatchMode):
         if name == "convolution_backward":
             dz, x, weight = args[:3]
             needs_dx, needs_dw, needs_db = args[-1]
-            operations = _operations(x, weight, dz, transposed=args[7])
+            operations, of = _operations(x, weight, dz, transposed=args[7]), _convolved(x, weight)
             if needs_dx:
-                self.add(name, distinct_bytes(dz, weight, x), operations=operations)
+                self.add(name, distinct_bytes(dz, weight, x), operations=operations, of=f"{of}, input")
             if needs_dw:
-                self.add(name, distinct_bytes(dz, x, weight), operations=operations)
+                self.add(name, distinct_bytes(dz, x, weight), operations=operations, of=f"{of}, weight")
             if needs_db:
                 self.add("bias gradient", distinct_bytes(dz, result[2]))
             result = tuple(made if made is None else _laid_out(made, dz, x, weight) for made in result)
         elif name == "convolution":
             x, weight, bias = args[:3]
             operations = _operations(x, weight, result, transposed=args[6])
-            self.add(name, distinct_bytes(x, weight, result), operations=operations)
+            self.add(name, distinct_bytes(x, weight, result), operations=operations, of=_convolved(x, weight))
             if bias is not None:
                 self.add("bias", 2 * distinct_bytes(result) + distinct_bytes(bias))
             result = _laid_out(result, x, weight)
         else:
             operations = 2 * args[-2].numel() * args[-1].shape[-1] if name in PRODUCTS else 0.0
-            self.add(name, _moved(func, name, args, kwargs, result), operations=operations)
+            moved, of = _moved(func, name, args, kwargs, result), largest_shape((args, kwargs, result))
+            self.add(name, moved, operations=operations, of=of)
         return result
 
     def _on_lists(self, func: torch._ops.OpOverload, name: str, args: tuple, kwargs: dict) -> object:
@@ -126,8 +137,22 @@ class Traffic(TorchDispatchMode):
         # Adam writes parameters and both moments, a norm next to nothing.
         written = {"_fused_adam_": 3, "_foreach_norm": 0}.get(name, 1)
         moved += written * distinct_bytes(*tensors)
-        self.add(name, moved, multi_tensor_launches([t.numel() for t in tensors], len(lists) + outputs))
+        launches = multi_tensor_launches([t.numel() for t in tensors], len(lists) + outputs)
+        self.add(name, moved, launches, of=f"{len(tensors)} tensors")
         return result
+
+
+def largest_shape(values: object) -> str:
+    """Return the shape of the largest of the tensors, N x C x H x W."""
+    return _shape(max((t for t in tree_leaves(values) if isinstance(t, Tensor)), key=Tensor.numel))
+
+
+def _convolved(x: Tensor, weight: Tensor) -> str:
+    return f"{_shape(x)} by {_shape(weight)}"
+
+
+def _shape(t: Tensor) -> str:
+    return "x".join(map(str, t.shape))
 
 
 def _operations(x: Tensor, weight: Tensor, y: Tensor, transposed: bool) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from triton.runtime import JITFunction
 
-from bench.traffic.count import Traffic, distinct_bytes
+from bench.traffic.count import Traffic, distinct_bytes, largest_shape
 from pggan_fast.kernels import (
     bias_act,
     conv,
@@ -179,7 +179,8 @@ def _native(op: torch._ops.OpOverload):
         given, outputs = arguments(op, args, kwargs), op(*args, **kwargs)
         halo = HaloLaunch.of(name, given) if name.startswith("conv_halo") else None
         operations = 0.0 if halo is None else halo.operations
-        traffic.add(name, native_bytes(name, given, outputs), native_launches(name, given), operations, halo)
+        of = largest_shape((args, kwargs, outputs))
+        traffic.add(name, native_bytes(name, given, outputs), native_launches(name, given), operations, halo, of)
         return outputs
 
     return rule
@@ -234,7 +235,8 @@ def counted(impl: str) -> Iterator[Traffic]:
 
     def launch(kernel, grid, *args, **options) -> None:
         tensors = {n: a for n, a in zip(kernel.arg_names, args, strict=False) if isinstance(a, Tensor)}
-        traffic.add(kernel.__name__, triton_bytes(kernel, tensors), launch=TritonLaunch(kernel, grid, args, options))
+        moved, kept = triton_bytes(kernel, tensors), TritonLaunch(kernel, grid, args, options)
+        traffic.add(kernel.__name__, moved, launch=kept, of=largest_shape(tensors))
 
     with ExitStack() as stack:
         # Meta tensors have no kernels of their own, so no implementation offers itself for them.

@@ -118,15 +118,15 @@ def test_a_page_without_marks_is_not_written():
 
 
 def test_the_table_adds_what_is_alike():
-    slow, fast = Floor("slow", 1, 2e-3, 0, 1e-3, 0), Floor("fast", 1, 1e-6, 0, 0, 3e-6)
-    assert "5.00 ms" in summary([slow, slow, Floor("last", 1, 0, 1e-3, 0, 0)])
+    slow, fast = Floor("slow", "8x4", 1, 2e-3, 0, 1e-3, 0), Floor("fast", "", 1, 1e-6, 0, 0, 3e-6)
+    assert "5.00 ms" in summary([slow, slow, Floor("last", "", 1, 0, 1e-3, 0, 0)])
     rows = table([fast, slow, slow], 5).splitlines()[2:]
-    assert rows[0].startswith("| slow | 2 | 2000 | hbm |") and rows[1].startswith("| fast | 1 | 3 | issue |")
+    assert rows[0].startswith("| slow | 8x4 | 2 | 2000 | hbm |") and rows[1].startswith("| fast |  | 1 | 3 | issue |")
 
 
 def test_the_table_has_columns_for_machine_code_where_there_is_some():
-    torchs, ours = Floor("torchs", 1, 1e-3, 0, 0, 0), Floor("ours", 1, 2e-3, 0, 0, 0, 32, 4096, 1.5)
+    torchs, ours = Floor("torchs", "", 1, 1e-3, 0, 0, 0), Floor("ours", "", 1, 2e-3, 0, 0, 0, 32, 4096, 1.5)
     assert table([torchs], 5).splitlines()[0].endswith("| issue |")
     head, rule, *rows = table([torchs, ours], 5).splitlines()
     assert head.endswith("| registers | shared KB | waves |") and rows[0].endswith("| 32 | 4 | 1.5 |")
-    assert {line.count("|") for line in (head, rule, *rows)} == {12}
+    assert {line.count("|") for line in (head, rule, *rows)} == {13}
