@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -43,3 +44,12 @@ def test_what_is_missing_is_found():
     text = "`pggan_fast/no_such_file.py` and `python -m bench.no_such_module`"
     assert [path for path in paths_in(text) if not (ROOT / path).exists()] == ["pggan_fast/no_such_file.py"]
     assert modules_in(text) == {"bench.no_such_module"}
+
+
+def test_the_code_of_the_readme_runs():
+    """Its blocks of Python in their order, as one program; what is somebody else's code is given, or left out."""
+    given = {"model": torch.nn.Conv2d(3, 4, 3), "loader": [torch.rand(2, 3, 8, 8)]}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    own = [block for block in blocks if "torch_utils" not in block]
+    exec("import pggan_fast\n" + "\n".join(own), given)
+    assert given["y"].shape == (4, 128, 128, 128) and given["samples"].shape[1:] == (3, 64, 64)
