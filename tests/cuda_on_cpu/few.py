@@ -1,4 +1,4 @@
-"""Calls of the kernels of csrc/cuda that are for few dtypes, channels and layouts; tests/ops/op_calls.py has the others.
+"""Calls of the CUDA kernels that are for few dtypes, channels and layouts; tests/ops/op_calls.py has the others.
 
 A tensor is of several tiles, the last of which are not full.
 """
