@@ -10,11 +10,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PYTEST = (sys.executable, "-m", "pytest", "-q", "--tb=line", "-rfE", "-p", "no:cacheprovider")
-MATRIX = ("tests/ops/test_values.py", "tests/ops/test_gradients.py", "tests/ops/test_gpu.py")
-# A kernel of each kind, small: under a sanitizer the whole matrix takes hours.
+LAYERS = "tests/ops/test_gpu_layers.py"
+MATRIX = ("tests/ops/test_values.py", "tests/ops/test_gradients.py", "tests/ops/test_gpu.py", LAYERS)
+# A kernel of each kind, small, and every layer of few channels: under a sanitizer the whole matrix takes hours.
 SANITIZED = (
     "test_values_and and gpu_native and not n8_ and not norm_"
     " and (bias_act-norm or many_pixels or odd or fade_in-tensor or uint8_rgb or stddev-n8)"
+    " or test_every_order and gpu_native and bf16 and not in_a_graph"
 )
 
 
@@ -36,9 +38,9 @@ def parts(rehearse: bool) -> list[Part]:
     matrix = (*MATRIX[:1], "-k", "native and upsample2x") if rehearse else (*MATRIX, "-k", "gpu", "-n", workers)
     found = [_own("compile", 0.10), Part("matrix", (*PYTEST, *matrix), 0.25)]
     if sanitizer := shutil.which("compute-sanitizer"):
-        chosen = "native and upsample2x" if rehearse else SANITIZED
+        watched, chosen = (MATRIX[:1], "native and upsample2x") if rehearse else ((MATRIX[0], LAYERS), SANITIZED)
         for tool in ("memcheck", "racecheck"):
-            command = (sanitizer, "--tool", tool, "--error-exitcode", "9", *PYTEST, MATRIX[0], "-k", chosen)
+            command = (sanitizer, "--tool", tool, "--error-exitcode", "9", *PYTEST, *watched, "-k", chosen)
             # Blocks of their own, or an overrun inside the allocator's is not seen.
             found.append(Part(tool, command, 0.08, (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)))
     found += [

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bench.roofline import sass
 from bench.roofline.aot import assumed_gpu, inspect
+from bench.roofline.counted import HALO_BORDER, PASS_INSTRUCTIONS, halo_instructions
 from bench.traffic.count import Call
 from bench.traffic.kernels import HaloLaunch, TritonLaunch
 from bench.traffic.step import step_traffic
@@ -25,24 +26,6 @@ CUDNN_SHARE = 0.7
 
 WARP_PRODUCT_SHARE = 0.62
 """The part of the rate of capability 9.0 that a single warp's products (mma.sync) reach; assumed, from publications."""
-
-
-HALO_INSTRUCTIONS = {"epilogue": 119, "pixel_norm": 117, "in_mask": 160, "out_mask": 130, "weight gradient": 165}
-"""Instructions of a warp for 16 pixels of 16 to 16 channels, counted in the machine code: docs/cuda-kernels.md."""
-HALO_PRODUCTS = 9 * 16 * 16
-HALO_BORDER = 1.3
-"""Most bytes from and to L2 by those of the tensors, counted: docs/cuda-kernels.md."""
-
-# Bytes that a pass moves for 16 of the wide tensor in bf16: both tensors, or it and an image; and the sign bits.
-_TWO, _IMAGE = 2 * 16 + 1, 16 + 1 + 0.75
-PASS_INSTRUCTIONS = {
-    "bias_act_with_sign_bits_": 49 / _TWO,
-    "bias_act_backward_by_sign_bits": 50 / _TWO,
-    "conv_rgb_expand": 128 / _IMAGE,
-    "conv_rgb_reduce": 90 / _IMAGE,
-    "conv_rgb_weight_gradient": 115 / _IMAGE,
-}
-"""Instructions of a thread for each byte that it moves, in bf16 at 64 channels, counted in the code for 9.0."""
 
 
 LIMITS = ("hbm", "l2", "tensor", "issue")
@@ -118,8 +101,7 @@ def floor(call: Call, gpu: GPULimits) -> Floor:
 
 def _halo_floor(call: Call, launch: HaloLaunch, gpu: GPULimits) -> Floor:
     share = WARP_PRODUCT_SHARE if gpu.capability >= (9, 0) else 1.0
-    # Wider layers have more products for the same pixels, and instructions grow no faster.
-    instructions = HALO_INSTRUCTIONS[launch.fused] * max(1.0, launch.products / HALO_PRODUCTS)
+    instructions = halo_instructions(launch.fused, launch.kind, launch.c_in, launch.c_out)
     return Floor(
         call.name,
         call.of,

@@ -5,7 +5,7 @@ loop, so trips are those that make the products on tensor cores as many as the k
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 WARP = 32
@@ -37,7 +37,9 @@ class Work(NamedTuple):
 def instructions(sass: str) -> list[Instruction]:
     """Return the kernel's instructions, without the padding behind its end."""
     found = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.+?)\s*;", sass, flags=re.MULTILINE)
-    return [Instruction(int(address, 16), text) for address, text in found if text.split()[0] != "NOP"]
+    while found and found[-1][1] == "NOP":
+        found.pop()
+    return [Instruction(int(address, 16), text) for address, text in found]
 
 
 def loops(code: list[Instruction]) -> Iterator[tuple[int, int]]:
@@ -66,6 +68,62 @@ def work(sass: str, steps: float = 1.0, multiplications: float | None = None) ->
         _total(_fetched, fetching) + trips * _total(_fetched, loop),
         any("HGMMA" in text for _, text in code),
     )
+
+
+def fewest_executed(sass: str, executed: Mapping[str, int]) -> int:
+    """Return the fewest instructions in which a turn of one of the loops executes each of these so often.
+
+    executed: {regular expression at an instruction's beginning, without its predicate: times}, copies, products and
+    stores, say, of a full tile: which path through the branches is taken, and how often the loops inside run, follows.
+    """
+    code = instructions(sass)
+    at = {address: index for index, (address, _) in enumerate(code)}
+    opcodes = [re.sub(r"^@\S+\s+", "", text) for _, text in code]
+    counted = [tuple(int(bool(re.match(p, opcode))) for p in executed) for opcode in opcodes]
+    found = []
+    for head, end in loops(code):
+        if length := _shortest_turn(code, at, counted, at[head], at[end], tuple(executed.values())):
+            found.append(length)
+    if not found:
+        raise ValueError(f"no loop executes {dict(executed)}")
+    return min(found)
+
+
+def _shortest_turn(
+    code: list[Instruction],
+    at: dict[int, int],
+    counted: list[tuple[int, ...]],
+    first: int,
+    last: int,
+    target: tuple[int, ...],
+) -> int | None:
+    """Search breadth first from the loop's first instruction to its last; a state is where, and what was counted."""
+    begin = first, counted[first]
+    seen, states, length = {begin}, [begin], 1
+    while states:
+        if (last, target) in states:
+            return length
+        following = []
+        for index, counts in states:
+            for next_index in _successors(code, at, index):
+                if not first <= next_index <= last or index == last:
+                    continue  # out of the loop, or another turn
+                sums = tuple(map(sum, zip(counts, counted[next_index], strict=True)))
+                state = next_index, sums
+                if state not in seen and all(s <= w for s, w in zip(sums, target, strict=True)):
+                    seen.add(state)
+                    following.append(state)
+        states, length = following, length + 1
+    return None
+
+
+def _successors(code: list[Instruction], at: dict[int, int], index: int) -> list[int]:
+    text = code[index].text
+    branch = re.match(r"(@\S+\s+)?BRA(?:\.\w+)*\s+(.*?)(0x[0-9a-f]+)", text)
+    if branch is None:
+        return [] if text.startswith("EXIT") else [index + 1]
+    taken = [at[int(branch[3], 16)]] if int(branch[3], 16) in at else []
+    return [*taken, index + 1] if branch[1] or branch[2] else taken
 
 
 def _total(measure: Callable[[str], float], code: list[str]) -> float:

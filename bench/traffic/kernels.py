@@ -120,27 +120,30 @@ class HaloLaunch(NamedTuple):
     """A convolution by halo tiles, or its weight gradient."""
 
     fused: str
-    """What the op is told to do with its input or result; "weight gradient" for the other one."""
+    """What the op is told to do with its input or result, or "weight gradient", "masked weight gradient"."""
+    kind: str
+    """"plain", "strided" or "transposed"."""
+    c_in: int
+    c_out: int
     pixels: int
     """Of the output; of the weight gradient, of the tensor that no stride reads."""
-    products: int
-    """Multiplications for each of these pixels."""
 
     @property
     def operations(self) -> float:
-        return 2.0 * self.pixels * self.products
+        taps = {"plain": 9, "strided": 16, "transposed": 4}[self.kind]
+        return 2.0 * self.pixels * taps * self.c_in * self.c_out
 
     @classmethod
     def of(cls, name: str, given: dict) -> "HaloLaunch":
         """Return the launch of an op's call with these arguments by name."""
         if name == "conv_halo_weight_gradient":
             a, b = given["a"], given["b"]
-            taps = 9 if given["stride"] == 1 else 16
-            return cls("weight gradient", a[:, 0].numel(), taps * a.shape[1] * b.shape[1])
-        weight = given["weight"]
-        phases = given["stride"] if given["transposed"] else 1
-        pixels = len(given["x"]) * given["out_h"] * given["out_w"]
-        return cls(given["fused"], pixels, weight.numel() // phases**2)
+            fused = "weight gradient" if given["mask"] is None else "masked weight gradient"
+            return cls(fused, "plain" if given["stride"] == 1 else "strided", a.shape[1], b.shape[1], a[:, 0].numel())
+        x, transposed = given["x"], given["transposed"]
+        kind = "plain" if given["stride"] == 1 else "transposed" if transposed else "strided"
+        c_out = given["weight"].shape[1 if transposed else 0]
+        return cls(given["fused"], kind, x.shape[1], c_out, len(x) * given["out_h"] * given["out_w"])
 
 
 def native_launches(op: str, given: dict) -> int:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench.gpu_check import findings, report
+from bench.gpu_check import parts as gpu_parts
 from bench.gpu_check.command import check
 from bench.gpu_check.parts import Part, parts
 
@@ -134,6 +135,38 @@ def test_a_rehearsal_runs_every_part_and_writes_the_report(tmp_path):
     assert exact and all(float(line["D's gradients"]) < 1e-6 for line in exact)
     assert json.loads((out / "results.jsonl").read_text().splitlines()[0])["part"] == "compile"
     assert "## steps\n\n| what | ms | seconds_per_kimg |" in (out / "report.md").read_text()
+
+
+COLLECT = """
+import sys
+import pytest
+import torch
+
+torch.cuda.is_available = lambda: True  # names are those on a GPU; nothing runs
+sys.exit(pytest.main([*sys.argv[1:], "--collect-only"]))
+"""
+
+
+def collected(part: Part) -> set[str]:
+    """Return the names of the tests that a part of pytest's would run on a GPU."""
+    arguments = [a for a in part.command[part.command.index("pytest") + 1 :] if a not in ("-n", "1")]
+    done = subprocess.run([sys.executable, "-c", COLLECT, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return {line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line}
+
+
+@pytest.mark.parametrize("name", ["matrix", "memcheck", "racecheck"])
+def test_layers_of_few_channels_are_checked_and_watched(monkeypatch, name):
+    """In both half precisions, captured and not; under a sanitizer each of them once."""
+    monkeypatch.setattr(gpu_parts.shutil, "which", lambda tool: f"/usr/bin/{tool}")
+    monkeypatch.setattr(gpu_parts.os, "cpu_count", lambda: 2)
+    (part,) = (part for part in parts(rehearse=False) if part.name == name)
+    found = collected(part)
+    layers = ("halo", "halo_32", "halo_down", "halo_up_norm", "halo_norm", "from_rgb", "to_rgb", "sign_bits")
+    plain = {f"test_every_order_of_derivatives[gpu_native-{layer}-bf16]" for layer in layers}
+    others = {test.replace("derivatives", "derivatives_in_a_graph").replace("bf16", "fp16") for test in plain}
+    assert plain <= found and (others <= found if name == "matrix" else not others & found)
+    assert any(test.startswith("test_values") for test in found)
 
 
 WRONG_PASSES = """

@@ -143,34 +143,33 @@ def virtual_of(gpu: str) -> str:
 
 
 @functools.cache
+def sass(source: str, gpu: str) -> dict[str, str]:
+    """The machine code of each kernel of a source, by its name."""
+    binary = binaries()[source, virtual_of(gpu)].result()
+    _, *parts = re.split(r"Function : (\w+)", read(binary, "--dump-sass", "--gpu-architecture", f"sm_{gpu}"))
+    names = demangle(tuple(parts[::2]))
+    return {str(_kernel(names[name], 0, 0, 0, 0)): code for name, code in zip(parts[::2], parts[1::2], strict=True)}
+
+
+@functools.cache
 def instructions(source: str, gpu: str) -> dict[str, set[str]]:
     """The instructions of each kernel of a source, without their operands, such as LDG.E.128, by its name."""
-    binary = binaries()[source, virtual_of(gpu)].result()
-    found: dict[str, set[str]] = {}
-    for line in read(binary, "--dump-sass", "--gpu-architecture", f"sm_{gpu}").splitlines():
-        if match := re.search(r"Function : (\w+)", line):
-            used = found.setdefault(match[1], set())
-        elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][\w.]+)", line):
-            used.add(match[1])
-    names = demangle(tuple(found))
-    return {str(_kernel(names[name], 0, 0, 0, 0)): used for name, used in found.items()}
+    opcode = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][\w.]+)", re.MULTILINE)
+    return {kernel: set(opcode.findall(code)) for kernel, code in sass(source, gpu).items()}
 
 
 @functools.cache
 def loops(source: str, gpu: str) -> dict[str, list[int]]:
     """How many instructions the loops of each kernel have, the longest first; outer ones with inner ones."""
-    binary = binaries()[source, virtual_of(gpu)].result()
     found: dict[str, list[int]] = {}
-    for line in read(binary, "--dump-sass", "--gpu-architecture", f"sm_{gpu}").splitlines():
-        if match := re.search(r"Function : (\w+)", line):
-            addresses: list[int] = []
-            of_kernel = found.setdefault(match[1], [])
-        elif match := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", line):
-            addresses.append(int(match[1], 16))
-            if back := re.search(r"BRA.* 0x([0-9a-f]+)", match[2]):
-                of_kernel.append(sum(int(back[1], 16) <= a for a in addresses))
-    names = demangle(tuple(found))
-    return {str(_kernel(names[name], 0, 0, 0, 0)): sorted(sizes, reverse=True) for name, sizes in found.items()}
+    for kernel, code in sass(source, gpu).items():
+        addresses, sizes = [], found.setdefault(kernel, [])
+        for address, text in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", code, re.MULTILINE):
+            addresses.append(int(address, 16))
+            if back := re.search(r"BRA.* 0x([0-9a-f]+)", text):
+                sizes.append(sum(int(back[1], 16) <= a for a in addresses))
+        sizes.sort(reverse=True)
+    return found
 
 
 @functools.cache

@@ -5,7 +5,9 @@ python -m tests.cuda_on_cpu.table   writes it anew
 
 import re
 import subprocess
+from collections.abc import Mapping, Sequence
 
+from bench.roofline.counted import HALO_BORDER, HALO_GRADIENT_INSTRUCTIONS, HALO_INSTRUCTIONS
 from tests.cuda_on_cpu import build, nvcc
 
 PAGE = build.ROOT / "docs/cuda-kernels.md"
@@ -41,6 +43,11 @@ channels and such tensors, and their gradients: single passes over the wide tens
 All are for channels_last tensors whose channels are a power of two, at least 16, so that a thread has the same
 channels of every pixel; others go the general way. A thread has 64 bytes on the way at a time.
 
+D's layers from RGB take them with leaky ReLU, G's to RGB with their bias and no activation: there the forward is
+`conv_rgb_reduce`, the input gradient `conv_rgb_expand`, and the weight gradient `conv_rgb_weight_gradient` with x as
+the wide tensor. The gradient of that bias is torch's sum over the image's, since the kernel sums the wide tensor alone:
+forward is one launch (two before, at 64 channels and more), backward four (five before, seven at 16 channels).
+
 Instructions that a thread executes for 16 bytes of bf16, that is 8 values, counted along the path of a full tile with
 leaky ReLU in the SASS for sm_90, not timed: with sign bits 49 forward (68 before) and 50 backward (74 before); by
 `bias_act` in channels_last of 64 channels 56 forward and 82 backward, with pixel norm 106 and 158. They are few since
@@ -59,13 +66,23 @@ taps, `down=2` one 4 x 4 filter. The input gradient is the same kernel: the acti
 memory, once for each value, or in the epilogue. The weight gradient multiplies two such tiles, with pixels as the
 summed dimension; blocks leave partial sums that are added in a fixed order.
 
-Counted, not timed: no GPU has run these kernels. By a reading of the SASS for sm_90 at 16 channels in bf16, per warp
-and 16 pixels, every instruction of the loop over tiles included: 119 forward with leaky ReLU and packed signs, 117
-with pixel norm, 160 for the input gradient through an activation, 130 with the activation's mask on the result, and
-about 165 for the weight gradient through an activation. Bytes from and to L2 are at most 1.3 times the tensors' own
-(`tests/cuda_on_cpu/test_conv_halo.py`). Blocks have up to 48 KiB of shared memory and 128 registers a thread: two fit
-on every multiprocessor. There are no fp32 kernels for 32 to 32 channels, for resizing, or for weight gradients, whose
-tiles would leave room for one block alone; nor for `relu`. cuDNN or Triton take those.
+Counted, not timed: no GPU has run these kernels. Instructions of a warp on sm_90 in bf16, along the path of a full tile
+through the loop over tiles, counted in the SASS, for 16 pixels of what is written, of the weight gradient for 16 of the
+tensor that no stride reads (`bench/roofline/counted.py`, which `tests/cuda_on_cpu/test_instructions.py` holds). "In"
+and "out" are a launch's: the input gradient of a layer reads the layer's output channels. "By mask" is through an
+activation by its sign bits, on what is read or on what is written:
+
+| kind | in | out | leaky ReLU, signs | pixel norm | by mask, read | by mask, written |
+|---|---|---|---|---|---|---|
+{halo}
+| weight gradient | of channels | and of | | by mask, read |
+|---|---|---|---|---|
+{gradient}
+Bytes from and to L2 are at most {border:.2f} times the tensors' own in every launch of a layer: borders of tiles,
+filters and partial sums come on top (`tests/cuda_on_cpu/test_conv_halo_bytes.py`). Blocks have up to 48 KiB of shared
+memory and 128 registers a thread: two fit on every multiprocessor. There are no fp32 kernels for 32 to 32 channels, for
+resizing, or for weight gradients, whose tiles would leave room for one block alone; nor for `relu`. cuDNN or Triton
+take those.
 On 7.5, which lacks the instructions, the kernels are empty and are not launched.
 
 ## Filters
@@ -114,11 +131,18 @@ def page() -> str:
         lines.append(f"| {' | '.join([*row, f'{shared / 1024:g}', *cells])} |\n")
     said = subprocess.run([nvcc.NVCC, "--version"], capture_output=True, text=True, check=True).stdout
     introduction = INTRODUCTION.format(
+        halo=_counted(HALO_INSTRUCTIONS),
+        gradient=_counted(HALO_GRADIENT_INSTRUCTIONS),
+        border=HALO_BORDER,
         version=re.search(r"V([\d.]+)", said)[1],
         gpus="".join(f" {gpu[:-1]}.{gpu[-1]} |" for gpu in gpus),
         rules="---|" * len(gpus),
     )
     return introduction + "".join(lines)
+
+
+def _counted(instructions: Mapping[tuple[str, int, int], Sequence[int]]) -> str:
+    return "".join(f"| {' | '.join(map(str, (*instance, *counts)))} |\n" for instance, counts in instructions.items())
 
 
 def _cell(gpu: str, needs: list[tuple[int, int, int]]) -> str:

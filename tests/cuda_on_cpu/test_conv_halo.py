@@ -1,4 +1,4 @@
-"""The halo-tile convolutions of csrc/cuda on the emulated tensor cores: fragments, values, bytes, order of threads."""
+"""The halo-tile convolutions of csrc/cuda on the emulated tensor cores: fragments, values, a layer's step."""
 
 from itertools import product
 
@@ -9,12 +9,12 @@ from pggan_fast.ops import conv_halo_gradients
 from pggan_fast.ops.conv_halo import FUSED, _conv_halo, _weight_gradient, exists, has_weight_gradient
 from pggan_fast.ops.conv_halo_gradients import HaloConv2d
 from tests.cuda_on_cpu import build
+from tests.cuda_on_cpu.few import KINDS
 from tests.ops.implementations import cuda_kernels_on_cpu
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
 # Of the largest output: a rounding of the result, and for tf32 those of the operands.
 ALLOWED = {"bf16": 2**-8, "fp16": 2**-11, "tf32": 2**-10}
-KINDS = {"plain": (False, 1), "flipped": (True, 1), "strided": (False, 2), "transposed": (True, 2)}
 # More than a tile in both directions, and no multiple of one.
 SIZE = (34, 35)
 
@@ -107,19 +107,6 @@ def test_weight_gradient(order, dtype, stride, masked):
         allowed = 2**-8 if masked else 1e-6
         for part in (slice(-c_a), slice(-c_a, None)):
             assert (found[part] - expected[part]).abs().max() <= allowed * expected[part].abs().max()
-
-
-@pytest.mark.parametrize(("c", "fused"), [(16, "epilogue"), (16, "in_mask"), (32, "epilogue"), (32, "pixel_norm")])
-def test_bytes(c, fused):
-    """At most 1.3 times the tensors' own, halos and filters included, where a block takes many tiles, as on a GPU."""
-    controls = build.load()
-    args = arguments(torch.bfloat16, c, c, "plain", fused, (128, 128))
-    controls.take_launches()
-    y, r, signs = torch.ops.pggan_fast_cuda_on_cpu.conv_halo.default(*args)
-    (launch,) = controls.take_launches()
-    tensors = [args[0], args[1], y, r, signs, *(t for t in args[2:4] if t is not None)]
-    own = sum(t.numel() * t.element_size() for t in tensors)
-    assert own <= launch.loaded + launch.stored <= 1.3 * own
 
 
 def test_what_there_is_no_kernel_for_is_refused():

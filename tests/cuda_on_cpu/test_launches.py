@@ -4,20 +4,11 @@ import pytest
 import torch
 
 from tests.cuda_on_cpu import build
+from tests.cuda_on_cpu.few import FEW, Few
 from tests.ops.op_calls import CALLS, Make
 
-FOR_FEW = {
-    "bias_act_with_sign_bits_": lambda t: (t(2, 16, 9, 8), t(16).float(), 0.7, 0.2, 1.3),
-    "bias_act_backward_by_sign_bits": lambda t: (t(2, 16, 9, 8), bits(2, 9, 8, 1), 0.7, 0.2, 1.3, True),
-    "conv_rgb_expand": lambda t: (t(2, 3, 9, 8), t(16, 3, 1, 1).float(), None, None, 0.7, 0.2, 1.3, True),
-    "conv_rgb_reduce": lambda t: (t(2, 16, 9, 8), t(3, 16, 1, 1).float(), None, None, 0.7, 0.2, 1.3),
-    "conv_rgb_weight_gradient": lambda t: (t(2, 16, 9, 8), t(2, 3, 9, 8), bits(2, 9, 8, 1), 0.7, 0.2, 1.3),
-    "conv_halo": lambda t: (
-        *(t(1, 16, 9, 8), t(16, 16, 3, 3), None, None, False, 1, 9, 8),
-        *("epilogue", 0.7, 1.3, 0.2, 1e-8, True),
-    ),
-    "conv_halo_weight_gradient": lambda t: (t(1, 16, 9, 8), t(1, 16, 9, 8), None, 1, 0.7, 1.3, 0.2),
-}
+# One of each op: which kernel is launched on the device does not count.
+FOR_FEW = list({few.call.op: few for few in FEW}.values())
 
 
 def bits(*shape: int) -> torch.Tensor:
@@ -38,12 +29,13 @@ def harness():
     controls.set_resident_blocks(4)
 
 
-@pytest.mark.parametrize("call", [c for c in CALLS if c.has_gpu_kernel] + list(FOR_FEW), ids=lambda call: f"{call}")
+@pytest.mark.parametrize("call", [c for c in CALLS if c.has_gpu_kernel] + FOR_FEW, ids=str)
 def test_an_op_sets_its_tensors_device_in_its_own_runtime(harness, call):
     """Torch's runtime is another library: what it holds for current need not be so in the module's own."""
-    name, arguments = (
-        (call, FOR_FEW[call](half)) if isinstance(call, str) else (call.op, call.arguments(Make(torch.float32)))
-    )
+    if isinstance(call, Few):
+        name, arguments = call.call.op, call.arguments()
+    else:
+        name, arguments = call.op, call.arguments(Make(torch.float32))
     harness.set_device(1)
     getattr(torch.ops.pggan_fast_cuda_on_cpu, name)(*arguments)
     assert harness.take_launches()

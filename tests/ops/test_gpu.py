@@ -1,34 +1,28 @@
-"""Features of a GPU alone: streams, several devices, graphs. `make gpu-check` runs these, its rehearsal on the CPU."""
+"""Features of a GPU alone: streams, several devices, graphs. `make gpu-check` runs them, `make test-kernels` the code.
 
-import os
+Without a GPU the kernels run on the CPU, where a stream is none and a graph computes anew: tests/ops/gpu.py.
+"""
+
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pggan_fast.ops.dispatch import unavailable_reason
-from tests.ops.implementations import cuda_kernels_on_cpu
+from tests.ops.gpu import DEVICE, ON_GPU, captured, kernels_of
 from tests.ops.op_calls import CALLS, FUSED_CALLS, Call, Make
-
-REHEARSED = "PGGAN_FAST_REHEARSE_GPU" in os.environ
-DEVICE = "cpu" if REHEARSED else "cuda"
-if not REHEARSED and not torch.cuda.is_available():
-    pytest.skip("no GPU", allow_module_level=True)
 
 OURS = [call for call in CALLS if call.has_gpu_kernel or call.op.startswith("equalized_conv2d")] + FUSED_CALLS
 
 
-@pytest.fixture(params=["gpu_rehearsed"] if REHEARSED else ["gpu_native", "gpu_triton"])
+@pytest.fixture(params=["gpu_native", "gpu_triton"] if ON_GPU else ["cuda_on_cpu"])
 def kernel(request) -> Iterator[Callable[[Call], Callable]]:
     """Return the op of a call, in one implementation's kernels."""
-    impl = request.param.removeprefix("gpu_")
-    if not REHEARSED and (reason := unavailable_reason(impl, "cuda")):
-        pytest.skip(reason)
-    with cuda_kernels_on_cpu() if REHEARSED else nullcontext():
-        yield lambda call: call.overload if impl != "triton" else call.triton or pytest.skip("not a Triton kernel")
+    is_triton = request.param == "gpu_triton"
+    with kernels_of(request.param):
+        yield lambda call: call.triton or pytest.skip("not a Triton kernel") if is_triton else call.overload
 
 
 def arguments(call: Call, device: str = DEVICE) -> tuple:
@@ -53,7 +47,7 @@ def assert_same(results: object, expected: object) -> None:
 @contextmanager
 def busy_stream() -> Iterator[None]:
     """Inside, another stream is the current one, and starts tens of milliseconds late."""
-    if REHEARSED:
+    if not ON_GPU:
         yield
         return
     torch.cuda.synchronize()
@@ -62,16 +56,6 @@ def busy_stream() -> Iterator[None]:
         torch.cuda._sleep(50_000_000)
         yield
     stream.synchronize()
-
-
-def captured(function: Callable[[], object]) -> tuple[object, Callable[[], object]]:
-    """(the results' memory, what writes them): function's launches, in a graph. Without a GPU, its results."""
-    if REHEARSED:
-        return function(), lambda: None
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = function()
-    return results, graph.replay
 
 
 @pytest.mark.parametrize("call", OURS, ids=str)
@@ -87,9 +71,9 @@ def test_ops_run_on_the_current_stream(kernel, call):
 
 @pytest.mark.parametrize("call", OURS, ids=str)
 def test_ops_run_on_the_device_of_their_tensors(kernel, call):
-    if not REHEARSED and torch.cuda.device_count() < 2:
+    if ON_GPU and torch.cuda.device_count() < 2:
         pytest.skip("one GPU")
-    op, other = kernel(call), "cpu" if REHEARSED else "cuda:1"
+    op, other = kernel(call), "cuda:1" if ON_GPU else "cpu"
     results = op(*arguments(call, other))
     assert {r.device for r in tree_leaves(results)} == {torch.device(other)}
     assert_same(results, op(*arguments(call)))
@@ -100,8 +84,6 @@ def test_ops_are_captured_in_a_graph(kernel, call):
     """They wait for nothing, and read alpha where it will be: a replay computes with new values."""
     op, values, inputs = kernel(call), arguments(call), zeros(call)
     expected = op(*arguments(call))
-    if REHEARSED:
-        fill(inputs, values)
     results, replay = captured(lambda: op(*inputs))
     fill(inputs, values)
     replay()
