@@ -27,8 +27,11 @@ WARP_PRODUCT_SHARE = 0.62
 """The part of the rate of capability 9.0 that a single warp's products (mma.sync) reach; assumed, from publications."""
 
 
-HALO_INSTRUCTIONS = {"epilogue": 119, "pixel_norm": 117, "in_mask": 160, "out_mask": 130, "weight gradient": 165}
-"""Instructions of a warp for 16 pixels of 16 to 16 channels, counted in the machine code: docs/cuda-kernels.md."""
+HALO_INSTRUCTIONS = {
+    2: {"epilogue": 119, "pixel_norm": 117, "in_mask": 160, "out_mask": 130, "weight gradient": 165},
+    4: {"epilogue": 212, "pixel_norm": 236, "in_mask": 211, "out_mask": 224, "weight gradient": 447},
+}
+"""{bytes of a value: those of a warp for 16 pixels of 16 to 16 channels}, counted in the code: docs/cuda-kernels.md."""
 HALO_PRODUCTS = 9 * 16 * 16
 HALO_BORDER = 1.3
 """Most bytes from and to L2 by those of the tensors, counted: docs/cuda-kernels.md."""
@@ -113,13 +116,13 @@ def floor(call: Call, gpu: GPULimits) -> Floor:
 def _halo_floor(call: Call, launch: HaloLaunch, gpu: GPULimits) -> Floor:
     share = WARP_PRODUCT_SHARE if gpu.capability >= (9, 0) else 1.0
     # Wider layers have more products for the same pixels, and instructions grow no faster.
-    instructions = HALO_INSTRUCTIONS[launch.fused] * max(1.0, launch.products / HALO_PRODUCTS)
+    instructions = HALO_INSTRUCTIONS[launch.dtype.itemsize][launch.fused] * max(1.0, launch.products / HALO_PRODUCTS)
     return Floor(
         call.name,
         call.launches,
         call.bytes / gpu.hbm_bytes_per_second,
         HALO_BORDER * call.bytes / gpu.l2_bytes_per_second,
-        launch.operations / (share * gpu.half_flops),
+        launch.operations / (share * gpu.flops(launch.dtype)),
         launch.pixels / 16 * instructions / gpu.issue_per_second,
     )
 

@@ -125,6 +125,7 @@ class HaloLaunch(NamedTuple):
     """Of the output; of the weight gradient, of the tensor that no stride reads."""
     products: int
     """Multiplications for each of these pixels."""
+    dtype: torch.dtype
 
     @property
     def operations(self) -> float:
@@ -136,11 +137,11 @@ class HaloLaunch(NamedTuple):
         if name == "conv_halo_weight_gradient":
             a, b = given["a"], given["b"]
             taps = 9 if given["stride"] == 1 else 16
-            return cls("weight gradient", a[:, 0].numel(), taps * a.shape[1] * b.shape[1])
+            return cls("weight gradient", a[:, 0].numel(), taps * a.shape[1] * b.shape[1], a.dtype)
         weight = given["weight"]
         phases = given["stride"] if given["transposed"] else 1
         pixels = len(given["x"]) * given["out_h"] * given["out_w"]
-        return cls(given["fused"], pixels, weight.numel() // phases**2)
+        return cls(given["fused"], pixels, weight.numel() // phases**2, weight.dtype)
 
 
 def native_launches(op: str, given: dict) -> int:
@@ -206,6 +207,7 @@ def _as_on_an_h100(stack: ExitStack) -> None:
     stack.enter_context(mock.patch.object(conv_halo_gradients, "_has_kernels", lambda x: True))
     precision = lambda dtype: "tf32" if dtype == torch.float32 else "ieee"  # noqa: E731
     stack.enter_context(mock.patch.object(conv_tiles, "dot_precision", precision))
+    stack.enter_context(mock.patch.object(conv_halo_gradients, "_may_multiply", lambda dtype: True))
 
 
 @contextmanager

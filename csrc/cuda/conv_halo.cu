@@ -182,8 +182,8 @@ Tensor conv_halo_weight_gradient(Tensor a, Tensor b, std::optional<Tensor> mask,
         with_bool(stride == 2, [&](auto strided) {
           with_bool(mask.has_value(), [&](auto masked) {
             using T = decltype(type);
-            if constexpr (sizeof(T) == 2 && (!strided || c_b == 16)) {
-              using Tile = GradientTile<c_a, c_b, strided>;
+            if constexpr (!strided || c_b == 16) {
+              using Tile = GradientTile<T, c_a, c_b, strided>;
               g.tiles_h = int(divide_up(h, Tile::kRows));
               g.tiles_w = int(divide_up(w, Tile::kColumns));
               const int64_t tiles = n * g.tiles_h * g.tiles_w;

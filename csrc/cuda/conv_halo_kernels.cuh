@@ -53,12 +53,6 @@ __device__ inline void load_weights(const HaloConv& a, unsigned* to) {
   }
 }
 
-template <class T>
-__device__ inline void round_operand(unsigned (&a)[4]) {
-  if constexpr (sizeof(T) == 4)
-    for (int i = 0; i < 4; ++i) a[i] = rounded_to_tf32(a[i]);
-}
-
 // Where a thread writes a pixel: y at its own channels, the others at the pixel.
 template <class T>
 struct Destination {
@@ -147,11 +141,12 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
   float bias[kPer];
 #pragma unroll
   for (int k = 0; k < kPer; ++k) bias[k] = a.bias ? a.bias_scale * load(a.bias + lane % 4 * kPer + k) : 0.0f;
+  constexpr typename Tile::Place place{};
   const SharedAddress base = shared_address(halo) + first_row * Tile::kScale * Tile::kPitch;
   const uint4* my_weights = reinterpret_cast<const uint4*>(weights) + lane;
   // The operand's rows are 16 pixels from `segment` on: this lane's address for the halo's column offset dx.
   const auto column_of = [&](int dx, int step) {
-    return Tile::place(Tile::kScale * (segment + lane % 16) + dx, 2 * step + lane / 16);
+    return place(Tile::kScale * (segment + lane % 16) + dx, 2 * step + lane / 16);
   };
   // The second operand of one tap: pairs of eight output channels.
   const auto weights_of = [&](uint4(&b)[NB / 2], int tap, int step) {
@@ -185,9 +180,8 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
     const Destination<T> image{static_cast<T*>(a.y) + out_pixels * CO + lane % 4 * kPer, a.r + out_pixels + odd_apart,
                                a.signs + out_pixels, a.mask + out_pixels};
     __syncthreads();  // the last tile has been read
-    constexpr auto place = [](int column, int chunk) { return Tile::place(column, chunk); };
     constexpr bool masked = fused == Fused::in_mask;
-    HaloCopy<T, CI, Tile::kHaloRows, Tile::kHaloColumns, Tile::kPitch, masked, decltype(place)> copy(halo, place);
+    HaloCopy<T, CI, Tile::kHaloRows, Tile::kHaloColumns, Tile::kPitch, masked, typename Tile::Place> copy(halo, place);
     copy.begin(static_cast<const T*>(a.x) + in_pixels * CI, a.mask + in_pixels, a.h, a.w, row0 * Tile::kScale - 1,
                column0 * Tile::kScale - 1);
     wait_for_copies();
@@ -247,7 +241,6 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
             for (int row = 0; row < kAtOnce + 2; ++row) {
               unsigned pixels[4];
               load_matrices<false>(pixels, at + row * Tile::kPitch);
-              round_operand<T>(pixels);
             // Row `row` of the halo is under the three taps of as many output rows.
 #pragma unroll
               for (int dy = 0; dy < 3; ++dy)
@@ -270,7 +263,6 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
           for (int dy = 0; dy < 4; ++dy) {
             unsigned pixels[4];
             load_matrices<false>(pixels, at + dy * Tile::kPitch);
-            round_operand<T>(pixels);
             uint4 b[NB / 2];
             weights_of(b, 4 * dy + dx, step);
             add(acc[0], pixels, b);
@@ -291,7 +283,6 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
             for (int dy = 0; dy < 3; ++dy) {
               unsigned pixels[4];
               load_matrices<false>(pixels, at + dy * Tile::kPitch);
-              round_operand<T>(pixels);
             // Row 2 i + p of the output meets input row i + d at filter row 1 + p - 2 d, d being -1, 0 or 1.
 #pragma unroll
               for (int py = 0; py < 2; ++py)

@@ -56,6 +56,16 @@ __device__ inline void load_matrices(unsigned (&to)[4], SharedAddress row) {
 #endif
 }
 
+// Two words at an address that 8 divides.
+__device__ inline void load_pair(unsigned& first, unsigned& second, SharedAddress at) {
+#ifdef PGGAN_FAST_CUDA_ON_CPU
+  memcpy(&first, at, 4);
+  memcpy(&second, at + 4, 4);
+#else
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(first), "=r"(second) : "r"(at));
+#endif
+}
+
 // d += a b with a [16, depth] and b [depth, 8]. With row = lane / 4 and i = lane % 4, in elements of two bytes:
 //   a: rows row, row + 8, row, row + 8; columns 2 i and 2 i + 1, in the last two registers 8 further
 //   b: rows 2 i and 2 i + 1, and 8 further; column `row`

@@ -98,9 +98,9 @@ conv_halo = define(
 
 
 def has_weight_gradient(dtype: torch.dtype, c_a: int, c_b: int, stride: int) -> bool:
-    """Whether csrc/cuda has `conv_halo_weight_gradient` for these: of fp32 it has none."""
+    """Whether csrc/cuda has `conv_halo_weight_gradient` for these."""
     both = c_a in CHANNELS and c_b in CHANNELS
-    return both and dtype in (torch.bfloat16, torch.float16) and (stride == 1 or c_b == 16)
+    return both and dtype in (torch.bfloat16, torch.float16, torch.float32) and (stride == 1 or c_b == 16)
 
 
 def _weight_gradient(

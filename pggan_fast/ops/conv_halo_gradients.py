@@ -29,7 +29,7 @@ def takes(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: str)
     """Whether these kernels compute equalized_conv2d and all its gradients here; where not, cuDNN or Triton do."""
     padding, up, down = geometry
     (c_out, c_in, k, _), stride = weight.shape, max(up, down)
-    if impl != "native" or type(x) is not Tensor or (k, padding) != (3, 1) or x.dtype.itemsize != 2:
+    if impl != "native" or type(x) is not Tensor or (k, padding) != (3, 1) or not _may_multiply(x.dtype):
         return False
     if min(x.shape[2:]) * up < SMALLEST or not _has_kernels(x):
         return False
@@ -44,6 +44,11 @@ def takes(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: str)
         return False
     both_ways = exists(x.dtype, c_in, c_out, up == 2, stride) and exists(x.dtype, c_out, c_in, up == 1, stride)
     return both_ways and has_weight_gradient(x.dtype, *((c_in, c_out) if up == 2 else (c_out, c_in)), stride)
+
+
+def _may_multiply(dtype: torch.dtype) -> bool:
+    """Whether tensor cores may multiply values of this dtype: fp32 as tf32 where cuDNN's convolutions may."""
+    return dtype.itemsize == 2 or (dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32")
 
 
 def _has_kernels(x: Tensor) -> bool:

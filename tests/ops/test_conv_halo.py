@@ -114,7 +114,7 @@ def test_where_it_is_taken(kernels_here):
     assert takes(half(32, 4), torch.randn(16, 32, 3, 3), (1, 2, 1), options, "native")
     for x, w, geometry, other, impl in (
         (half(), weight, (1, 1, 1), options, "triton"),
-        (half().float(), weight, (1, 1, 1), options, "native"),
+        (half().double(), weight, (1, 1, 1), options, "native"),
         (half().contiguous(), weight, (1, 1, 1), options, "native"),
         (half(size=7), weight, (1, 1, 1), options, "native"),
         (half(), weight, (0, 1, 1), options, "native"),
@@ -126,6 +126,16 @@ def test_where_it_is_taken(kernels_here):
         (half(), weight, (1, 1, 1), (-0.3, "lrelu", 0.2, 1.3, True, 1e-8), "native"),
     ):
         assert not takes(x, w, geometry, other, impl)
+
+
+@pytest.mark.parametrize("c_in", [16, 32])
+def test_fp32_is_taken_where_cudnn_may_multiply_it_as_tf32(kernels_here, monkeypatch, c_in):
+    """By torch's switch, read at every call: without it results must be those of fp32."""
+    x, weight = half(c_in).float(), torch.randn(16, c_in, 3, 3)
+    for allowed in (True, False, True):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        assert takes(x, weight, (1, 1, 1), OPTIONS["lrelu"], "native") == allowed
+        assert takes(half(c_in), weight, (1, 1, 1), OPTIONS["lrelu"], "native")
 
 
 def test_a_gpu_is_needed():
