@@ -204,7 +204,7 @@ def _as_on_an_h100(stack: ExitStack) -> None:
     """Native convolutions take our kernels where `auto` takes those for faster, tf32 being allowed."""
     for module in (ops_conv, conv_gradients):
         stack.enter_context(mock.patch.object(module, "takes_own_kernel", _takes_own_kernel_on_a_gpu))
-    stack.enter_context(mock.patch.object(conv_halo_gradients, "_has_kernels", lambda x: True))
+    stack.enter_context(mock.patch.object(conv_halo_gradients, "_has_kernels", lambda x, more_memory: True))
     precision = lambda dtype: "tf32" if dtype == torch.float32 else "ieee"  # noqa: E731
     stack.enter_context(mock.patch.object(conv_tiles, "dot_precision", precision))
     stack.enter_context(mock.patch.object(conv_halo_gradients, "_may_multiply", lambda dtype: True))

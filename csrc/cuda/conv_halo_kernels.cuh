@@ -28,8 +28,7 @@ struct HaloConv {
   const int* mask;  // signs of what is read (in_mask), or taken in the place of those of what is written (out_mask)
 };
 
-struct HaloWeights;
-struct HaloInput;
+struct HaloMemory;
 
 // The weights as registers of mma's second operand: [tap][step][pair of 8 output channels][lane][4]. Column c of the
 // n-th eight channels is channel c / 2 * kPerThread + 2 n + c % 2: a thread then has neighbouring channels.
@@ -133,8 +132,8 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
 #if defined(PGGAN_FAST_CUDA_ON_CPU) || __CUDA_ARCH__ >= 800
   using Tile = HaloTile<T, CI, CO, kind>;
   constexpr int R = Tile::kRowsOfWarp, NB = Tile::kBlocksOut, kPer = Tile::kPerThread;
-  unsigned* weights = reinterpret_cast<unsigned*>(shared_array<HaloWeights, uint4, Tile::kWeightWords / 4>());
-  uint4* halo = shared_array<HaloInput, uint4, Tile::kHaloChunks>();
+  uint4* halo = large_shared_array<HaloMemory, uint4, Tile::kBytes / 16>();
+  unsigned* weights = reinterpret_cast<unsigned*>(halo + Tile::kHaloChunks);
   load_weights<T, CI, CO, kind>(a, weights);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int segment = warp % Tile::kSegments * 16, first_row = warp / Tile::kSegments * R;
@@ -274,7 +273,8 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
         float acc[2][2][NB][4];
 #pragma unroll
         for (int phase = 0; phase < 4; ++phase) begin(acc[phase / 2][phase % 2]);
-#pragma unroll
+        // What pixel norm wants too leaves no registers for the addresses of more steps.
+#pragma unroll(Tile::kSteps > 2 ? 1 : Tile::kSteps)
         for (int step = 0; step < Tile::kSteps; ++step)
 #pragma unroll
           for (int dx = 0; dx < 3; ++dx) {

@@ -21,7 +21,7 @@ struct HaloPlace {
 };
 
 // The sizes of a tile, which is of `rows` x `columns` pixels of the smaller image. A warp takes `kRowsOfWarp` rows of
-// 16 pixels at a time, as many as fill shared memory's 48 KiB, and half that where it would not hold two blocks.
+// 16 pixels at a time, as many as fill 48 KiB of shared memory, or one where the filters leave room for none.
 template <class T, int CI, int CO, Kind kind>
 struct HaloTile {
   static constexpr bool kStrided = kind == Kind::strided, kTransposed = kind == Kind::transposed;
@@ -35,7 +35,7 @@ struct HaloTile {
   static constexpr int halo_bytes(int rows) { return (kScale * rows + 2) * (kScale * kColumns + 2) * kPixelBytes; }
   static constexpr int rows_that_fit() {
     int rows = kStrided ? 1 : kTransposed ? 2 : 64 / CO * 2;
-    while (rows > 1 && halo_bytes(rows * kRowGroups) + 4 * kWeightWords > 48 * 1024) rows /= 2;
+    while (rows > 1 && halo_bytes(rows * kRowGroups) + 4 * kWeightWords > kStaticBytes) rows /= 2;
     return rows;
   }
   static constexpr int kRowsOfWarp = rows_that_fit();
@@ -44,7 +44,8 @@ struct HaloTile {
   static constexpr int kHaloChunks = kHaloRows * kHaloColumns * kChunks;
   static constexpr int kPitch = kHaloColumns * kPixelBytes;
   using Place = HaloPlace<kPixelBytes, kHaloColumns, kStrided>;
-  static_assert(halo_bytes(kRows) + 4 * kWeightWords <= 48 * 1024, "the tile does not fit in shared memory");
+  static constexpr int kBytes = halo_bytes(kRows) + 4 * kWeightWords;
+  static_assert(kBytes <= 80 * 1024, "two tiles do not fit in shared memory");
 };
 
 __device__ inline float from_bits(unsigned bits) {

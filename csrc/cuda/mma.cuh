@@ -15,6 +15,23 @@ using SharedAddress = unsigned;
 __device__ inline SharedAddress shared_address(void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
 #endif
 
+// The most that a kernel may be compiled with; what is beyond, its launch asks for: launch_with_memory.
+constexpr int kStaticBytes = 48 * 1024;
+template <int bytes>
+constexpr int kLaunchBytes = bytes > kStaticBytes ? bytes : 0;
+
+// The same for a kernel's one array, which may be larger than that.
+template <class Tag, class A, int N>
+__device__ inline A* large_shared_array() {
+#ifndef PGGAN_FAST_CUDA_ON_CPU
+  if constexpr (N * sizeof(A) > kStaticBytes) {
+    extern __shared__ uint4 launch_memory[];
+    return reinterpret_cast<A*>(launch_memory);
+  }
+#endif
+  return shared_array<Tag, A, N>();
+}
+
 // Channels that one mma multiplies: 32 bytes.
 template <class T>
 constexpr int kDepth = 32 / sizeof(T);

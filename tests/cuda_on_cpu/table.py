@@ -41,6 +41,11 @@ channels and such tensors, and their gradients: single passes over the wide tens
 All are for channels_last tensors whose channels are a power of two, at least 16, so that a thread has the same
 channels of every pixel; others go the general way. A thread has 64 bytes on the way at a time.
 
+D's layers from RGB take them with leaky ReLU, G's to RGB with their bias and no activation: there the forward is
+`conv_rgb_reduce`, the input gradient `conv_rgb_expand`, and the weight gradient `conv_rgb_weight_gradient` with x as
+the wide tensor, which then sums up the image's gradient for the bias. Forward is one launch (two before, at 64 channels
+and more), backward three (five before, seven at 16 channels).
+
 Instructions that a thread executes for 16 bytes of bf16, that is 8 values, counted along the path of a full tile with
 leaky ReLU in the SASS for sm_90, not timed: with sign bits 49 forward (68 before) and 50 backward (74 before); by
 `bias_act` in channels_last of 64 channels 56 forward and 82 backward, with pixel norm 106 and 158. They are few since
@@ -52,20 +57,30 @@ pixels with one bias. `tests/cuda_on_cpu/test_nvcc.py` holds the loops to it.
 
 `conv_halo` is for 16 and 32 channels, channels_last, where an implicit matrix product reads each value nine times
 from the L2 cache. A block copies a tile of the input and its border into shared memory once, by `cp.async`, 16 bytes
-at a time and zeros outside the image; all taps are multiplied from there by `ldmatrix` and `mma.sync` (bf16, fp16,
-tf32) with sums in fp32. A warp takes 16 pixels of several rows, so that one load of a row serves three rows of
-results. Scale, bias, activation, pixel norm and the packed signs follow in registers. `up=2` is four phases of 2 x 2
-taps, `down=2` one 4 x 4 filter. The input gradient is the same kernel: the activation's gradient is taken in shared
-memory, once for each value, or in the epilogue. The weight gradient multiplies two such tiles, with pixels as the
-summed dimension; blocks leave partial sums that are added in a fixed order.
+at a time and zeros outside the image; all taps are multiplied from there by `ldmatrix` and `mma.sync` (bf16, fp16, and
+fp32 as tf32, to which it is rounded in shared memory) with sums in fp32. A warp takes 16 pixels of several rows, so
+that one load of a row serves three rows of results. Scale, bias, activation, pixel norm and the packed signs follow in
+registers. `up=2` is four phases of 2 x 2 taps, `down=2` one 4 x 4 filter. The input gradient is the same kernel: the
+activation's gradient is taken in shared memory, once for each value, or in the epilogue. The weight gradient multiplies
+two such tiles, with pixels as the summed dimension; blocks leave partial sums that are added in a fixed order.
 
-Counted, not timed: no GPU has run these kernels. By a reading of the SASS for sm_90 at 16 channels in bf16, per warp
-and 16 pixels, every instruction of the loop over tiles included: 119 forward with leaky ReLU and packed signs, 117
-with pixel norm, 160 for the input gradient through an activation, 130 with the activation's mask on the result, and
-about 165 for the weight gradient through an activation. Bytes from and to L2 are at most 1.3 times the tensors' own
-(`tests/cuda_on_cpu/test_conv_halo.py`). Blocks have up to 48 KiB of shared memory and 128 registers a thread: two fit
-on every multiprocessor. There are no fp32 kernels for 32 to 32 channels, for resizing, or for weight gradients, whose
-tiles would leave room for one block alone; nor for `relu`. cuDNN or Triton take those.
+Counted, not timed: no GPU has run these kernels. By a reading of the SASS for sm_90 at 16 channels, per warp and 16
+pixels, every instruction of the loop over tiles included:
+
+| | bf16 | fp32 |
+|---|---|---|
+| forward with leaky ReLU and packed signs | 119 | 212 |
+| forward with pixel norm | 117 | 236 |
+| input gradient through an activation | 160 | 211 |
+| the activation's mask on the result | 130 | 224 |
+| weight gradient through an activation | 165 | 447 |
+
+Bytes from and to L2 are at most 1.3 times the tensors' own (`tests/cuda_on_cpu/test_conv_halo.py`). Blocks have up to
+48 KiB of shared memory and 128 registers a thread: two fit on every multiprocessor. In fp32, filters of 32 to 32
+channels and of resizing need up to 71 KiB; `auto` takes those kernels only where a multiprocessor has room for two
+blocks (8.0, 8.7, 9.0, 10.0 and 11.0). fp32 is taken only while cuDNN's convolutions may compute it as tf32: without
+`torch.backends.cudnn.allow_tf32` results are those of fp32. There are no kernels for `relu`, nor for resizing with 32
+channels on both sides. cuDNN or Triton take those.
 On 7.5, which lacks the instructions, the kernels are empty and are not launched.
 
 ## Filters

@@ -88,7 +88,7 @@ def test_values(order, dtype, kind, fused):
             # What is stored is rounded, and its sign is that of what it was.
             bits = (signs >> torch.arange(c_out, dtype=torch.int32) & 1).movedim(-1, 1).bool()
             assert torch.equal(bits, y > 0)
-    assert count or (dtype == "tf32" and KINDS[kind][1] == 2)
+    assert count
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -140,11 +140,9 @@ def test_what_there_is_no_kernel_for_is_refused():
 def test_a_training_step_of_a_layer(monkeypatch, dtype, norm, up, down):
     """Forward, both gradients, and a gradient penalty's, through the public formula on these kernels."""
     controls = build.load()
-    monkeypatch.setattr(conv_halo_gradients, "_has_kernels", lambda x: True)
+    monkeypatch.setattr(conv_halo_gradients, "_has_kernels", lambda x, more_memory: True)
     torch.manual_seed(5)
     c_in, c_out = (32, 16) if up == 2 else (16, 32) if down == 2 else (16, 16)
-    if not exists(DTYPES[dtype], c_in, c_out, up == 2, max(up, down)):
-        pytest.skip("there is no such kernel")
     x = images(1, c_in, 16, 18, DTYPES[dtype]).requires_grad_()
     weight, bias = torch.randn(c_out, c_in, 3, 3, requires_grad=True), torch.randn(c_out, requires_grad=True)
     options = (0.1, "lrelu", 0.2, 1.3, norm, 1e-8)
@@ -164,8 +162,8 @@ def test_a_training_step_of_a_layer(monkeypatch, dtype, norm, up, down):
         found = gradients()
     names = {launch.name for launch in controls.take_launches()}
     assert {"conv_halo", "conv_halo_weight_gradient"} <= names
-    for ours, plain in zip(found, expected, strict=True):
-        # Both round each launch's result to bf16, or ours the operands to tf32; an activation's sign may differ where
-        # that is near zero.
+    for i, (ours, plain) in enumerate(zip(found, expected, strict=True)):
+        # Both round each launch's result to bf16, or ours the operands to tf32. By that an activation's sign may differ
+        # where it is near zero, one in a thousand, where the gradient is five times another.
         error = (ours.float() - plain.float()).square().mean().sqrt() / plain.float().square().mean().sqrt()
-        assert error < (0.02 if dtype == "bf16" else 0.005)
+        assert error < (0.002 if dtype == "tf32" and i == 0 else 0.02)
