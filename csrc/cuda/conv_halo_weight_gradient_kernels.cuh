@@ -42,7 +42,7 @@ __device__ inline int gradient_channel(int index) {
 }
 
 // Bytes from a pixel that 8 divides to where this lane reads in fp32, for the first or second half of 8 summed pixels:
-// of the 16 lanes that shared memory serves at once no two meet in a bank of b.
+// of the 16 lanes that shared memory serves at once no two conflict in b.
 template <int CB, class Place>
 __device__ inline int gradient_place(const Place& place, int scale, int shift, int block, int half) {
   const int i = threadIdx.x % 4, pair = threadIdx.x % 32 / 4;
