@@ -96,12 +96,22 @@ MINUTES ?= 60
 ifdef NO_VENV
 gpu-check:
 	$(PYTHON) -m pip install --no-build-isolation --no-deps --no-index -e .
-	$(PYTHON) -m bench.gpu_check --minutes $(MINUTES)
+	$(PYTHON) -m bench.gpu_check --minutes $(MINUTES) $(OPTIONS)
 else
 gpu-check: $(DEVELOPING)
 	$(BIN)/python -m pip install --no-build-isolation --no-deps -e .
-	$(BIN)/python -m bench.gpu_check --minutes $(MINUTES)
+	$(BIN)/python -m bench.gpu_check --minutes $(MINUTES) $(OPTIONS)
 endif
+
+# The same without a GPU, on a copy of this folder, by a Python with an older torch (a download) and what docs/build.md
+# names, without network where that can be had.
+REHEARSED_TORCH ?= 2.11.0
+BARE := .venv-torch-$(REHEARSED_TORCH)-bare
+rehearse-gpu-check:
+	test -x $(BARE)/bin/pip || $(PYTHON) -m venv $(BARE)
+	$(BARE)/bin/python -m pip install 'setuptools>=77' torch==$(REHEARSED_TORCH) numpy pillow safetensors tqdm pytest \
+	    pytest-xdist pytest-benchmark
+	MINUTES=$(MINUTES) $(BARE)/bin/python -m tests.bench.rehearsal
 
 # Builds against older releases of torch, each with a download of its own, and runs the ops' tests on them.
 OLDER_TORCH ?= 2.10.0 2.11.0
@@ -147,4 +157,4 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
-.PHONY: demo test test-hostile test-kernels test-kill test-metrics test-third-party test-packages types bench lint format clean wheel gpu-check test-older-torch test-fuzz test-trackers test-browser
+.PHONY: demo test test-hostile test-kernels test-kill test-metrics test-third-party test-packages types bench lint format clean wheel gpu-check rehearse-gpu-check test-older-torch test-fuzz test-trackers test-browser

@@ -18,14 +18,15 @@ def launch(kernel, grid: tuple, first: Tensor, *args, **options) -> None:
     It runs on the tensor's device, whichever is the current one. Where torch.compile traces, with tensors of its own
     type, the launch becomes a node of its graph.
     """
+    # Fused multiply-adds are what the tolerances are for; newer versions of Triton leave them out unless asked.
+    options["enable_fp_fusion"] = True
     if type(first) not in (Tensor, Parameter):
         wrap_triton(kernel)[grid](first, *args, **options)
     elif first.is_cuda and first.get_device() != torch.cuda.current_device():
         with torch.cuda.device(first.get_device()):
-            kernel[grid](first, *args, **options, enable_fp_fusion=True)
+            kernel[grid](first, *args, **options)
     else:
-        # Fused multiply-adds are what the tolerances are for; newer versions of Triton leave them out unless asked.
-        kernel[grid](first, *args, **options, enable_fp_fusion=True)
+        kernel[grid](first, *args, **options)
 
 
 def compiled(kernel, grid: tuple, first: Tensor, *args, **options):

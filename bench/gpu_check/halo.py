@@ -1,4 +1,4 @@
-"""The halo-tile convolutions: right, by the plain formula in fp32, and then timed beside cuDNN."""
+"""The halo-tile convolutions: right, by the plain formula in fp64, and then timed beside cuDNN."""
 
 from __future__ import annotations
 
@@ -25,18 +25,24 @@ CHECKED, TIMED = ((10, 12), (16, 16)) if REHEARSAL else ((270, 300), (1024, 1024
 
 
 def halo_tiles(part: Part) -> None:
-    """Compare every layer's result and gradients with the plain formula's in fp32."""
-    set_precision("bf16")
-    for dtype in (torch.bfloat16, torch.float16):
+    """Compare every layer's result and gradients with the plain formula's in fp64."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        set_precision(_precision(dtype))
         for name in LAYERS:
             part.look(f"{name} {dtype}", lambda name=name, dtype=dtype: _errors(name, dtype))
 
 
 def halo_times(part: Part) -> None:
     """Time every layer with and without tiles."""
-    set_precision("bf16")
-    for name in LAYERS:
-        part.look(name, lambda name=name: _times(name))
+    for dtype in (torch.bfloat16, torch.float32):
+        set_precision(_precision(dtype))
+        for name in LAYERS:
+            part.look(f"{name} {dtype}", lambda name=name, dtype=dtype: _times(name, dtype))
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """Return the kind in which tiles take this dtype: fp32 as tf32."""
+    return "tf32" if dtype == torch.float32 else "bf16"
 
 
 def _inputs(name: str, dtype: torch.dtype, size: tuple[int, int], n: int) -> tuple[tuple[Tensor, ...], dict]:
@@ -65,20 +71,22 @@ def _errors(name: str, dtype: torch.dtype) -> dict[str, str]:
     y = _taken(inputs, kwargs)
     upstream = torch.randn_like(y)
     found = (y, *torch.autograd.grad(y, inputs, upstream))
-    wide = tuple(t.detach().float().requires_grad_() for t in inputs)
+    wide = tuple(t.detach().double().requires_grad_() for t in inputs)
     plain = reference.equalized_conv2d(*wide, **kwargs)
-    expected = (plain, *torch.autograd.grad(plain, wide, upstream.float()))
+    expected = (plain, *torch.autograd.grad(plain, wide, upstream.double()))
     names = ("y", "dx", "dw", "db")
-    errors = {what: relative(a.float(), b) for what, a, b in zip(names, found, expected, strict=True)}
+    errors = {what: relative(a.double(), b) for what, a, b in zip(names, found, expected, strict=True)}
     # Values are rounded to 8 bits of mantissa a few times each, and weights once. It takes three in a thousand
     # across zero, where the gradient is five times another: sqrt(0.003) of its norm.
-    allowed = {"y": 0.02, "dx": 0.1, "dw": 0.1, "db": 0.1}
+    # In fp32 operands are rounded to 10 bits, and a tenth as many cross.
+    y, gradient = (0.002, 0.05) if dtype == torch.float32 else (0.02, 0.1)
+    allowed = {"y": y, "dx": gradient, "dw": gradient, "db": gradient}
     assert all(float(errors[what]) < allowed[what] for what in names), f"too far from the reference: {errors}"
     return errors
 
 
-def _times(name: str) -> dict[str, float]:
-    inputs, kwargs = _inputs(name, torch.bfloat16, TIMED, 1 if REHEARSAL else 4)
+def _times(name: str, dtype: torch.dtype) -> dict[str, float]:
+    inputs, kwargs = _inputs(name, dtype, TIMED, 1 if REHEARSAL else 4)
     upstream = torch.randn_like(_taken(inputs, kwargs))
 
     def both(call) -> tuple[float, float]:

@@ -42,8 +42,8 @@ PASS_INSTRUCTIONS = {
 """A thread's instructions for each byte that it moves, at 64 channels, images having 3, with sign bits."""
 
 
-def halo_instructions(fused: str, kind: str, c_in: int, c_out: int) -> float:
-    """Return a warp's instructions for 16 pixels of a launch that `bench.traffic.kernels.HaloLaunch` describes."""
-    if "gradient" in fused:
-        return HALO_GRADIENT_INSTRUCTIONS[kind, c_in, c_out]["masked" in fused]
-    return HALO_INSTRUCTIONS[kind, c_in, c_out][FUSED.index(fused)]
+HALO_FP32_INSTRUCTIONS = {"epilogue": 212, "pixel_norm": 236, "in_mask": 211, "out_mask": 224, "weight gradient": 447}
+"""In fp32 on tensor cores, those of a warp for 16 pixels of 16 to 16 channels; of the weight gradient with a mask.
+
+Wider layers have more products for the same pixels, and instructions grow no faster."""
+HALO_PRODUCTS = 9 * 16 * 16

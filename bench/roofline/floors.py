@@ -15,7 +15,15 @@ from torch import Tensor
 
 from bench.roofline import sass
 from bench.roofline.aot import assumed_gpu, inspect
-from bench.roofline.counted import HALO_BORDER, PASS_INSTRUCTIONS, halo_instructions
+from bench.roofline.counted import (
+    FUSED,
+    HALO_BORDER,
+    HALO_FP32_INSTRUCTIONS,
+    HALO_GRADIENT_INSTRUCTIONS,
+    HALO_INSTRUCTIONS,
+    HALO_PRODUCTS,
+    PASS_INSTRUCTIONS,
+)
 from bench.traffic.count import Call
 from bench.traffic.kernels import HaloLaunch, TritonLaunch
 from bench.traffic.step import step_traffic
@@ -101,16 +109,28 @@ def floor(call: Call, gpu: GPULimits) -> Floor:
 
 def _halo_floor(call: Call, launch: HaloLaunch, gpu: GPULimits) -> Floor:
     share = WARP_PRODUCT_SHARE if gpu.capability >= (9, 0) else 1.0
-    instructions = halo_instructions(launch.fused, launch.kind, launch.c_in, launch.c_out)
+    instructions = _halo_instructions(launch)
     return Floor(
         call.name,
         call.of,
         call.launches,
         call.bytes / gpu.hbm_bytes_per_second,
         HALO_BORDER * call.bytes / gpu.l2_bytes_per_second,
-        launch.operations / (share * gpu.half_flops),
+        launch.operations / (share * gpu.flops(launch.dtype)),
         launch.pixels / 16 * instructions / gpu.issue_per_second,
     )
+
+
+def _halo_instructions(launch: HaloLaunch) -> float:
+    """Return a warp's instructions for 16 pixels of a launch."""
+    is_gradient = "gradient" in launch.fused
+    instance = launch.kind, launch.c_in, launch.c_out
+    if launch.dtype.itemsize == 4:
+        counted = HALO_FP32_INSTRUCTIONS["weight gradient" if is_gradient else launch.fused]
+        return counted * max(1.0, launch.operations / (2.0 * launch.pixels * HALO_PRODUCTS))
+    if is_gradient:
+        return HALO_GRADIENT_INSTRUCTIONS[instance]["masked" in launch.fused]
+    return HALO_INSTRUCTIONS[instance][FUSED.index(launch.fused)]
 
 
 def _loop(launch: TritonLaunch) -> tuple[float, float | None]:

@@ -127,6 +127,7 @@ class HaloLaunch(NamedTuple):
     c_out: int
     pixels: int
     """Of the output; of the weight gradient, of the tensor that no stride reads."""
+    dtype: torch.dtype
 
     @property
     def operations(self) -> float:
@@ -139,11 +140,12 @@ class HaloLaunch(NamedTuple):
         if name == "conv_halo_weight_gradient":
             a, b = given["a"], given["b"]
             fused = "weight gradient" if given["mask"] is None else "masked weight gradient"
-            return cls(fused, "plain" if given["stride"] == 1 else "strided", a.shape[1], b.shape[1], a[:, 0].numel())
+            kind = "plain" if given["stride"] == 1 else "strided"
+            return cls(fused, kind, a.shape[1], b.shape[1], a[:, 0].numel(), a.dtype)
         x, transposed = given["x"], given["transposed"]
         kind = "plain" if given["stride"] == 1 else "transposed" if transposed else "strided"
-        c_out = given["weight"].shape[1 if transposed else 0]
-        return cls(given["fused"], kind, x.shape[1], c_out, len(x) * given["out_h"] * given["out_w"])
+        c_out, pixels = given["weight"].shape[1 if transposed else 0], len(x) * given["out_h"] * given["out_w"]
+        return cls(given["fused"], kind, x.shape[1], c_out, pixels, x.dtype)
 
 
 def native_launches(op: str, given: dict) -> int:
@@ -207,9 +209,10 @@ def _as_on_an_h100(stack: ExitStack) -> None:
     """Native convolutions take our kernels where `auto` takes those for faster, tf32 being allowed."""
     for module in (ops_conv, conv_gradients):
         stack.enter_context(mock.patch.object(module, "takes_own_kernel", _takes_own_kernel_on_a_gpu))
-    stack.enter_context(mock.patch.object(conv_halo_gradients, "_has_kernels", lambda x: True))
+    stack.enter_context(mock.patch.object(conv_halo_gradients, "_has_kernels", lambda x, more_memory: True))
     precision = lambda dtype: "tf32" if dtype == torch.float32 else "ieee"  # noqa: E731
     stack.enter_context(mock.patch.object(conv_tiles, "dot_precision", precision))
+    stack.enter_context(mock.patch.object(conv_halo_gradients, "_may_multiply", lambda dtype: True))
 
 
 @contextmanager

@@ -15,6 +15,13 @@ void check_gpu(const char* op) {
   STD_TORCH_CHECK(major >= 8, op, ": needs a GPU of compute capability 8.0");
 }
 
+// Room for two blocks; ops/conv_halo.py's `needs_more_memory` says for which kernels.
+void check_memory(const char* op, int bytes) {
+  int of_multiprocessor = 0;
+  cudaDeviceGetAttribute(&of_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device_index());
+  STD_TORCH_CHECK(2 * bytes < of_multiprocessor, op, ": needs a GPU with more shared memory for these channels");
+}
+
 Fused fused_of(const std::string& name) {
   if (name == "epilogue") return Fused::epilogue;
   if (name == "pixel_norm") return Fused::pixel_norm;
@@ -58,10 +65,9 @@ void with_channels(int64_t channels, F f) {
   if (channels == 16) f(Constant<16>{});
   else f(Constant<32>{});
 }
-// Whether a tile with its filters leaves room for two blocks on every GPU; ops/conv_halo.py's `exists` says the same.
+// What there is a kernel for; ops/conv_halo.py's `exists` says the same.
 template <class T, int CI, int CO, Kind kind>
-constexpr bool kExists = sizeof(T) == 4 ? kind == Kind::plain && CI + CO < 64
-                                        : kind == Kind::plain || (kind == Kind::strided ? CI : CO) == 16;
+constexpr bool kExists = kind == Kind::plain || (kind == Kind::strided ? CI : CO) == 16;
 
 std::tuple<Tensor, Tensor, Tensor> conv_halo(Tensor x, Tensor weight, std::optional<Tensor> bias,
                                              std::optional<Tensor> mask, bool transposed, int64_t stride, int64_t out_h,
@@ -139,7 +145,9 @@ std::tuple<Tensor, Tensor, Tensor> conv_halo(Tensor x, Tensor weight, std::optio
               STD_TORCH_CHECK(tiles < INT32_MAX, "conv_halo: there are too many images");
               a.tiles = int(tiles);
               const auto kernel = conv_halo_kernel<T, c_in, c_out, kind, fused>;
-              launch("conv_halo", kernel, blocks_at_once("conv_halo", kernel, tiles), a);
+              constexpr int kBytes = kLaunchBytes<Tile::kBytes>;
+              check_memory("conv_halo", kBytes);
+              launch_with_memory("conv_halo", kernel, blocks_at_once("conv_halo", kernel, tiles, kBytes), kBytes, a);
             } else {
               STD_TORCH_CHECK(false, "conv_halo: there is no kernel for these channels in this dtype");
             }
@@ -182,8 +190,8 @@ Tensor conv_halo_weight_gradient(Tensor a, Tensor b, std::optional<Tensor> mask,
         with_bool(stride == 2, [&](auto strided) {
           with_bool(mask.has_value(), [&](auto masked) {
             using T = decltype(type);
-            if constexpr (sizeof(T) == 2 && (!strided || c_b == 16)) {
-              using Tile = GradientTile<c_a, c_b, strided>;
+            if constexpr (!strided || c_b == 16) {
+              using Tile = GradientTile<T, c_a, c_b, strided>;
               g.tiles_h = int(divide_up(h, Tile::kRows));
               g.tiles_w = int(divide_up(w, Tile::kColumns));
               const int64_t tiles = n * g.tiles_h * g.tiles_w;

@@ -28,8 +28,7 @@ struct HaloConv {
   const int* mask;  // signs of what is read (in_mask), or taken in the place of those of what is written (out_mask)
 };
 
-struct HaloWeights;
-struct HaloInput;
+struct HaloMemory;
 
 // The weights as registers of mma's second operand: [tap][step][pair of 8 output channels][lane][4]. Column c of the
 // n-th eight channels is channel c / 2 * kPerThread + 2 n + c % 2: a thread then has neighbouring channels.
@@ -51,12 +50,6 @@ __device__ inline void load_weights(const HaloConv& a, unsigned* to) {
       memcpy(&to[i], values, sizeof values);
     }
   }
-}
-
-template <class T>
-__device__ inline void round_operand(unsigned (&a)[4]) {
-  if constexpr (sizeof(T) == 4)
-    for (int i = 0; i < 4; ++i) a[i] = rounded_to_tf32(a[i]);
 }
 
 // Where a thread writes a pixel: y at its own channels, the others at the pixel.
@@ -139,19 +132,20 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
 #if defined(PGGAN_FAST_CUDA_ON_CPU) || __CUDA_ARCH__ >= 800
   using Tile = HaloTile<T, CI, CO, kind>;
   constexpr int R = Tile::kRowsOfWarp, NB = Tile::kBlocksOut, kPer = Tile::kPerThread;
-  unsigned* weights = reinterpret_cast<unsigned*>(shared_array<HaloWeights, uint4, Tile::kWeightWords / 4>());
-  uint4* halo = shared_array<HaloInput, uint4, Tile::kHaloChunks>();
+  uint4* halo = large_shared_array<HaloMemory, uint4, Tile::kBytes / 16>();
+  unsigned* weights = reinterpret_cast<unsigned*>(halo + Tile::kHaloChunks);
   load_weights<T, CI, CO, kind>(a, weights);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int segment = warp % Tile::kSegments * 16, first_row = warp / Tile::kSegments * R;
   float bias[kPer];
 #pragma unroll
   for (int k = 0; k < kPer; ++k) bias[k] = a.bias ? a.bias_scale * load(a.bias + lane % 4 * kPer + k) : 0.0f;
+  constexpr typename Tile::Place place{};
   const SharedAddress base = shared_address(halo) + first_row * Tile::kScale * Tile::kPitch;
   const uint4* my_weights = reinterpret_cast<const uint4*>(weights) + lane;
   // The operand's rows are 16 pixels from `segment` on: this lane's address for the halo's column offset dx.
   const auto column_of = [&](int dx, int step) {
-    return Tile::place(Tile::kScale * (segment + lane % 16) + dx, 2 * step + lane / 16);
+    return place(Tile::kScale * (segment + lane % 16) + dx, 2 * step + lane / 16);
   };
   // The second operand of one tap: pairs of eight output channels.
   const auto weights_of = [&](uint4(&b)[NB / 2], int tap, int step) {
@@ -185,9 +179,8 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
     const Destination<T> image{static_cast<T*>(a.y) + out_pixels * CO + lane % 4 * kPer, a.r + out_pixels + odd_apart,
                                a.signs + out_pixels, a.mask + out_pixels};
     __syncthreads();  // the last tile has been read
-    constexpr auto place = [](int column, int chunk) { return Tile::place(column, chunk); };
     constexpr bool masked = fused == Fused::in_mask;
-    HaloCopy<T, CI, Tile::kHaloRows, Tile::kHaloColumns, Tile::kPitch, masked, decltype(place)> copy(halo, place);
+    HaloCopy<T, CI, Tile::kHaloRows, Tile::kHaloColumns, Tile::kPitch, masked, typename Tile::Place> copy(halo, place);
     copy.begin(static_cast<const T*>(a.x) + in_pixels * CI, a.mask + in_pixels, a.h, a.w, row0 * Tile::kScale - 1,
                column0 * Tile::kScale - 1);
     wait_for_copies();
@@ -247,7 +240,6 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
             for (int row = 0; row < kAtOnce + 2; ++row) {
               unsigned pixels[4];
               load_matrices<false>(pixels, at + row * Tile::kPitch);
-              round_operand<T>(pixels);
             // Row `row` of the halo is under the three taps of as many output rows.
 #pragma unroll
               for (int dy = 0; dy < 3; ++dy)
@@ -270,7 +262,6 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
           for (int dy = 0; dy < 4; ++dy) {
             unsigned pixels[4];
             load_matrices<false>(pixels, at + dy * Tile::kPitch);
-            round_operand<T>(pixels);
             uint4 b[NB / 2];
             weights_of(b, 4 * dy + dx, step);
             add(acc[0], pixels, b);
@@ -282,7 +273,8 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
         float acc[2][2][NB][4];
 #pragma unroll
         for (int phase = 0; phase < 4; ++phase) begin(acc[phase / 2][phase % 2]);
-#pragma unroll
+        // What pixel norm wants too leaves no registers for the addresses of more steps.
+#pragma unroll(Tile::kSteps > 2 ? 1 : Tile::kSteps)
         for (int step = 0; step < Tile::kSteps; ++step)
 #pragma unroll
           for (int dx = 0; dx < 3; ++dx) {
@@ -291,7 +283,6 @@ __global__ void __launch_bounds__(kThreads, 2) conv_halo_kernel(HaloConv a) {
             for (int dy = 0; dy < 3; ++dy) {
               unsigned pixels[4];
               load_matrices<false>(pixels, at + dy * Tile::kPitch);
-              round_operand<T>(pixels);
             // Row 2 i + p of the output meets input row i + d at filter row 1 + p - 2 d, d being -1, 0 or 1.
 #pragma unroll
               for (int py = 0; py < 2; ++py)

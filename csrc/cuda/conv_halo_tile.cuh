@@ -7,8 +7,21 @@ namespace pggan_fast {
 
 // plain: 3 x 3. strided: 4 x 4 of stride 2. transposed: its transpose, as four phases of 2 x 2. Padding 1.
 enum class Kind { plain, strided, transposed };
+
+// Bytes from the row's start to a chunk of 16 bytes of a pixel of `bytes`. Of eight neighbours that one ldmatrix reads no
+// two meet in shared memory: chunks are exchanged by column, and of stride 2 even columns are before odd ones.
+template <int bytes, int columns, bool strided>
+struct HaloPlace {
+  __device__ int operator()(int column, int chunk) const {
+    constexpr int kChunks = bytes / 16;
+    const int c = strided ? column % 2 * (columns / 2) + column / 2 : column;
+    const int turn = kChunks == 2 ? c >> 2 : kChunks == 4 ? c >> 1 : c;
+    return c * bytes + (chunk ^ turn % kChunks) * 16;
+  }
+};
+
 // The sizes of a tile, which is of `rows` x `columns` pixels of the smaller image. A warp takes `kRowsOfWarp` rows of
-// 16 pixels at a time, as many as fill shared memory's 48 KiB, and half that where it would not hold two blocks.
+// 16 pixels at a time, as many as fill 48 KiB of shared memory, or one where the filters leave room for none.
 template <class T, int CI, int CO, Kind kind>
 struct HaloTile {
   static constexpr bool kStrided = kind == Kind::strided, kTransposed = kind == Kind::transposed;
@@ -22,7 +35,7 @@ struct HaloTile {
   static constexpr int halo_bytes(int rows) { return (kScale * rows + 2) * (kScale * kColumns + 2) * kPixelBytes; }
   static constexpr int rows_that_fit() {
     int rows = kStrided ? 1 : kTransposed ? 2 : 64 / CO * 2;
-    while (rows > 1 && halo_bytes(rows * kRowGroups) + 4 * kWeightWords > 48 * 1024) rows /= 2;
+    while (rows > 1 && halo_bytes(rows * kRowGroups) + 4 * kWeightWords > kStaticBytes) rows /= 2;
     return rows;
   }
   static constexpr int kRowsOfWarp = rows_that_fit();
@@ -30,15 +43,9 @@ struct HaloTile {
   static constexpr int kHaloRows = kScale * kRows + 2, kHaloColumns = kScale * kColumns + 2;
   static constexpr int kHaloChunks = kHaloRows * kHaloColumns * kChunks;
   static constexpr int kPitch = kHaloColumns * kPixelBytes;
-  static_assert(halo_bytes(kRows) + 4 * kWeightWords <= 48 * 1024, "the tile does not fit in shared memory");
-
-  // Bytes from the row's start to a chunk of 16 bytes of a pixel. Of eight neighbours that one ldmatrix reads no two
-  // meet in shared memory: chunks are exchanged by column, and of stride 2 even columns are before odd ones.
-  __device__ static int place(int column, int chunk) {
-    const int c = kStrided ? column % 2 * (kHaloColumns / 2) + column / 2 : column;
-    const int turn = kChunks == 2 ? c >> 2 : kChunks == 4 ? c >> 1 : c;
-    return c * kPixelBytes + (chunk ^ turn % kChunks) * 16;
-  }
+  using Place = HaloPlace<kPixelBytes, kHaloColumns, kStrided>;
+  static constexpr int kBytes = halo_bytes(kRows) + 4 * kWeightWords;
+  static_assert(kBytes <= 80 * 1024, "two tiles do not fit in shared memory");
 };
 
 __device__ inline float from_bits(unsigned bits) {
@@ -84,7 +91,7 @@ __device__ inline void mask_chunk(float slope, unsigned bits, unsigned* chunk) {
 }
 
 // Copies rows x columns pixels of an image from (row0, column0) on into shared memory, zeros outside the image, each
-// value taken back through an activation by its signs once. A warp takes whole rows; `place(column, chunk)` is where in
+// value taken back through an activation by its signs once, and of fp32 rounded to tf32. A warp takes whole rows; `place(column, chunk)` is where in
 // a row of `pitch` bytes a chunk goes.
 template <class T, int C, int rows, int columns, int pitch, bool masked, class Place>
 struct HaloCopy {
@@ -129,12 +136,14 @@ struct HaloCopy {
   }
   // After wait_for_copies.
   __device__ void finish(float slope) {
-    if constexpr (masked)
+    if constexpr (masked || sizeof(T) == 4)
       for_chunks([&](int round, int k, int row, int i) {
         uint4* at = halo + (row * pitch + place(i / kChunks, i % kChunks)) / 16;
         unsigned values[4];
         memcpy(values, at, 16);
-        mask_chunk<T>(slope, words[round][k] >> (i % kChunks * kValues), values);
+        if constexpr (masked) mask_chunk<T>(slope, words[round][k] >> (i % kChunks * kValues), values);
+        if constexpr (sizeof(T) == 4)
+          for (unsigned& value : values) value = rounded_to_tf32(value);
         memcpy(at, values, 16);
       });
   }

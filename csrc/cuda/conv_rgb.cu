@@ -92,7 +92,7 @@ Tensor reduce(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional
 }
 
 Tensor weight_gradient(Tensor wide, Tensor narrow, std::optional<Tensor> mask, double scale, double positive_slope,
-                       double negative_slope) {
+                       double negative_slope, bool sums_narrow) {
   const char* op = "conv_rgb_weight_gradient";
   const OnDeviceOf guard(wide);
   check_device(op, "narrow", narrow, wide);
@@ -107,18 +107,20 @@ Tensor weight_gradient(Tensor wide, Tensor narrow, std::optional<Tensor> mask, d
   a.rows = rows_of(op, wide_dense);
   a.wide = wide_dense.const_data_ptr(), a.narrow = narrow_dense.const_data_ptr();
   a.mask = mask ? bytes_of(op, *mask, wide) : nullptr;
-  const int64_t row_len = (narrow.size(1) + 1) * wide.size(1);
+  const int64_t row_len = narrow.size(1) * wide.size(1) + (sums_narrow ? narrow : wide).size(1);
   Tensor sums = empty_vector(row_len, ScalarType::Float);
   if (a.rows.vectors == 0) return torch::stable::zero_(sums);
   with_narrow(op, wide, narrow.size(1), [&](auto type, auto channels) {
-    const auto kernel = conv_rgb_weight_gradient_kernel<decltype(type), channels>;
-    const int64_t most = most_rows(wide_dense, 1, narrow.size(1) + 1);
-    const int64_t blocks = blocks_at_once(op, kernel, std::min(tiles_of(a.rows), most));
-    const Tensor sum_rows = empty_vector(blocks * row_len, ScalarType::Float);
-    a.sum_rows = output<float>(sum_rows);
-    launch(op, kernel, blocks, a);
-    launch(op, sum_rows_kernel<float>, divide_up(row_len, 32), pointer<float>(sum_rows), blocks, row_len,
-           output<float>(sums));
+    with_bool(sums_narrow, [&](auto alone) {
+      const auto kernel = conv_rgb_weight_gradient_kernel<decltype(type), channels, alone>;
+      const int64_t most = most_rows(wide_dense, 1, narrow.size(1) + 1);
+      const int64_t blocks = blocks_at_once(op, kernel, std::min(tiles_of(a.rows), most));
+      const Tensor sum_rows = empty_vector(blocks * row_len, ScalarType::Float);
+      a.sum_rows = output<float>(sum_rows);
+      launch(op, kernel, blocks, a);
+      launch(op, sum_rows_kernel<float>, divide_up(row_len, 32), pointer<float>(sum_rows), blocks, row_len,
+             output<float>(sums));
+    });
   });
   return sums;
 }

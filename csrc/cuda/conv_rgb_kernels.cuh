@@ -16,7 +16,7 @@ struct ConvRGB {
   const float* bias;        // or null
   const uint8_t* mask;      // sign bits of the wide tensor, or null
   uint8_t* sign_bits;       // or null: written
-  float* sum_rows;          // of the weight's gradient: [blocks, CN + 1, C]
+  float* sum_rows;          // of the weight's gradient: [blocks][CN, C; the sums of wide, or of narrow]
   // The slope of positive values is in scale and bias_scale; `slope` is that of others over it.
   float scale, bias_scale, slope;
   Rows rows;  // of the wide tensor
@@ -146,12 +146,12 @@ __global__ void __launch_bounds__(kThreads, 2) conv_rgb_reduce_kernel(ConvRGB a)
   }
 }
 
-// A row of sums for each block: of the products of wide and narrow over all pixels, and of wide alone.
-template <class T, int CN>
+// A row of sums for each block: of the products of wide and narrow over all pixels, and of one of the two alone.
+template <class T, int CN, bool sums_narrow>
 __global__ void __launch_bounds__(kThreads, 2) conv_rgb_weight_gradient_kernel(ConvRGB a) {
-  constexpr int V = 16 / sizeof(T), K = kVectorsAtOnce;
+  constexpr int V = 16 / sizeof(T), K = kVectorsAtOnce, kAlone = sums_narrow ? CN : V;
   float* pixels = narrow_pixels<T, CN>();
-  float sums[(CN + 1) * V] = {};
+  float sums[CN * V + kAlone] = {};
   const float* mine = pixels + (threadIdx.x >> a.rows.log_per_pixel) * CN;
   const int step = (kThreads >> a.rows.log_per_pixel) * CN;
   const Tiles tiles(a.rows);
@@ -167,21 +167,25 @@ __global__ void __launch_bounds__(kThreads, 2) conv_rgb_weight_gradient_kernel(C
 #pragma unroll
       for (int n = 0; n < CN; ++n) pixel[n] = mine[k * step + n];
 #pragma unroll
-      for (int i = 0; i < V; ++i) {
+      for (int i = 0; i < V; ++i)
 #pragma unroll
         for (int n = 0; n < CN; ++n) sums[n * V + i] += values[i] * pixel[n];
-        sums[CN * V + i] += values[i];
-      }
+#pragma unroll
+      for (int i = 0; i < kAlone; ++i) sums[CN * V + i] += sums_narrow ? pixel[i % CN] : values[i % V];
     });
   }
   sum_over_threads(sums, a.rows.per_pixel, kThreads / a.rows.per_pixel);
   if (int(threadIdx.x) >= a.rows.per_pixel) return;
   const int c = a.rows.per_pixel * V;
-  float* row = a.sum_rows + int64_t(blockIdx.x) * (CN + 1) * c + threadIdx.x * V;
+  float* row = a.sum_rows + int64_t(blockIdx.x) * (CN * c + (sums_narrow ? CN : c));
 #pragma unroll
-  for (int n = 0; n <= CN; ++n)
+  for (int n = 0; n < CN; ++n)
 #pragma unroll
-    for (int i = 0; i < V; ++i) store(row + n * c + i, (n < CN ? a.scale : a.bias_scale) * sums[n * V + i]);
+    for (int i = 0; i < V; ++i) store(row + n * c + threadIdx.x * V + i, a.scale * sums[n * V + i]);
+  // Each thread of a pixel has the narrow tensor's sums.
+  if (sums_narrow && threadIdx.x) return;
+#pragma unroll
+  for (int i = 0; i < kAlone; ++i) store(row + CN * c + threadIdx.x * V + i, a.bias_scale * sums[CN * V + i]);
 }
 
 }  // namespace pggan_fast

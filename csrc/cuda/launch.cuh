@@ -65,14 +65,17 @@ constexpr int kThreads = 256;
 template <class T>
 constexpr int kBlocks = sizeof(T) == 8 ? 1 : 2;
 
-// Runs kernel(arguments...) on the current stream of the current device.
+// Runs kernel(arguments...) on the current stream of the current device, with so many bytes of shared memory beside what
+// it was compiled with.
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, const Arguments&... arguments) {
+void launch_with_memory(const char* name, void (*kernel)(Parameters...), int64_t blocks, int bytes,
+                        const Arguments&... arguments) {
   if (blocks == 0) return;
   STD_TORCH_CHECK(blocks <= INT32_MAX, name, ": ", blocks, " blocks of threads are more than a GPU takes");
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = bytes;
   config.stream = current_stream();
 #ifdef PGGAN_FAST_CUDA_ON_CPU
   cuda_on_cpu::name_next_launch(name);
@@ -82,13 +85,21 @@ void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, con
   STD_TORCH_CHECK(error == cudaSuccess, name, ": the kernel cannot be launched: ", cudaGetErrorString(error));
 }
 
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, const Arguments&... arguments) {
+  launch_with_memory(name, kernel, blocks, 0, arguments...);
+}
+
 // As many blocks of this kernel as the GPU runs at once, by the registers and the shared memory that it was compiled to,
-// and no more than there are tiles: blocks that take tile after tile, where more would wait for a second wave.
+// and no more than there are tiles: blocks that take tile after tile, where more would wait for a second wave. `bytes` as
+// for launch_with_memory, which may then ask for them.
 template <class... Parameters>
-int64_t blocks_at_once(const char* name, void (*kernel)(Parameters...), int64_t tiles) {
+int64_t blocks_at_once(const char* name, void (*kernel)(Parameters...), int64_t tiles, int bytes = 0) {
   int multiprocessors = 1, resident = 1;
   cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device_index());
-  if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0);
+  if (error == cudaSuccess && bytes)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, bytes);
   STD_TORCH_CHECK(error == cudaSuccess, name, ": the kernel cannot be loaded: ", cudaGetErrorString(error));
   return std::min(tiles, int64_t(multiprocessors) * std::max(resident, 1));
 }

@@ -15,6 +15,23 @@ using SharedAddress = unsigned;
 __device__ inline SharedAddress shared_address(void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
 #endif
 
+// The most that a kernel may be compiled with; what is beyond, its launch asks for: launch_with_memory.
+constexpr int kStaticBytes = 48 * 1024;
+template <int bytes>
+constexpr int kLaunchBytes = bytes > kStaticBytes ? bytes : 0;
+
+// The same for a kernel's one array, which may be larger than that.
+template <class Tag, class A, int N>
+__device__ inline A* large_shared_array() {
+#ifndef PGGAN_FAST_CUDA_ON_CPU
+  if constexpr (N * sizeof(A) > kStaticBytes) {
+    extern __shared__ uint4 launch_memory[];
+    return reinterpret_cast<A*>(launch_memory);
+  }
+#endif
+  return shared_array<Tag, A, N>();
+}
+
 // Channels that one mma multiplies: 32 bytes.
 template <class T>
 constexpr int kDepth = 32 / sizeof(T);
@@ -53,6 +70,16 @@ __device__ inline void load_matrices(unsigned (&to)[4], SharedAddress row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                  : "r"(row));
+#endif
+}
+
+// Two words at an address that 8 divides.
+__device__ inline void load_pair(unsigned& first, unsigned& second, SharedAddress at) {
+#ifdef PGGAN_FAST_CUDA_ON_CPU
+  memcpy(&first, at, 4);
+  memcpy(&second, at + 4, 4);
+#else
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(first), "=r"(second) : "r"(at));
 #endif
 }
 

@@ -14,16 +14,24 @@ from pggan_fast.ops.sign_bits import pack_signs, slopes_by_signs
 from pggan_fast.reference import accumulation_dtype
 
 CHANNELS = (16, 32)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+"""fp32 is multiplied as tf32."""
 FUSED = ("epilogue", "pixel_norm", "in_mask", "out_mask")
 
 
 def exists(dtype: torch.dtype, c_in: int, c_out: int, transposed: bool, stride: int) -> bool:
-    """Whether csrc/cuda has a kernel: a tile with its filters leaves room for two blocks on every GPU."""
-    if c_in not in CHANNELS or c_out not in CHANNELS:
+    """Whether csrc/cuda has a kernel: a tile with its filters leaves room for two blocks."""
+    if c_in not in CHANNELS or c_out not in CHANNELS or dtype not in DTYPES:
         return False
-    if dtype == torch.float32:
-        return stride == 1 and c_in + c_out < 64
-    return dtype in (torch.bfloat16, torch.float16) and (stride == 1 or (c_out if transposed else c_in) == 16)
+    return stride == 1 or (c_out if transposed else c_in) == 16
+
+
+def needs_more_memory(dtype: torch.dtype, c_in: int, c_out: int, stride: int) -> bool:
+    """Whether those two blocks need more shared memory than the 100 KB of a consumer GPU's multiprocessor.
+
+    There one block would wait for each of its tiles, which gains nothing over reading them nine times from L2.
+    """
+    return dtype == torch.float32 and (stride == 2 or c_in + c_out == 64)
 
 
 def _conv_halo(
@@ -98,9 +106,8 @@ conv_halo = define(
 
 
 def has_weight_gradient(dtype: torch.dtype, c_a: int, c_b: int, stride: int) -> bool:
-    """Whether csrc/cuda has `conv_halo_weight_gradient` for these: of fp32 it has none."""
-    both = c_a in CHANNELS and c_b in CHANNELS
-    return both and dtype in (torch.bfloat16, torch.float16) and (stride == 1 or c_b == 16)
+    """Whether csrc/cuda has `conv_halo_weight_gradient` for these."""
+    return c_a in CHANNELS and c_b in CHANNELS and dtype in DTYPES and (stride == 1 or c_b == 16)
 
 
 def _weight_gradient(

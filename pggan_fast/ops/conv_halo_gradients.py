@@ -16,7 +16,13 @@ of bias_act's backward writes the gradient of the convolution's output first, an
 import torch
 from torch import Tensor
 
-from pggan_fast.ops.conv_halo import conv_halo, conv_halo_weight_gradient, exists, has_weight_gradient
+from pggan_fast.ops.conv_halo import (
+    conv_halo,
+    conv_halo_weight_gradient,
+    exists,
+    has_weight_gradient,
+    needs_more_memory,
+)
 from pggan_fast.ops.fold import fold_weight, unfold_gradient
 from pggan_fast.ops.registry import OpFunction, below_autograd, no_third_derivative, will_need_grad
 from pggan_fast.ops.sign_bits import has_gpu_kernels, slopes_of
@@ -29,9 +35,9 @@ def takes(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: str)
     """Whether these kernels compute equalized_conv2d and all its gradients here; where not, cuDNN or Triton do."""
     padding, up, down = geometry
     (c_out, c_in, k, _), stride = weight.shape, max(up, down)
-    if impl != "native" or type(x) is not Tensor or (k, padding) != (3, 1) or x.dtype.itemsize != 2:
+    if impl != "native" or type(x) is not Tensor or (k, padding) != (3, 1) or not _may_multiply(x.dtype):
         return False
-    if min(x.shape[2:]) * up < SMALLEST or not _has_kernels(x):
+    if min(x.shape[2:]) * up < SMALLEST or not _has_kernels(x, needs_more_memory(x.dtype, c_in, c_out, stride)):
         return False
     if not x.is_contiguous(memory_format=torch.channels_last) or x.data_ptr() % 16:
         return False
@@ -46,8 +52,15 @@ def takes(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: str)
     return both_ways and has_weight_gradient(x.dtype, *((c_in, c_out) if up == 2 else (c_out, c_in)), stride)
 
 
-def _has_kernels(x: Tensor) -> bool:
-    return has_gpu_kernels(x) and torch.cuda.get_device_capability(x.device) >= (8, 0)
+def _may_multiply(dtype: torch.dtype) -> bool:
+    """Whether tensor cores may multiply values of this dtype: fp32 as tf32 where cuDNN's convolutions may."""
+    return dtype.itemsize == 2 or (dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32")
+
+
+def _has_kernels(x: Tensor, more_memory: bool) -> bool:
+    if not has_gpu_kernels(x) or torch.cuda.get_device_capability(x.device) < (8, 0):
+        return False
+    return not more_memory or torch.cuda.get_device_properties(x.device).shared_memory_per_multiprocessor >= 160 << 10
 
 
 def forward(

@@ -87,21 +87,29 @@ def _reduce_fake(x, weight, *rest):
 
 
 def _weight_gradient(
-    wide: Tensor, narrow: Tensor, mask: Tensor | None, scale: float, positive_slope: float, negative_slope: float
+    wide: Tensor,
+    narrow: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    positive_slope: float,
+    negative_slope: float,
+    sums_narrow: bool = False,
 ) -> Tensor:
     """Compute the op in plain PyTorch.
 
-    Returns, in fp32 (fp64 for fp64), scale * sum over pixels of wide * narrow as [narrow's channels, wide's], and
-    behind it the sums of wide, which is taken back through an activation by `mask` first.
+    Returns, in fp32 (fp64 for fp64), scale * sum over pixels of wide * narrow as [narrow's channels, wide's], wide
+    being taken back through an activation by `mask` first, and behind it the sums of wide, or of narrow times
+    positive_slope.
     """
     dtype = accumulation_dtype(wide.dtype)
-    masked = _by_mask(wide.to(dtype), mask, positive_slope, negative_slope)
-    products = scale * torch.einsum("nchw,nihw->ic", masked, narrow.to(dtype))
-    return torch.cat([products.flatten(), masked.sum((0, 2, 3))])
+    masked, narrow = _by_mask(wide.to(dtype), mask, positive_slope, negative_slope), narrow.to(dtype)
+    products = scale * torch.einsum("nchw,nihw->ic", masked, narrow)
+    return torch.cat([products.flatten(), (positive_slope * narrow if sums_narrow else masked).sum((0, 2, 3))])
 
 
-def _weight_gradient_fake(wide, narrow, *rest):
-    return wide.new_empty((narrow.shape[1] + 1) * wide.shape[1], dtype=accumulation_dtype(wide.dtype))
+def _weight_gradient_fake(wide, narrow, mask, scale, positive_slope, negative_slope, sums_narrow=False):
+    alone = narrow if sums_narrow else wide
+    return wide.new_empty(narrow.shape[1] * wide.shape[1] + alone.shape[1], dtype=accumulation_dtype(wide.dtype))
 
 
 conv_rgb_expand = define(
@@ -118,7 +126,7 @@ conv_rgb_reduce = define(
 )
 conv_rgb_weight_gradient = define(
     "conv_rgb_weight_gradient(Tensor wide, Tensor narrow, Tensor? mask, float scale, float positive_slope, "
-    "float negative_slope) -> Tensor",
+    "float negative_slope, bool sums_narrow=False) -> Tensor",
     composite=_weight_gradient,
     fake=_weight_gradient_fake,
 )

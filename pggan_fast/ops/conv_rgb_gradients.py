@@ -16,8 +16,7 @@ To images, without an activation, in tensors of the input's size:
 |---|---|---|
 | forward | x | image |
 | input gradient | image's gradient | dx |
-| weight gradient | x, image's gradient | |
-| bias gradient, torch's sum | image's gradient | |
+| weight and bias gradient | x, image's gradient | |
 
 These are linear, so that gradients of any order are the same launches: `ops/closed_conv.py`.
 """
@@ -132,25 +131,39 @@ def takes_to_image(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, i
 
 
 class ToImage(NamedTuple):
-    """A `closed_conv.BareConvolution`: 1 x 1 to 1 or 3 channels, with weights times `scale`."""
+    """A `closed_conv.BareConvolution`: 1 x 1 to 1 or 3 channels, with weights times `scale` and `gain`."""
 
     scale: float
+    gain: float = 1.0
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        return below_autograd(conv_rgb_reduce, _as_rows(x), weight, None, None, self.scale, 1.0, 1.0)
+        return below_autograd(conv_rgb_reduce, _as_rows(x), weight, None, None, self.scale, self.gain, self.gain)
 
     def gradients(
         self, dz: Tensor, x: Tensor, weight: Tensor, output_mask: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
-        needs_dx, needs_dw = output_mask
-        dx = dw = None
+        return self.all_gradients(dz, x, weight, (*output_mask, False))[:2]
+
+    def all_gradients(
+        self, dz: Tensor, x: Tensor, weight: Tensor, output_mask: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return also the gradient of a bias times `gain`, from the launch that computes the weight's."""
+        needs_dx, needs_dw, needs_db = output_mask
+        dx = dw = db = None
         if needs_dx:
-            arguments = (dz, weight.transpose(0, 1), None, None, self.scale, 1.0, 1.0, False)
+            arguments = (dz, weight.transpose(0, 1), None, None, self.scale, self.gain, self.gain, False)
             dx = below_autograd(conv_rgb_expand, *arguments)[0]
         if needs_dw:
-            flat = below_autograd(conv_rgb_weight_gradient, _as_rows(x), dz, None, self.scale, 1.0, 1.0)
-            dw = flat[: weight.numel()].view(weight.shape)
-        return dx, dw
+            arguments = (_as_rows(x), dz, None, self.scale, self.gain, self.gain, True)
+            flat = below_autograd(conv_rgb_weight_gradient, *arguments)
+            dw, db = flat[: weight.numel()].view(weight.shape), flat[weight.numel() :]
+        elif needs_db:
+            db = self.bias_gradient(dz)
+        return dx, dw, db if needs_db else None
+
+    def bias_gradient(self, dz: Tensor) -> Tensor:
+        """Return the gradient of a bias times `gain`, by torch, in fp32 (fp64 for fp64)."""
+        return self.gain * dz.sum((0, 2, 3), dtype=accumulation_dtype(dz.dtype))
 
 
 class ToImageConv2d(OpFunction):
@@ -173,12 +186,13 @@ class ToImageConv2d(OpFunction):
         x, weight = ctx.saved_tensors
         if is_zeros(dy):
             return input_zeros(x), zeros_like(weight), bias_zeros(ctx, dy), None
-        scale, gain = ctx.options[0], slopes_of(ctx.options)[0]
+        conv = ToImage(ctx.options[0], slopes_of(ctx.options)[0])
         dy = dy.contiguous(memory_format=torch.channels_last)
-        output_mask = (will_need_grad(ctx, 0), will_need_grad(ctx, 1))
-        dx, dw = conv_gradients(dy, x, weight, output_mask, ToImage(scale * gain))
-        db = None
-        if ctx.bias_dtype is not None and will_need_grad(ctx, 2):
-            db = dy.sum((0, 2, 3), dtype=accumulation_dtype(dy.dtype))
-            db = (db if gain == 1 else db * gain).to(ctx.bias_dtype)
-        return dx, dw, db, None
+        *others, needs_db = (will_need_grad(ctx, i) for i in range(3))
+        needs_db = needs_db and ctx.bias_dtype is not None
+        if torch.is_grad_enabled():
+            dx, dw = conv_gradients(dy, x, weight, others, conv)
+            db = conv.bias_gradient(dy) if needs_db else None
+        else:
+            dx, dw, db = conv.all_gradients(dy, x, weight, (*others, needs_db))
+        return dx, dw, db if db is None else db.to(ctx.bias_dtype), None

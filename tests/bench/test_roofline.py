@@ -115,10 +115,14 @@ def test_auto_takes_halo_tiles_for_the_last_blocks():
     assert {"epilogue", "pixel_norm", "in_mask", "masked weight gradient"} <= {launch.fused for launch in launches}
     plain = max(call.operations for call in calls if call.name == "conv_halo" and call.launch.fused == "epilogue")
     assert plain == 2 * 9 * 16 * 16 * 2 * 256**2
-    call = Call("conv_halo", 43 * 10**8, 1, 0.0, HaloLaunch("epilogue", "plain", 16, 16, 1 << 24))
+    launch = HaloLaunch("epilogue", "plain", 16, 16, 1 << 24, torch.bfloat16)
+    call = Call("conv_halo", 43 * 10**8, 1, 0.0, launch)
     found = floor(call, H200)
     assert found.issue == pytest.approx((1 << 20) * 119 / H200.issue_per_second)
     assert found.hbm == pytest.approx(1e-3) and found.l2 == pytest.approx(1.25 * 4.3e9 / 6e12)
+    wide = floor(call._replace(launch=launch._replace(dtype=torch.float32)), H200)
+    assert wide.tensor == pytest.approx(2 * found.tensor)
+    assert wide.issue == pytest.approx((1 << 20) * 212 / H200.issue_per_second)
 
 
 @pytest.fixture

@@ -77,16 +77,19 @@ def test_a_step_reaches_its_aims(resolution, batch):
     """At most 0.45 of eager's launches, and little more than what the convolutions alone must move.
 
     The gradient through an activation is a pass of its own, and from 64 channels on cuDNN's convolutions have their
-    epilogue after them: instructions and L2 limit those steps, not these bytes (bench.roofline).
+    epilogue after them: instructions and L2 limit those steps, not these bytes (bench.roofline). Below, from 256 px on,
+    halo tiles have both within, and "auto" then moves less than Triton.
     """
     launches, moved = traffic_records(resolution, batch)
     if resolution >= 32:
         assert all(over["eager"]["median"] >= 1 / 0.45 for over in launches["speedups"].values())
     counts = moved["counts"]
     assert counts["triton"] <= (1.6 if resolution >= 256 else 1.85) * counts["convolutions"]
-    most = 1.55 if resolution >= 1024 else 1.8 if resolution >= 256 else 2.35
+    most = 1.4 if resolution >= 1024 else 1.8 if resolution >= 256 else 2.35
     assert counts["auto"] <= most * counts["convolutions"]
-    assert counts["convolutions"] < counts["triton"] < counts["auto"] <= counts["native"] < counts["eager"] / 1.9
+    assert counts["convolutions"] < counts["triton"] < counts["native"] < counts["eager"] / 1.9
+    assert counts["convolutions"] < counts["auto"] <= counts["native"]
+    assert (counts["auto"] < counts["triton"]) == (resolution >= 1024)
 
 
 def test_bf16_halves_what_images_move():

@@ -35,6 +35,15 @@ MULTIPROCESSORS = {
 }
 
 
+# Of conv_halo in fp32, by channels and kind: what csrc/cuda/conv_halo_tile.cuh calls kBytes, where it is above 48 KiB.
+ASKED = {
+    ("32", "32", "Kind)0"): 62976,
+    ("16", "16", "Kind)1"): 55552,
+    ("16", "32", "Kind)1"): 71936,
+    ("32", "16", "Kind)2"): 58880,
+}
+
+
 class Kernel(NamedTuple):
     """One instance of a kernel in a binary."""
 
@@ -48,6 +57,7 @@ class Kernel(NamedTuple):
     shared: int  # bytes
     stack: int
     local: int
+    asked: int = 0  # bytes of shared memory among those that its launch asks for
 
     def __str__(self) -> str:
         return f"{self.name}<{', '.join(map(str, (*self.types, self.vector, *self.flags)))}>"
@@ -135,7 +145,8 @@ def _kernel(name: str, registers: int, stack: int, shared: int, local: int) -> K
         vector, flags = 16 // {"fp32": 4}.get(types[0], 2), tuple(arguments[1:])
     if kernel == "upfirdn2d":
         flags = tuple(arguments[2:])  # channels_last, up, down, taps
-    return Kernel(kernel, types, vector, flags, registers, shared, stack, local)
+    asked = ASKED.get(flags[:3], 0) if (kernel, types) == ("conv_halo", ("fp32",)) else 0
+    return Kernel(kernel, types, vector, flags, registers, shared + asked, stack, local, asked)
 
 
 def virtual_of(gpu: str) -> str:
@@ -183,13 +194,15 @@ def blocks(gpu: str, needs: Sequence[Kernel]) -> list[int]:
     """How many blocks of each kernel a multiprocessor runs at once."""
     threads, shared = MULTIPROCESSORS[gpu]
     # From 9.0 on cuobjdump includes the system's KiB, which the calculator adds; static memory ends at 48 KiB.
-    lines = "".join(f"{k.registers} {min(k.shared, 48 * 1024)}\n" for k in needs)
+    lines = "".join(f"{k.registers} {min(k.shared - k.asked, 48 * 1024)} {k.asked}\n" for k in needs)
     arguments = [str(calculator()), gpu[:-1], gpu[-1], str(threads), str(shared * 1024)]
     done = subprocess.run(arguments, input=lines, capture_output=True, text=True, check=True)
     return [int(count) for count in done.stdout.split()]
 
 
-def required_blocks(kernel: Kernel) -> int:
-    """How many blocks of a kernel a multiprocessor is to have room for: kBlocks and its exception in csrc/cuda."""
+def required_blocks(kernel: Kernel, gpu: str) -> int:
+    """How many blocks of a kernel a multiprocessor is to have room for: kBlocks and its exceptions in csrc/cuda."""
     of_pixels = kernel.name == "bias_act_double_backward" and kernel.vector == 8 and kernel.flags == (False, True)
+    if kernel.asked and MULTIPROCESSORS[gpu][1] < 160:
+        return 0  # ops/conv_halo_gradients.py takes it for no such GPU
     return 1 if "fp64" in kernel.types or of_pixels else 2

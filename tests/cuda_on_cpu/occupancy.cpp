@@ -1,5 +1,6 @@
 // occupancy MAJOR MINOR THREADS SHARED, for a multiprocessor of that compute capability with so many threads and bytes
-// of shared memory: for every line "registers-per-thread shared-bytes" of a kernel, the blocks that run at once.
+// of shared memory: for every line "registers-per-thread shared-bytes bytes-asked-for-by-the-launch" of a kernel, the
+// blocks that run at once.
 #include <cuda_occupancy.h>
 
 #include <cstdio>
@@ -23,11 +24,13 @@ int main(int, char** arguments) {
   kernel.maxThreadsPerBlock = 1024;
   cudaOccDeviceState state;
   const int threads = 256;
-  for (int registers, shared; scanf("%d %d", &registers, &shared) == 2;) {
+  kernel.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN;
+  for (int registers, shared, asked; scanf("%d %d %d", &registers, &shared, &asked) == 3;) {
     kernel.numRegs = registers;
     kernel.sharedSizeBytes = shared;
+    kernel.maxDynamicSharedSizeBytes = asked;
     cudaOccResult result;
-    if (cudaOccMaxActiveBlocksPerMultiprocessor(&result, &device, &kernel, &state, threads, 0) != CUDA_OCC_SUCCESS)
+    if (cudaOccMaxActiveBlocksPerMultiprocessor(&result, &device, &kernel, &state, threads, asked) != CUDA_OCC_SUCCESS)
       return 1;
     printf("%d\n", result.activeBlocksPerMultiprocessor);
   }

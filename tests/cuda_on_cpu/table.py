@@ -7,7 +7,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from bench.roofline.counted import HALO_BORDER, HALO_GRADIENT_INSTRUCTIONS, HALO_INSTRUCTIONS
+from bench.roofline.counted import HALO_BORDER, HALO_FP32_INSTRUCTIONS, HALO_GRADIENT_INSTRUCTIONS, HALO_INSTRUCTIONS
 from tests.cuda_on_cpu import build, nvcc
 
 PAGE = build.ROOT / "docs/cuda-kernels.md"
@@ -45,8 +45,8 @@ channels of every pixel; others go the general way. A thread has 64 bytes on the
 
 D's layers from RGB take them with leaky ReLU, G's to RGB with their bias and no activation: there the forward is
 `conv_rgb_reduce`, the input gradient `conv_rgb_expand`, and the weight gradient `conv_rgb_weight_gradient` with x as
-the wide tensor. The gradient of that bias is torch's sum over the image's, since the kernel sums the wide tensor alone:
-forward is one launch (two before, at 64 channels and more), backward four (five before, seven at 16 channels).
+the wide tensor, which then sums up the image's gradient for the bias. Forward is one launch (two before, at 64 channels
+and more), backward three (five before, seven at 16 channels).
 
 Instructions that a thread executes for 16 bytes of bf16, that is 8 values, counted along the path of a full tile with
 leaky ReLU in the SASS for sm_90, not timed: with sign bits 49 forward (68 before) and 50 backward (74 before); by
@@ -59,12 +59,12 @@ pixels with one bias. `tests/cuda_on_cpu/test_nvcc.py` holds the loops to it.
 
 `conv_halo` is for 16 and 32 channels, channels_last, where an implicit matrix product reads each value nine times
 from the L2 cache. A block copies a tile of the input and its border into shared memory once, by `cp.async`, 16 bytes
-at a time and zeros outside the image; all taps are multiplied from there by `ldmatrix` and `mma.sync` (bf16, fp16,
-tf32) with sums in fp32. A warp takes 16 pixels of several rows, so that one load of a row serves three rows of
-results. Scale, bias, activation, pixel norm and the packed signs follow in registers. `up=2` is four phases of 2 x 2
-taps, `down=2` one 4 x 4 filter. The input gradient is the same kernel: the activation's gradient is taken in shared
-memory, once for each value, or in the epilogue. The weight gradient multiplies two such tiles, with pixels as the
-summed dimension; blocks leave partial sums that are added in a fixed order.
+at a time and zeros outside the image; all taps are multiplied from there by `ldmatrix` and `mma.sync` (bf16, fp16, and
+fp32 as tf32, to which it is rounded in shared memory) with sums in fp32. A warp takes 16 pixels of several rows, so
+that one load of a row serves three rows of results. Scale, bias, activation, pixel norm and the packed signs follow in
+registers. `up=2` is four phases of 2 x 2 taps, `down=2` one 4 x 4 filter. The input gradient is the same kernel: the
+activation's gradient is taken in shared memory, once for each value, or in the epilogue. The weight gradient multiplies
+two such tiles, with pixels as the summed dimension; blocks leave partial sums that are added in a fixed order.
 
 Counted, not timed: no GPU has run these kernels. Instructions of a warp on sm_90 in bf16, along the path of a full tile
 through the loop over tiles, counted in the SASS, for 16 pixels of what is written, of the weight gradient for 16 of the
@@ -78,11 +78,15 @@ activation by its sign bits, on what is read or on what is written:
 | weight gradient | of channels | and of | | by mask, read |
 |---|---|---|---|---|
 {gradient}
-Bytes from and to L2 are at most {border:.2f} times the tensors' own in every launch of a layer: borders of tiles,
-filters and partial sums come on top (`tests/cuda_on_cpu/test_conv_halo_bytes.py`). Blocks have up to 48 KiB of shared
-memory and 128 registers a thread: two fit on every multiprocessor. There are no fp32 kernels for 32 to 32 channels, for
-resizing, or for weight gradients, whose tiles would leave room for one block alone; nor for `relu`. cuDNN or Triton
-take those.
+In fp32, at 16 to 16 channels, every instruction of the loop over tiles: {fp32}.
+
+Bytes from and to L2 are at most {border:.2f} times the tensors' own in every launch of a layer in bf16: borders of
+tiles, filters and partial sums come on top (`tests/cuda_on_cpu/test_conv_halo_bytes.py`). Blocks have up to 48 KiB of
+shared memory and 128 registers a thread: two fit on every multiprocessor. In fp32, filters of 32 to 32 channels and of
+resizing need up to 71 KiB; `auto` takes those kernels only where a multiprocessor has room for two blocks (8.0, 8.7,
+9.0, 10.0 and 11.0). fp32 is taken only while cuDNN's convolutions may compute it as tf32: without
+`torch.backends.cudnn.allow_tf32` results are those of fp32. There are no kernels for `relu`, nor for resizing with 32
+channels on both sides. cuDNN or Triton take those.
 On 7.5, which lacks the instructions, the kernels are empty and are not launched.
 
 ## Filters
@@ -133,12 +137,22 @@ def page() -> str:
     introduction = INTRODUCTION.format(
         halo=_counted(HALO_INSTRUCTIONS),
         gradient=_counted(HALO_GRADIENT_INSTRUCTIONS),
+        fp32=", ".join(f"{count} {_SPELLED[fused]}" for fused, count in HALO_FP32_INSTRUCTIONS.items()),
         border=HALO_BORDER,
         version=re.search(r"V([\d.]+)", said)[1],
         gpus="".join(f" {gpu[:-1]}.{gpu[-1]} |" for gpu in gpus),
         rules="---|" * len(gpus),
     )
     return introduction + "".join(lines)
+
+
+_SPELLED = {
+    "epilogue": "with leaky ReLU and signs",
+    "pixel_norm": "with pixel norm",
+    "in_mask": "by mask, read",
+    "out_mask": "by mask, written",
+    "weight gradient": "of the weight gradient by mask",
+}
 
 
 def _counted(instructions: Mapping[tuple[str, int, int], Sequence[int]]) -> str:

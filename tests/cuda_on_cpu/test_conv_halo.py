@@ -88,12 +88,12 @@ def test_values(order, dtype, kind, fused):
             # What is stored is rounded, and its sign is that of what it was.
             bits = (signs >> torch.arange(c_out, dtype=torch.int32) & 1).movedim(-1, 1).bool()
             assert torch.equal(bits, y > 0)
-    assert count or (dtype == "tf32" and KINDS[kind][1] == 2)
+    assert count
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_weight_gradient(order, dtype, stride, masked):
     op = torch.ops.pggan_fast_cuda_on_cpu.conv_halo_weight_gradient.default
     torch.manual_seed(4)
@@ -103,8 +103,8 @@ def test_weight_gradient(order, dtype, stride, masked):
         a, b = (images(2, c, 19 * s, 36 * s + s - 1, DTYPES[dtype]) for c, s in ((c_a, 1), (c_b, stride)))
         args = (a, b, words(2, 19, 36, 1) if masked else None, stride, 0.1, 1.3, 0.26)
         found, expected = op(*args), _weight_gradient(a.double(), b.double(), *args[2:])
-        # Sums in fp32; what is masked is rounded to the dtype.
-        allowed = 2**-8 if masked else 1e-6
+        # Sums in fp32; what is masked is rounded to the dtype, and fp32 is to tf32, masked or not.
+        allowed = 2**-10 if dtype == "tf32" else 2**-8 if masked else 1e-6
         for part in (slice(-c_a), slice(-c_a, None)):
             assert (found[part] - expected[part]).abs().max() <= allowed * expected[part].abs().max()
 
@@ -123,13 +123,14 @@ def test_what_there_is_no_kernel_for_is_refused():
 
 
 @pytest.mark.parametrize(("norm", "up", "down"), [(False, 1, 1), (True, 1, 1), (True, 2, 1), (False, 1, 2)])
-def test_a_training_step_of_a_layer(monkeypatch, norm, up, down):
+@pytest.mark.parametrize("dtype", ["bf16", "tf32"])
+def test_a_training_step_of_a_layer(monkeypatch, dtype, norm, up, down):
     """Forward, both gradients, and a gradient penalty's, through the public formula on these kernels."""
     controls = build.load()
-    monkeypatch.setattr(conv_halo_gradients, "_has_kernels", lambda x: True)
+    monkeypatch.setattr(conv_halo_gradients, "_has_kernels", lambda x, more_memory: True)
     torch.manual_seed(5)
     c_in, c_out = (32, 16) if up == 2 else (16, 32) if down == 2 else (16, 16)
-    x = images(1, c_in, 16, 18, torch.bfloat16).requires_grad_()
+    x = images(1, c_in, 16, 18, DTYPES[dtype]).requires_grad_()
     weight, bias = torch.randn(c_out, c_in, 3, 3, requires_grad=True), torch.randn(c_out, requires_grad=True)
     options = (0.1, "lrelu", 0.2, 1.3, norm, 1e-8)
 
@@ -148,7 +149,8 @@ def test_a_training_step_of_a_layer(monkeypatch, norm, up, down):
         found = gradients()
     names = {launch.name for launch in controls.take_launches()}
     assert {"conv_halo", "conv_halo_weight_gradient"} <= names
-    for ours, plain in zip(found, expected, strict=True):
-        # Both round each launch's result to bf16; an activation's sign may differ where that is near zero.
+    for i, (ours, plain) in enumerate(zip(found, expected, strict=True)):
+        # Both round each launch's result to bf16, or ours the operands to tf32. By that an activation's sign may differ
+        # where it is near zero, one in a thousand, where the gradient is five times another.
         error = (ours.float() - plain.float()).square().mean().sqrt() / plain.float().square().mean().sqrt()
-        assert error < 0.02
+        assert error < (0.002 if dtype == "tf32" and i == 0 else 0.02)

@@ -8,7 +8,7 @@ import torch
 from pggan_fast import reference
 from pggan_fast.ops import conv, equalized_conv2d, sign_bits
 from pggan_fast.ops.conv_rgb import _expand, _reduce, _weight_gradient
-from pggan_fast.ops.conv_rgb_gradients import RGBConv2d
+from pggan_fast.ops.conv_rgb_gradients import RGBConv2d, ToImage
 from tests.cuda_on_cpu import build
 from tests.ops.implementations import cuda_kernels_on_cpu
 
@@ -84,6 +84,11 @@ def test_images(ops, dtype, c, image):
         expected = _weight_gradient(wide.double(), narrow.double(), bits, *SLOPES)
         for part in (slice(-c), slice(-c, None)):
             assert near(found[part], expected[part], 1e-5)
+        found = ops.conv_rgb_weight_gradient(wide, narrow, bits, *SLOPES, True)
+        expected = _weight_gradient(wide.double(), narrow.double(), bits, *SLOPES, True)
+        assert len(found) == len(expected) == image * (c + 1)
+        for part in (slice(-image), slice(-image, None)):
+            assert near(found[part], expected[part], 1e-5)
 
 
 @pytest.mark.parametrize("c", [16, 64, 512])
@@ -101,6 +106,7 @@ def test_bytes(ops, dtype, c):
         (size + small + words, lambda: ops.conv_rgb_expand(image, weight, bias, None, *SLOPES, True)),
         (size + small + words, lambda: ops.conv_rgb_reduce(x, weight.transpose(0, 1), None, bits, *SLOPES)),
         (size + small + words, lambda: ops.conv_rgb_weight_gradient(x, image, bits, *SLOPES)),
+        (size + small + words, lambda: ops.conv_rgb_weight_gradient(x, image, bits, *SLOPES, True)),
     ):
         controls.take_launches()
         call()
@@ -194,10 +200,17 @@ def all_orders(function, x, weight, bias, dy, probes):
 @pytest.mark.parametrize("c", [16, 64, 512])
 @EVERY
 def test_a_layer_to_images(monkeypatch, dtype, c, image, biased):
-    """Values, gradients and second order beside the reference in fp64, by one launch and three of ours.
+    """Values, gradients and second order beside the reference in fp64, by one launch and three.
 
-    torch's sum makes the bias's gradient. The probes are drawn, so that each result is rounded once.
+    The weight's gradient brings the bias's. The probes are drawn, so that each result is rounded once.
     """
+
+    def by_torch(self, dz):
+        assert torch.is_grad_enabled(), "torch's sum is a launch more"
+        return of_torch(self, dz)
+
+    of_torch = ToImage.bias_gradient
+    monkeypatch.setattr(ToImage, "bias_gradient", by_torch)
     monkeypatch.setattr(sign_bits, "has_gpu_kernels", lambda t: True)
     torch.manual_seed(3)
     kind = dict(dtype=DTYPES[dtype])

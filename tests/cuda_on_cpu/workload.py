@@ -146,6 +146,7 @@ def images_and_sign_bits(dtype: torch.dtype) -> None:
             ops.conv_rgb_expand(small, weight, None, mask, *slopes, False)
             ops.conv_rgb_reduce(x, weight.transpose(0, 1), bias[:image] if mask is None else None, mask, *slopes)
             ops.conv_rgb_weight_gradient(x, small, mask, *slopes)
+            ops.conv_rgb_weight_gradient(x, small, mask, *slopes, True)
 
 
 def run(dtypes: tuple[torch.dtype, ...], offsets: tuple[int, ...]) -> None:

@@ -198,6 +198,7 @@ CALLS = [
     Call("conv_rgb_reduce", "bias", lambda t: (t(*IMAGE), t(3, 5, 1, 1), t(3), None, *SLOPES), False),
     Call("conv_rgb_reduce", "mask", lambda t: (t(*IMAGE), t(3, 5, 1, 1), None, bits(2, 3, 4, 1), *SLOPES), False),
     Call("conv_rgb_weight_gradient", "mask", lambda t: (t(*IMAGE), t(2, 3, 3, 4), bits(2, 3, 4, 1), *SLOPES), False),
+    Call("conv_rgb_weight_gradient", "narrow", lambda t: (t(*IMAGE), t(2, 3, 3, 4), None, *SLOPES, True), False),
     Call("upsample2x", "even", lambda t: (t(2, 3, 3, 4),)),
     Call("upsample2x", "extra", lambda t: (t(2, 3, 3, 4), 0.25, 1, 1)),
     Call("downsample2x", "even", lambda t: (t(2, 3, 4, 6),)),

@@ -3,6 +3,8 @@
 The kernels themselves run in tests/cuda_on_cpu/test_conv_halo.py.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -99,7 +101,7 @@ def test_packed_signs_are_bits_by_channel():
 
 @pytest.fixture
 def kernels_here(monkeypatch):
-    monkeypatch.setattr(conv_halo_gradients, "_has_kernels", lambda x: True)
+    monkeypatch.setattr(conv_halo_gradients, "_has_kernels", lambda x, more_memory: True)
     monkeypatch.setattr(conv_halo_gradients, "SMALLEST", 8)
 
 
@@ -114,7 +116,7 @@ def test_where_it_is_taken(kernels_here):
     assert takes(half(32, 4), torch.randn(16, 32, 3, 3), (1, 2, 1), options, "native")
     for x, w, geometry, other, impl in (
         (half(), weight, (1, 1, 1), options, "triton"),
-        (half().float(), weight, (1, 1, 1), options, "native"),
+        (half().double(), weight, (1, 1, 1), options, "native"),
         (half().contiguous(), weight, (1, 1, 1), options, "native"),
         (half(size=7), weight, (1, 1, 1), options, "native"),
         (half(), weight, (0, 1, 1), options, "native"),
@@ -126,6 +128,37 @@ def test_where_it_is_taken(kernels_here):
         (half(), weight, (1, 1, 1), (-0.3, "lrelu", 0.2, 1.3, True, 1e-8), "native"),
     ):
         assert not takes(x, w, geometry, other, impl)
+
+
+@pytest.mark.parametrize("c_in", [16, 32])
+def test_fp32_is_taken_where_cudnn_may_multiply_it_as_tf32(kernels_here, monkeypatch, c_in):
+    """By torch's switch, read at every call: without it results must be those of fp32."""
+    x, weight = half(c_in).float(), torch.randn(16, c_in, 3, 3)
+    for allowed in (True, False, True):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        assert takes(x, weight, (1, 1, 1), OPTIONS["lrelu"], "native") == allowed
+        assert takes(half(c_in), weight, (1, 1, 1), OPTIONS["lrelu"], "native")
+
+
+def test_fp32_is_taken_where_two_blocks_fit(monkeypatch):
+    """Filters of 32 to 32 channels, and of resizing, leave room for one block on a consumer GPU's multiprocessor."""
+    monkeypatch.setattr(conv_halo_gradients, "SMALLEST", 8)
+    monkeypatch.setattr(conv_halo_gradients, "has_gpu_kernels", lambda x: True)
+    for capability, kilobytes in (((7, 5), 64), ((8, 9), 100), ((8, 0), 164)):
+        properties = SimpleNamespace(shared_memory_per_multiprocessor=kilobytes << 10)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
+        for c_in, c_out, geometry in (
+            (16, 32, (1, 1, 2)),
+            (32, 16, (1, 2, 1)),
+            (32, 32, (1, 1, 1)),
+            (16, 16, (1, 1, 1)),
+        ):
+            x, weight = half(c_in), torch.randn(c_out, c_in, 3, 3)
+            needed = 64 if c_in == c_out == 16 else 160
+            assert takes(x, weight, geometry, OPTIONS["lrelu"], "native") == (capability >= (8, 0))
+            fits = capability >= (8, 0) and kilobytes >= needed
+            assert takes(x.float(), weight, geometry, OPTIONS["lrelu"], "native") == fits
 
 
 def test_a_gpu_is_needed():

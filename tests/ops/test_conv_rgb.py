@@ -154,6 +154,15 @@ def test_values_and_gradients_to_images(image, biased):
     assert torch.autograd.gradgradcheck(to_image, (x, weight, bias))
 
 
+@pytest.mark.parametrize("needs", [(0,), (1,), (2,), (0, 2), (1, 2), (0, 1, 2)])
+def test_each_gradient_to_images_is_there_without_the_others(needs):
+    x, weight, bias = (t.detach() for t in wide_inputs())
+    inputs = [(x, weight, bias)[i].requires_grad_() for i in needs]
+    found = torch.autograd.grad(to_image(x, weight, bias).square().sum(), inputs)
+    expected = reference.equalized_conv2d(x, weight, bias, weight_scale=0.3, gain=1.3).square().sum()
+    torch.testing.assert_close(found, torch.autograd.grad(expected, inputs))
+
+
 def test_where_convolutions_to_images_are_taken(kernels_here):
     x, weight = channels_last(1, 16, 8, 8, dtype=torch.bfloat16), torch.randn(3, 16, 1, 1)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):

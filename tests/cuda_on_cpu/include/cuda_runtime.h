@@ -43,7 +43,12 @@ T __shfl_xor_sync(unsigned all, T value, int distance) {
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorLaunchFailure };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 inline std::string cuda_on_cpu_fault;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return cuda_on_cpu_fault.c_str(); }
@@ -57,9 +62,15 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(
   *blocks = cuda_on_cpu::resident_blocks;
   return cudaSuccess;
 }
+template <class... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*)(Parameters...), cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
 // A small GPU, so that blocks take several tiles.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 1 : 8;
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? 1
+           : attribute == cudaDevAttrComputeCapabilityMajor ? 8
+                                                            : 164 << 10;
   return cudaSuccess;
 }
 
