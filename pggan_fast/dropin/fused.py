@@ -10,8 +10,6 @@ from torch.autograd import Function
 from pggan_fast import ops
 from pggan_fast.ops.bias_act import zeros_like
 
-RESCALE_FROM = 4096
-"""Values of a contiguous image from which this package's 2x rescaling is the faster one on a CPU."""
 IN_PLACE_FROM = 1 << 17
 """Values of an activation from which writing in place saves more than TorchDynamo's guards of a call take."""
 
@@ -130,8 +128,8 @@ def minibatch_stddev(x: Tensor, **options: Any) -> Tensor:
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Nearest upsampling by 2 of x [N, C, ...]."""
-    return ops.upsample2x(x) if _rescaled_faster(x) else F.interpolate(x, scale_factor=2.0, mode="nearest")
+    """`ops.upsample2x`."""
+    return ops.upsample2x(x)
 
 
 def downsample(x: Tensor, *, zeros: bool = False) -> Tensor:
@@ -139,15 +137,7 @@ def downsample(x: Tensor, *, zeros: bool = False) -> Tensor:
 
     zeros: the second derivative is zeros, as that of torch's pooling, and not absent, as that of its interpolation.
     """
-    if zeros and not _rescaled_faster(x):
-        return F.avg_pool2d(x, 2)
     return _Zeros.apply(ops.downsample2x(x)) if zeros else ops.downsample2x(x)
-
-
-def _rescaled_faster(x: Tensor) -> bool:
-    # torch's own are as fast where channels are innermost.
-    suits = x.is_cpu and x.ndim == 4 and x.is_floating_point()
-    return suits and x.numel() >= RESCALE_FROM and x.is_contiguous()
 
 
 class _Zeros(Function):
