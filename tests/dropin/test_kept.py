@@ -111,7 +111,7 @@ LAYERS: dict[str, tuple[Callable, str]] = {
     "normalized": (lambda m, x, s: norm(F.leaky_relu(conv(m, x), 0.2)), "conv + lrelu + pixel norm"),
     "gain": (lambda m, x, s: norm(F.relu(conv(m, x, bias=False) * 2)), "conv + gain + relu + pixel norm"),
     "lrelu": (lambda m, x, s: F.leaky_relu(conv(m, x, 0.5), 0.2) * 1, ""),
-    "relu": (lambda m, x, s: F.relu(conv(m, x)), "conv + relu"),
+    "relu": (lambda m, x, s: F.relu(conv(m, x)), "relu in place"),
     "added bias": (
         lambda m, x, s: F.leaky_relu(conv(m, x, bias=False) + m.bias.view(1, -1, 1, 1), 0.2),
         "conv + bias + lrelu",
