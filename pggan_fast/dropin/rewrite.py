@@ -98,7 +98,7 @@ class Rewriter:
         """Rewrite the graph and return `replaced`."""
         self._separate([node for node in self.graph.nodes if hasattr(node.target, "pggan_fast_name")])
         for switch, names, find in self._patterns:
-            for node in list(self.graph.nodes) if getattr(self.options, switch) else ():
+            for node in self.graph.nodes if getattr(self.options, switch) else ():  # calls put in come up too
                 if not node.users or example(node) is None:
                     continue
                 op = meaning(node)

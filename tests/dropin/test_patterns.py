@@ -242,6 +242,13 @@ def test_in_place_alone_does_not_pay_for_many_guards(more, monkeypatch):
     assert [graph.runs for graph in explain(fast).graphs] == [2 if more else 1]
 
 
+def test_one_norm_after_another():
+    """Where the second reads what the first became."""
+    norms = [PixelNorm() for _ in range(3)]
+    replaced = ["conv + pixel norm", "pixel norm", "pixel norm"]
+    assert_replaced(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), *norms), *replaced)
+
+
 @pytest.mark.parametrize(("channels", "replaced"), [(8, []), (86, ["equalized conv + lrelu"])])
 def test_factors_of_small_weights_stay(channels, replaced, monkeypatch):
     """86 * 86 * 9 weights take longer to scale than an epilogue takes to call."""
