@@ -10,8 +10,6 @@ from torch.autograd import Function
 from pggan_fast import ops
 from pggan_fast.ops.bias_act import zeros_like
 
-RESCALE_FROM = 4096
-"""Values of a contiguous image from which this package's 2x rescaling is the faster one on a CPU."""
 IN_PLACE_FROM = 1 << 17
 """Values of an activation from which writing in place saves more than TorchDynamo's guards of a call take."""
 
@@ -34,29 +32,26 @@ def convolution(
     C_out values in any shape. zeros: as in `downsample`. Differentiable twice.
     """
     bias = _flat(bias)
-    if weight.shape[-1] == 1 and padding == 0:
-        # One pixel to one pixel commutes with both: a quarter of the work.
-        x = downsample(x) if down else x
-        y = ops.equalized_conv2d(x, weight, bias, weight_scale=weight_scale, padding=0, **epilogue)
-        y = upsample(y) if up else y
+    # One pixel to one pixel commutes with both: a quarter of the work.
+    commutes = weight.shape[-1] == 1 and padding == 0
+    x = ops.downsample2x(x) if down and commutes else x
+    if x.is_cpu and (commutes or not (up or down)):
+        # There is nothing to fold, and torch's own call is the shortest; it adds a bias itself.
+        alone = weight_scale == 1 and not epilogue
+        y = F.conv2d(x, weight, bias if alone else None, padding=padding)
+        y = y if alone else bias_act(y, bias, scale=weight_scale, **epilogue)
     else:
-        options = dict(weight_scale=weight_scale, padding=padding, up=2 if up else 1, down=2 if down else 1)
-        y = ops.equalized_conv2d(x, weight, bias, **options, **epilogue)
+        factors = {} if commutes else {"up": 1 + up, "down": 1 + down}
+        y = ops.equalized_conv2d(x, weight, bias, weight_scale=weight_scale, padding=padding, **factors, **epilogue)
+    y = ops.upsample2x(y) if up and commutes else y
     linear = "act" not in epilogue and not epilogue.get("pixel_norm", False)
     # One fused launch keeps signs instead of y; torch's activations hand zeros on in a second backward.
     return _Zeros.apply(y) if zeros and linear or not getattr(y.grad_fn, "gives_zeros", True) else y
 
 
-def plain_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, act: str, slope: float, **geometry: Any
-) -> Tensor:
-    """torch's convolution with an activation in place: on a CPU it adds the bias itself."""
-    return activate_(torch.conv2d(x, weight, bias, **geometry), act=act, slope=slope)
-
-
-def bias_act(z: Tensor, bias: Tensor | None = None, **epilogue: Any) -> Tensor:
+def bias_act(z: Tensor, bias: Tensor | None = None, *, act: str = "linear", **epilogue: Any) -> Tensor:
     """`ops.bias_act`; z [N, C, ...], bias of C values in any shape."""
-    return ops.bias_act(z, _flat(bias), **{"act": "linear", **epilogue})
+    return ops.bias_act(z, _flat(bias), act=act, **epilogue)
 
 
 def _flat(bias: Tensor | None) -> Tensor | None:
@@ -130,8 +125,8 @@ def minibatch_stddev(x: Tensor, **options: Any) -> Tensor:
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Nearest upsampling by 2 of x [N, C, ...]."""
-    return ops.upsample2x(x) if _rescaled_faster(x) else F.interpolate(x, scale_factor=2.0, mode="nearest")
+    """`ops.upsample2x`."""
+    return ops.upsample2x(x)
 
 
 def downsample(x: Tensor, *, zeros: bool = False) -> Tensor:
@@ -139,15 +134,7 @@ def downsample(x: Tensor, *, zeros: bool = False) -> Tensor:
 
     zeros: the second derivative is zeros, as that of torch's pooling, and not absent, as that of its interpolation.
     """
-    if zeros and not _rescaled_faster(x):
-        return F.avg_pool2d(x, 2)
     return _Zeros.apply(ops.downsample2x(x)) if zeros else ops.downsample2x(x)
-
-
-def _rescaled_faster(x: Tensor) -> bool:
-    # torch's own are as fast where channels are innermost.
-    suits = x.is_cpu and x.ndim == 4 and x.is_floating_point()
-    return suits and x.numel() >= RESCALE_FROM and x.is_contiguous()
 
 
 class _Zeros(Function):

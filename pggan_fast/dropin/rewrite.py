@@ -37,6 +37,9 @@ from pggan_fast.dropin.meaning import Op, meaning, pair
 FOLD_FROM = 512
 """Pixels of a convolution's output, in a batch, from which folding a rescaling into it costs less than it saves."""
 
+SCALE_FROM = 1 << 16
+"""Values of a weight or an image from which a CPU's pass that scales them takes longer than to call an epilogue."""
+
 BATCH_NORM_FROM = 4
 """Output values for each weight from which scaling the weights costs less than scaling the image."""
 
@@ -95,7 +98,7 @@ class Rewriter:
         """Rewrite the graph and return `replaced`."""
         self._separate([node for node in self.graph.nodes if hasattr(node.target, "pggan_fast_name")])
         for switch, names, find in self._patterns:
-            for node in list(self.graph.nodes) if getattr(self.options, switch) else ():
+            for node in self.graph.nodes if getattr(self.options, switch) else ():  # calls put in come up too
                 if not node.users or example(node) is None:
                     continue
                 op = meaning(node)
@@ -184,9 +187,10 @@ class Rewriter:
             match.what[-1], match.kwargs["weight_scale"] = "equalized conv", scale * factor
         self._follow(match, shrinks=foldable and "up" not in match.kwargs)
         found = {*match.what, *match.kwargs}
-        activated = "act" in found and (found & {"equalized conv", "gain"} or not is_on_cpu(node))
+        spared = scale * factor != 1 and _count(op.x if scale != 1 else op.weight) >= SCALE_FROM
+        activated = "act" in found and (spared or "gain" in found or not is_on_cpu(node))
         if not (found & {"up", "down", "pixel_norm"} or "bias" in match.what or activated):
-            # Scaling weights takes no longer than a pass over the image, and a CPU's convolution adds the bias.
+            # A CPU's convolution adds the bias itself, and an activation is one pass either way.
             return match.reason or "nothing surrounds it that it could be fused with"
         match.args = (x, weight, match.kwargs.pop("bias"))
         return match
@@ -248,11 +252,8 @@ class Rewriter:
         least = fused.IN_PLACE_FROM * (1 if self.replaced else max(1, self.guards / GUARDS))
         if _count(node) < least:
             return "it is small: in place saves less than the guards of a call cost"
-        options, conv = {"act": op.name, "slope": op.slope}, meaning(op.x)
-        if conv is None or conv.name != "conv":
-            return Match(fused.activate_, [f"{op.name} in place"], [node], (op.x,), options)
-        args, nodes = (conv.x, conv.weight, conv.bias), [op.x, node]
-        return Match(fused.plain_convolution, ["conv", op.name], nodes, args, conv.geometry | options)
+        options = {"act": op.name, "slope": op.slope}
+        return Match(fused.activate_, [f"{op.name} in place"], [node], (op.x,), options)
 
 
 def _same_padding(conv: fx.Node, op: Op) -> int | None:

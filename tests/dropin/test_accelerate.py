@@ -90,7 +90,7 @@ def test_what_runs(monkeypatch):
     expected = block()(X)
     seen = calls(monkeypatch)
     torch.testing.assert_close(fast(X), expected, **CLOSE)
-    assert seen == ["equalized_conv2d"] * 2
+    assert seen == ["equalized_conv2d", "bias_act"]  # with nothing to fold, the convolution is torch's
     rows = explain(fast).replaced
     assert [row.what for row in rows] == [
         "nearest upsampling + equalized conv + lrelu + pixel norm",
@@ -102,13 +102,13 @@ def test_what_runs(monkeypatch):
 @pytest.mark.parametrize("size", [8, 64], ids=lambda size: f"{size} px")
 @pytest.mark.parametrize("rescale", [nn.Upsample(scale_factor=2), nn.AvgPool2d(2)], ids=repr)
 def test_rescaling_without_a_convolution(rescale, size, monkeypatch):
-    """The op where the image is large and contiguous, torch's own function where it is not."""
+    """The op, which takes torch's own function where the image is small."""
     model = nn.Sequential(rescale, nn.Tanh())
     x = torch.randn(2, 3, size, size, dtype=torch.float64, requires_grad=True)
     fast, seen = accelerate(model), calls(monkeypatch)
     torch.testing.assert_close(fast(x), model(x))
     assert [row.what for row in explain(fast).replaced] in (["nearest upsampling"], ["2x2 mean"])
-    assert len(seen) == (size == 64)
+    assert len(seen) == 1
     assert torch.autograd.gradcheck(fast, x[:1, :1, :4, :4]) and torch.autograd.gradgradcheck(fast, x[:1, :1, :4, :4])
     for other in (x.contiguous(memory_format=torch.channels_last), x[0], x.bfloat16()):
         torch.testing.assert_close(fast(other), model(other))

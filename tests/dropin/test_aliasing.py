@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pggan_fast import accelerate, explain
-from pggan_fast.dropin import blur, fused
+from pggan_fast.dropin import blur
+from pggan_fast.ops import small
 from tests.dropin.helpers import EXACT, X, always_fuse, assert_same, called, results
 from tests.dropin.progressive import EqualConv, PixelNorm
 
@@ -18,7 +19,7 @@ from tests.dropin.progressive import EqualConv, PixelNorm
 def no_thresholds(monkeypatch):
     always_fuse(monkeypatch)
     monkeypatch.setattr(blur, "CPU_FROM", 0)
-    monkeypatch.setattr(fused, "RESCALE_FROM", 0)
+    monkeypatch.setattr(small, "RESCALED", 0)
 
 
 def plain() -> nn.Module:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pggan_fast import accelerate, explain
-from pggan_fast.dropin import blur, fused, identify
+from pggan_fast.dropin import blur, identify
+from pggan_fast.ops import small
 from tests.dropin import nvidia_like, rosinality_like
 from tests.dropin.helpers import EXACT, always_fuse
 
@@ -21,7 +22,7 @@ from tests.dropin.helpers import EXACT, always_fuse
 def no_thresholds(monkeypatch):
     always_fuse(monkeypatch)
     monkeypatch.setattr(blur, "CPU_FROM", 0)
-    monkeypatch.setattr(fused, "RESCALE_FROM", 0)
+    monkeypatch.setattr(small, "RESCALED", 0)
     monkeypatch.setattr(identify, "MODULATED_FROM", 0)
 
 
@@ -110,7 +111,7 @@ LAYERS: dict[str, tuple[Callable, str]] = {
     "normalized": (lambda m, x, s: norm(F.leaky_relu(conv(m, x), 0.2)), "conv + lrelu + pixel norm"),
     "gain": (lambda m, x, s: norm(F.relu(conv(m, x, bias=False) * 2)), "conv + gain + relu + pixel norm"),
     "lrelu": (lambda m, x, s: F.leaky_relu(conv(m, x, 0.5), 0.2) * 1, ""),
-    "relu": (lambda m, x, s: F.relu(conv(m, x)), "conv + relu"),
+    "relu": (lambda m, x, s: F.relu(conv(m, x)), "relu in place"),
     "added bias": (
         lambda m, x, s: F.leaky_relu(conv(m, x, bias=False) + m.bias.view(1, -1, 1, 1), 0.2),
         "conv + bias + lrelu",

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pggan_fast import accelerate, explain
-from pggan_fast.dropin import fused
+from pggan_fast.dropin import fused, rewrite
 from tests.dropin.helpers import EXACT, X, always_fuse, assert_same, called, calls, results
-from tests.dropin.progressive import PixelNorm
+from tests.dropin.progressive import EqualConv, PixelNorm
 
 
 @pytest.fixture(autouse=True)
@@ -214,7 +214,7 @@ def test_minibatch_deviations(group, maps, strided, correction, monkeypatch):
     assert called.count("minibatch_stddev") == 1
 
 
-@pytest.mark.parametrize(("size", "replaced"), [(8, []), (16, ["conv + lrelu"])])
+@pytest.mark.parametrize(("size", "replaced"), [(8, []), (16, ["lrelu in place"])])
 def test_small_activations_stay(size, replaced, monkeypatch):
     """A network that has nothing else runs as it is from the second call on: guards cost more than in place saves."""
     monkeypatch.setattr(fused, "IN_PLACE_FROM", 4 * 8 * 16 * 16)
@@ -238,8 +238,27 @@ def test_in_place_alone_does_not_pay_for_many_guards(more, monkeypatch):
     for _ in range(2):
         torch.testing.assert_close(fast(X), model(X), rtol=1e-4, atol=1e-5)  # fp32, 14 convolutions
     replaced = {row.what for row in explain(fast).replaced}
-    assert replaced == ({"conv + lrelu", "nearest upsampling + conv"} if more else set())
+    assert replaced == ({"lrelu in place", "nearest upsampling + conv"} if more else set())
     assert [graph.runs for graph in explain(fast).graphs] == [2 if more else 1]
+
+
+def test_one_norm_after_another():
+    """Where the second reads what the first became."""
+    norms = [PixelNorm() for _ in range(3)]
+    replaced = ["conv + pixel norm", "pixel norm", "pixel norm"]
+    assert_replaced(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), *norms), *replaced)
+
+
+@pytest.mark.parametrize(("channels", "replaced"), [(8, []), (86, ["equalized conv + lrelu"])])
+def test_factors_of_small_weights_stay(channels, replaced, monkeypatch):
+    """86 * 86 * 9 weights take longer to scale than an epilogue takes to call."""
+    monkeypatch.setattr(rewrite, "SCALE_FROM", 1 << 16)
+    monkeypatch.setattr(fused, "IN_PLACE_FROM", 1 << 17)
+    model = nn.Sequential(EqualConv(channels, channels, 3, padding=1), nn.LeakyReLU(0.2))
+    x = torch.randn(1, channels, 4, 4)
+    fast = called(accelerate(model), x)
+    assert [row.what for row in explain(fast).replaced] == replaced
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)  # fp32, one convolution
 
 
 class Divided(nn.Module):
