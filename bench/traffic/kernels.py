@@ -23,6 +23,7 @@ from pggan_fast.kernels import (
     conv_tiles,
     conv_weight_gradient,
     fade,
+    filtered_lrelu,
     fold,
     resample,
     stddev,
@@ -94,12 +95,14 @@ HOSTS = {
     "minibatch_stddev_backward": stddev.backward,
     "minibatch_stddev_double_backward": stddev.double_backward,
     "upfirdn2d": upfirdn2d.upfirdn2d,
+    "filtered_lrelu": filtered_lrelu.forward,
+    "filtered_lrelu_masked": filtered_lrelu.masked,
     "fold_weight": fold.fold,
     "unfold_weight": fold.unfold,
 }
 """{op: the function of pggan_fast.kernels that launches for it}"""
 
-MODULES = (bias_act, conv, conv_weight_gradient, fade, fold, resample, stddev, upfirdn2d)
+MODULES = (bias_act, conv, conv_weight_gradient, fade, filtered_lrelu, fold, resample, stddev, upfirdn2d)
 
 
 class TritonLaunch(NamedTuple):

@@ -25,7 +25,7 @@ from pggan_fast.ops.registry import (
     OpFunction,
     batch_implementations,
     below_autograd,
-    define,
+    define_implementations,
     differentiate_implementations,
     in_forward_mode,
     is_transformed,
@@ -37,7 +37,8 @@ from pggan_fast.ops.upfirdn2d import upfirdn2d
 from pggan_fast.reference import accumulation_dtype
 
 MOST_TAPS, MOST_FACTOR = 24, 4
-"""A kernel's tile in shared memory has room for filters [taps] and factors up to these; others take three passes."""
+"""A kernel's tile has room for filters [taps] and factors up to these; others, and filters [fh, fw], whose taps would
+each be a product of its own (144 for 12 x 12), take three passes."""
 
 
 def filtered_lrelu(
@@ -63,7 +64,7 @@ def filtered_lrelu(
     4. `upfirdn2d(..., fd, down=down)`.
 
     Filters [taps] of at most 24 taps, with factors to 4, take one pass that never writes the upsampled image, and
-    gradients keep 2 bits of each of its values; filters [fh, fw], longer ones and Triton take three passes.
+    gradients keep 2 bits of each of its values; filters [fh, fw] and longer ones take three passes.
 
     x [N, C, H, W] -> [N, C, (H * up + y0 + y1 - (fu_h - 1) - (fd_h - 1) + down - 1) // down, likewise W]. fu and fd are
     constants. Differentiable in x and bias to any order.
@@ -75,15 +76,15 @@ def filtered_lrelu(
     options = dict(up=up, down=down, padding=padding, gain=gain, slope=slope, clamp=clamp, flip_filter=flip_filter)
     if impl == "reference":
         return reference.filtered_lrelu(x, fu, fd, bias, **options)
-    if impl == "triton" or max(up, down) > MOST_FACTOR or not (_is_short(fu) and _is_short(fd)):
+    if max(up, down) > MOST_FACTOR or not (_is_short(fu) and _is_short(fd)):
         return _in_three_passes(x, fu, fd, bias, **options, impl=impl)
     fu, fd = (torch.ones(1, device=x.device) if f is None else f for f in (fu, fd))
     clamp = None if clamp is None else float(clamp)
     differentiated = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     arguments = (x, bias, fu, fd, up, down, *sides, flip_filter, float(gain), float(slope), clamp)
     if through_dispatcher():
-        return _forward["native"](*arguments, differentiated or is_transformed())[0]
-    return FilteredLrelu.apply(*arguments, differentiated or in_forward_mode(), "native")[0]
+        return _forward[impl](*arguments, differentiated or is_transformed())[0]
+    return FilteredLrelu.apply(*arguments, differentiated or in_forward_mode(), impl)[0]
 
 
 def _in_three_passes(x, fu, fd, bias, *, up, down, padding, gain, slope, clamp, flip_filter, impl) -> Tensor:
@@ -284,24 +285,22 @@ def _unpacked(mask: Tensor, h: int, w: int) -> Tensor:
     return rows.flatten(4).flatten(2, 3)[..., :h, :w]
 
 
-_forward = {
-    "native": define(
-        "filtered_lrelu(Tensor x, Tensor? bias, Tensor fu, Tensor fd, int up=1, int down=1, SymInt x0=0, SymInt x1=0, "
-        "SymInt y0=0, SymInt y1=0, bool flip_filter=False, float gain=1.0, float slope=0.2, float? clamp=None, "
-        "bool keep_mask=True) -> (Tensor y, Tensor mask)",
-        composite=_forward_composite,
-        fake=_forward_fake,
-    )
-}
-_masked = {
-    "native": define(
-        "filtered_lrelu_masked(Tensor x, Tensor mask, Tensor fu, Tensor fd, int up, int down, SymInt x0, SymInt y0, "
-        "SymInt left, SymInt top, SymInt grid_h, SymInt grid_w, SymInt out_h, SymInt out_w, bool flip_filter=False, "
-        "float gain=1.0, float slope=0.2) -> Tensor",
-        composite=_masked_composite,
-        fake=_masked_fake,
-    )
-}
+_forward = define_implementations(
+    "filtered_lrelu(Tensor x, Tensor? bias, Tensor fu, Tensor fd, int up=1, int down=1, SymInt x0=0, SymInt x1=0, "
+    "SymInt y0=0, SymInt y1=0, bool flip_filter=False, float gain=1.0, float slope=0.2, float? clamp=None, "
+    "bool keep_mask=True) -> (Tensor y, Tensor mask)",
+    composite=_forward_composite,
+    fake=_forward_fake,
+    triton="filtered_lrelu.forward",
+)
+_masked = define_implementations(
+    "filtered_lrelu_masked(Tensor x, Tensor mask, Tensor fu, Tensor fd, int up, int down, SymInt x0, SymInt y0, "
+    "SymInt left, SymInt top, SymInt grid_h, SymInt grid_w, SymInt out_h, SymInt out_w, bool flip_filter=False, "
+    "float gain=1.0, float slope=0.2) -> Tensor",
+    composite=_masked_composite,
+    fake=_masked_fake,
+    triton="filtered_lrelu.masked",
+)
 differentiate_implementations(_forward, FilteredLrelu.apply)
 differentiate_implementations(_masked, FilteredLreluMasked.apply)
 batch_implementations(_forward, fold_into_samples(0))

@@ -5,6 +5,7 @@
 prints the table of docs/kernels.md.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.roofline.aot import Compiled, compiling
-from pggan_fast.kernels import bias_act, fade, resample, stddev, upfirdn2d
+from pggan_fast.kernels import bias_act, fade, filtered_lrelu, resample, stddev, upfirdn2d
 from pggan_fast.kernels.gpu_limits import H200
 
 EPILOGUE = (0.1, "lrelu", 0.2, 1.0)
@@ -93,6 +94,28 @@ def _filtering(up: int, down: int, taps: int) -> Callable:
     return call
 
 
+def _filtered(up: int, down: int, up_taps: int, down_taps: int, backward: bool = False) -> Callable:
+    """StyleGAN3's activation, with taps before and behind the image that keep `up / down` of its size."""
+
+    def call(t: Make, s: tuple):
+        fu, fd = (torch.empty(taps, device="meta") for taps in (up_taps, down_taps))
+        pad, (n, c, h, w) = (up_taps + down_taps - up) // 2, s
+        step, grid_h, grid_w = math.lcm(up, down), h * up + 2 * pad - up_taps + 1, w * up + 2 * pad - up_taps + 1
+        if not backward:
+            sides = (pad, pad, pad, pad)
+            options = (False, 2**0.5, 0.2, 256.0, True)
+            filtered_lrelu.forward(t(*s), torch.empty(c, device="meta"), fu, fd, up, down, *sides, *options)
+            return
+        dy = t(n, c, (grid_h - down_taps) // down + 1, (grid_w - down_taps) // down + 1)
+        shape = (n, c, -(-grid_h // 4), step, -(-grid_w // step))
+        mask = torch.empty(shape, dtype=torch.uint8, device="meta")
+        paddings = (down_taps - 1, down_taps - 1, up_taps - 1 - pad, up_taps - 1 - pad)
+        options = (grid_h, grid_w, h, w, True, 2**0.5 * up**2, 0.2)
+        filtered_lrelu.masked(dy, mask, fd, fu, down, up, *paddings, *options)
+
+    return call
+
+
 STDDEV = (4, 1, 1e-8, True, 0)
 SHAPES = [(8, 512, 16, 16), (8, 64, 256, 256), (4, 16, 1024, 1024)]
 RGB = (8, 3, 256, 256)
@@ -128,6 +151,11 @@ CASES = [
     Case("upfirdn2d, up", upfirdn2d, SHAPES[1], lambda t, s: _filtering(2, 1, 4)(t, _halved(s))),
     Case("upfirdn2d, down", upfirdn2d, SHAPES[1], _filtering(1, 2, 4)),
     Case("upfirdn2d, 12 taps", upfirdn2d, SHAPES[1], lambda t, s: _filtering(2, 1, 12)(t, _halved(s))),
+    Case("filtered_lrelu", filtered_lrelu, SHAPES[1], _filtered(2, 2, 12, 12)),
+    Case("filtered_lrelu backward", filtered_lrelu, SHAPES[1], _filtered(2, 2, 12, 12, True)),
+    Case("filtered_lrelu, up 4", filtered_lrelu, (8, 64, 128, 128), _filtered(4, 2, 24, 12)),
+    Case("filtered_lrelu, up 4, backward", filtered_lrelu, (8, 64, 128, 128), _filtered(4, 2, 24, 12, True)),
+    Case("filtered_lrelu", filtered_lrelu, (8, 512, 16, 16), _filtered(2, 2, 12, 12)),
     Case("minibatch_stddev", stddev, (16, 512, 4, 4), lambda t, s: stddev.forward(t(*s), *STDDEV)),
     Case(
         "minibatch_stddev backward", stddev, (16, 512, 4, 4), lambda t, s: stddev.backward(t(*_wide(s)), t(*s), *STDDEV)

@@ -32,6 +32,12 @@ CALLS = {
     "downsample2x": (lambda x: ops.downsample2x(x, impl="triton"), [(2, 16, 8, 8)], 1, 1),
     "fade_in": (lambda low, high: ops.fade_in(low, high, 0.5, impl="triton"), [(2, 3, 8, 8), (2, 3, 16, 16)], 1, 1),
     "fade_reals": (lambda x: ops.fade_reals(x, 0.5, impl="triton"), [(2, 3, 8, 8)], 1, 1),
+    "filtered_lrelu": (
+        lambda x, b: ops.filtered_lrelu(x, *torch.ones(2, 12), b, up=2, down=2, padding=11, impl="triton"),
+        [(2, 3, 8, 8), (3,)],
+        1,
+        1,
+    ),
     "minibatch_stddev": (lambda x: ops.minibatch_stddev(x, impl="triton"), [(4, 16, 4, 4)], 2, 2),
 }
 

@@ -21,6 +21,7 @@ from pggan_fast.kernels import (  # noqa: E402
     conv_tiles,
     conv_weight_gradient,
     fade,
+    filtered_lrelu,
     fold,
     resample,
     stddev,
@@ -44,7 +45,7 @@ TARGETS = {
     "gfx950": Target(160 << 10, (9, 5), 64),
     "gfx1100": Target(64 << 10, (11, 0), 32),
 }
-MODULES = (bias_act, conv, conv_weight_gradient, fade, fold, resample, stddev, upfirdn2d)
+MODULES = (bias_act, conv, conv_weight_gradient, fade, filtered_lrelu, fold, resample, stddev, upfirdn2d)
 EVERY = "PGGAN_FAST_TEST_KERNELS" in os.environ
 CHECKED = list(TARGETS) if EVERY else ["gfx942"]
 # Registers that a kernel may spill, few of 256: upfirdn2d's contiguous taps, weight gradients in fp32 on gfx1100.

@@ -16,6 +16,7 @@ from pggan_fast.kernels import (
     conv,
     conv_weight_gradient,
     fade,
+    filtered_lrelu,
     flat_rows,
     fold,
     resample,
@@ -155,7 +156,8 @@ def test_a_weight_gradient_fills_one_wave_by_the_registers_of_its_kernel(
 
 
 @pytest.mark.parametrize(
-    "module", [bias_act, conv, conv_weight_gradient, fade, flat_rows, fold, resample, stddev, upfirdn2d]
+    "module",
+    [bias_act, conv, conv_weight_gradient, fade, filtered_lrelu, flat_rows, fold, resample, stddev, upfirdn2d],
 )
 def test_no_host_function_calls_tritons_arithmetic(module):
     """`triton.cdiv` and `triton.next_power_of_2` take microseconds a call."""

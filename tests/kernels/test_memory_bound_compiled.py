@@ -32,6 +32,8 @@ def least_share(case: Case, kernel: str, layout: str) -> float:
         return 0.5  # rows of 3 channels: vectors, and one by one what lies under or beside them
     if kernel.startswith("flat_"):
         return 0.5  # each place's bias before the loop over tiles
+    if case.label.startswith("filtered_lrelu"):
+        return 0  # planes alone, and a tile begins at any pixel
     if case.label.startswith("upfirdn2d"):
         # Contiguous taps begin at any pixel, so that no width but one element's fits their loads. Elsewhere each pixel
         # loads its taps' coefficients, the same few for all.

@@ -13,12 +13,12 @@ pytest.importorskip("triton")
 from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
 
 from bench.traffic.kernels import COMPOSITES, HOSTS, MODULES, triton_bytes  # noqa: E402
-from pggan_fast.kernels import activation, bias_act, conv, fade, fold, resample, stddev, upfirdn2d  # noqa: E402
+from pggan_fast.kernels import activation, bias_act, conv, fade, filtered_lrelu, fold, resample, stddev, upfirdn2d  # noqa: E402
 from pggan_fast.kernels.conv_weight_gradient import weight_gradient  # noqa: E402
 
 # Biases, rows of sums and appended maps beside the tensors, which are small here.
 ALLOWED = 0.05
-TAPPED = ("convolution_kernel", "weight_gradient_kernel", "upfirdn2d_kernel")
+TAPPED = ("convolution_kernel", "weight_gradient_kernel", "upfirdn2d_kernel", "filtered_lrelu_kernel")
 TAPPED += tuple(f"{op}_rows_kernel" for op in ("upsample", "downsample", "fade_in", "fade_in_backward", "fade_reals"))
 
 
@@ -156,6 +156,23 @@ def test_filtering_counts_each_tensor_once(seen, up, down, taps):
     sides = (pad - pad // 2, pad // 2) * 2
     upfirdn2d.upfirdn2d(random(2, 16, 32, 32), random(taps), up, up, down, down, *sides, False, 1.0)
     check(seen)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_filtered_lrelu_is_one_launch_that_moves_each_tensor_once(seen, backward):
+    """Tiles overlap by their taps, so that an input is loaded 1.5 times on average, again from cache."""
+    x, fu, fd = random(1, 1, 106, 106).contiguous(), random(12), random(12)
+    mask = torch.zeros(1, 1, 56, 2, 111, dtype=torch.uint8)
+    if backward:
+        y = filtered_lrelu.masked(x, mask, fu, fd, 2, 2, 11, 11, 0, 0, 222, 222, 106, 106, True, 4.0, 0.2)
+    else:
+        options = (False, 1.0, 0.2, None, True)
+        y, mask = filtered_lrelu.forward(x, random(1), fu, fd, 2, 2, 11, 11, 11, 11, *options)
+    check(seen)
+    moved = sum(t.numel() * t.element_size() for t in (x, y, mask))
+    assert list(seen.expected) == ["filtered_lrelu_kernel"]
+    assert moved <= sum(seen.distinct.values()) <= 1.02 * moved
+    assert sum(seen.issued.values()) <= 1.6 * moved
 
 
 @pytest.mark.parametrize(("stride", "transposed"), [(1, False), (2, False), (2, True)])
