@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from pggan_fast import ops
 from pggan_fast.compat import rosinality, stylegan
@@ -42,9 +43,14 @@ def _bias_act(
     clamp: float | None = None,
     impl: str = "cuda",
 ) -> Tensor:
-    y = stylegan.bias_act(x, b, dim, act, alpha, gain)
+    y = stylegan.bias_act(x, b, dim, act, alpha, _number(gain))
     # torch's clamp as in theirs, which has no second derivative where a fused one has zeros.
     return y if clamp is None else y.clamp(-clamp, clamp)
+
+
+def _number(value: Any) -> Any:
+    """A number of NumPy's, as `activation_funcs[act].def_gain` is, is a tensor to TorchDynamo, and has no value yet."""
+    return 1.0 if isinstance(value, FakeTensor) else value
 
 
 def _fused_leaky_relu(
