@@ -5,7 +5,9 @@
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -144,3 +146,20 @@ def _agree(theirs: Callable, ours: Callable, calls: Calls) -> bool:
     except Exception:  # another function, which may refuse such arguments in any way
         return False
     return True
+
+
+def suppresses_tracer_warnings(value: Any) -> bool:
+    """Whether this is NVIDIA's context of that name, which keeps `torch.jit.trace` quiet and does nothing else."""
+    named = isinstance(value, (FunctionType, type)) and value.__name__ == "suppress_tracer_warnings"
+    return named and _only_suppresses(value)
+
+
+@functools.cache
+def _only_suppresses(context: Callable) -> bool:
+    before, quiet = list(warnings.filters), ("ignore", None, torch.jit.TracerWarning, None, 0)
+    try:
+        with context():
+            inside = list(warnings.filters)
+        return warnings.filters == before and inside == [quiet, *(f for f in before if f != quiet)]
+    except Exception:  # another context of this name
+        return False

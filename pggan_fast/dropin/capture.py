@@ -4,6 +4,7 @@ The callable lies where `nn.Module.compile` puts its own, so that class, paramet
 stay what and where they are. Graphs run eagerly, op by op: there is no AOTAutograd and no Inductor.
 """
 
+import contextlib
 import copy
 import dis
 import functools
@@ -25,13 +26,15 @@ from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch._C._functorch import peek_interpreter_stack as _interpreters
 from torch._dynamo import config, convert_frame, eval_frame, pgo
 from torch._dynamo.exc import TorchDynamoException, Unsupported, UserError
+from torch._dynamo.guards import GuardBuilder
 from torch._dynamo.types import ConvertFrameReturn
-from torch._dynamo.variables.builder import VariableBuilder
+from torch._dynamo.variables.builder import SourcelessBuilder, VariableBuilder
 from torch._dynamo.variables.functions import WrapperUserFunctionVariable
 from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules.module import _has_any_global_hook
 
+from pggan_fast.compat.known import suppresses_tracer_warnings
 from pggan_fast.dropin import known, report
 from pggan_fast.dropin.meaning import meaning
 from pggan_fast.dropin.report import COMPILED, JIT_IGNORED, STATE, Graph, Row
@@ -212,7 +215,11 @@ class Watched:
 @contextmanager
 def _stateful_left() -> Iterator[None]:
     """Inside, Dynamo leaves to Python what it would capture as if it kept nothing from call to call: generators that
-    exist already, and functions with a cache, whose results are computed once and shared."""
+    exist already, and functions with a cache, whose results are computed once and shared.
+
+    A context that only suppresses the tracer's warnings is captured as one that does nothing: Dynamo would guard all
+    filters of warnings as they are while it captures, and write them back at each call.
+    """
     call, wrap = WrapperUserFunctionVariable.call_function, VariableBuilder._wrap
 
     def call_function(self: Any, *args: Any) -> Any:
@@ -224,6 +231,9 @@ def _stateful_left() -> Iterator[None]:
     def wrapped(self: Any, value: Any) -> Any:
         if isinstance(value, types.GeneratorType):
             raise Unsupported("a generator is used that exists already")
+        if suppresses_tracer_warnings(value):
+            self.install_guards(GuardBuilder.ID_MATCH)
+            return SourcelessBuilder.create(self.tx, contextlib.nullcontext)
         return wrap(self, value)
 
     WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call_function, wrapped

@@ -72,7 +72,6 @@ class Quiet(nn.Module):
         return nvidia_like.bias_act(self.conv(x), self.bias, act="lrelu") / n
 
 
-@pytest.mark.xfail(reason="filters of warnings are captured as they are while capturing", strict=True)
 @pytest.mark.parametrize("suppress", [suppress_tracer_warnings, SuppressTracerWarnings])
 def test_suppressed_warnings(suppress):
     """The calls run, capture once, and leave the filters of warnings as they were."""
