@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._C import _current_graph_task_id, _is_tracing
@@ -29,7 +30,9 @@ from torch._dynamo.exc import TorchDynamoException, Unsupported, UserError
 from torch._dynamo.guards import GuardBuilder
 from torch._dynamo.types import ConvertFrameReturn
 from torch._dynamo.variables.builder import SourcelessBuilder, VariableBuilder
+from torch._dynamo.variables.constant import ConstantVariable
 from torch._dynamo.variables.functions import WrapperUserFunctionVariable
+from torch._dynamo.variables.misc import NumpyVariable
 from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules.module import _has_any_global_hook
@@ -218,9 +221,11 @@ def _stateful_left() -> Iterator[None]:
     exist already, and functions with a cache, whose results are computed once and shared.
 
     A context that only suppresses the tracer's warnings is captured as one that does nothing: Dynamo would guard all
-    filters of warnings as they are while it captures, and write them back at each call.
+    filters of warnings as they are while it captures, and write them back at each call. NumPy's function of a constant
+    is one, as `np.sqrt(0.5)` is: otherwise it would end a graph.
     """
     call, wrap = WrapperUserFunctionVariable.call_function, VariableBuilder._wrap
+    numpys = NumpyVariable.call_function
 
     def call_function(self: Any, *args: Any) -> Any:
         home = (getattr(self.wrapper_obj, "__module__", "") or "").partition(".")[0]
@@ -236,10 +241,19 @@ def _stateful_left() -> Iterator[None]:
             return SourcelessBuilder.create(self.tx, contextlib.nullcontext)
         return wrap(self, value)
 
+    def of_numbers(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(self.value, np.ufunc) and not kwargs and all(isinstance(a, ConstantVariable) for a in args):
+            result = self.value(*(a.as_python_constant() for a in args))
+            if type(result) is np.float64:  # a float too
+                return ConstantVariable.create(float(result))
+        return numpys(self, tx, args, kwargs)
+
     WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call_function, wrapped
+    NumpyVariable.call_function = of_numbers
     try:
         yield
     finally:
+        NumpyVariable.call_function = numpys
         WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call, wrap
 
 

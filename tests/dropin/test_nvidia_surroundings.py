@@ -36,6 +36,21 @@ def test_a_gain_of_numpy():
     assert len(explain(fast).graphs) == 1 and not explain(fast).reasons
 
 
+class Halved(Activated):
+    """Its gain is computed in the call, as in the blocks of NVIDIA's discriminators."""
+
+    def forward(self, x):
+        return super().forward(x, gain=np.sqrt(0.5)) * np.sqrt(0.5)
+
+
+def test_numpys_function_of_a_number():
+    model = Halved().double()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    assert_same(results(fast, (X.double(),)), results(model, (X.double(),)), EXACT)
+    assert {row.what for row in explain(fast).replaced} == {"bias_act"}
+    assert len(explain(fast).graphs) == 1 and not explain(fast).reasons
+
+
 @contextlib.contextmanager
 def suppress_tracer_warnings():
     quiet = ("ignore", None, torch.jit.TracerWarning, None, 0)
