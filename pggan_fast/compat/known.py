@@ -5,11 +5,14 @@
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from pggan_fast import ops
 from pggan_fast.compat import rosinality, stylegan
@@ -42,9 +45,14 @@ def _bias_act(
     clamp: float | None = None,
     impl: str = "cuda",
 ) -> Tensor:
-    y = stylegan.bias_act(x, b, dim, act, alpha, gain)
+    y = stylegan.bias_act(x, b, dim, act, alpha, _number(gain))
     # torch's clamp as in theirs, which has no second derivative where a fused one has zeros.
     return y if clamp is None else y.clamp(-clamp, clamp)
+
+
+def _number(value: Any) -> Any:
+    """A number of NumPy's, as `activation_funcs[act].def_gain` is, is a tensor to TorchDynamo, and has no value yet."""
+    return 1.0 if isinstance(value, FakeTensor) else value
 
 
 def _fused_leaky_relu(
@@ -138,3 +146,20 @@ def _agree(theirs: Callable, ours: Callable, calls: Calls) -> bool:
     except Exception:  # another function, which may refuse such arguments in any way
         return False
     return True
+
+
+def suppresses_tracer_warnings(value: Any) -> bool:
+    """Whether this is NVIDIA's context of that name, which keeps `torch.jit.trace` quiet and does nothing else."""
+    named = isinstance(value, (FunctionType, type)) and value.__name__ == "suppress_tracer_warnings"
+    return named and _only_suppresses(value)
+
+
+@functools.cache
+def _only_suppresses(context: Callable) -> bool:
+    before, quiet = list(warnings.filters), ("ignore", None, torch.jit.TracerWarning, None, 0)
+    try:
+        with context():
+            inside = list(warnings.filters)
+        return warnings.filters == before and inside == [quiet, *(f for f in before if f != quiet)]
+    except Exception:  # another context of this name
+        return False

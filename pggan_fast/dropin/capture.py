@@ -4,6 +4,7 @@ The callable lies where `nn.Module.compile` puts its own, so that class, paramet
 stay what and where they are. Graphs run eagerly, op by op: there is no AOTAutograd and no Inductor.
 """
 
+import contextlib
 import copy
 import dis
 import functools
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._C import _current_graph_task_id, _is_tracing
@@ -25,13 +27,17 @@ from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch._C._functorch import peek_interpreter_stack as _interpreters
 from torch._dynamo import config, convert_frame, eval_frame, pgo
 from torch._dynamo.exc import TorchDynamoException, Unsupported, UserError
+from torch._dynamo.guards import GuardBuilder
 from torch._dynamo.types import ConvertFrameReturn
-from torch._dynamo.variables.builder import VariableBuilder
+from torch._dynamo.variables.builder import SourcelessBuilder, VariableBuilder
+from torch._dynamo.variables.constant import ConstantVariable
 from torch._dynamo.variables.functions import WrapperUserFunctionVariable
+from torch._dynamo.variables.misc import NumpyVariable
 from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules.module import _has_any_global_hook
 
+from pggan_fast.compat.known import suppresses_tracer_warnings
 from pggan_fast.dropin import known, report
 from pggan_fast.dropin.meaning import meaning
 from pggan_fast.dropin.report import COMPILED, JIT_IGNORED, STATE, Graph, Row
@@ -212,8 +218,14 @@ class Watched:
 @contextmanager
 def _stateful_left() -> Iterator[None]:
     """Inside, Dynamo leaves to Python what it would capture as if it kept nothing from call to call: generators that
-    exist already, and functions with a cache, whose results are computed once and shared."""
+    exist already, and functions with a cache, whose results are computed once and shared.
+
+    A context that only suppresses the tracer's warnings is captured as one that does nothing: Dynamo would guard all
+    filters of warnings as they are while it captures, and write them back at each call. NumPy's function of a constant
+    is one, as `np.sqrt(0.5)` is: otherwise it would end a graph.
+    """
     call, wrap = WrapperUserFunctionVariable.call_function, VariableBuilder._wrap
+    numpys = NumpyVariable.call_function
 
     def call_function(self: Any, *args: Any) -> Any:
         home = (getattr(self.wrapper_obj, "__module__", "") or "").partition(".")[0]
@@ -224,12 +236,24 @@ def _stateful_left() -> Iterator[None]:
     def wrapped(self: Any, value: Any) -> Any:
         if isinstance(value, types.GeneratorType):
             raise Unsupported("a generator is used that exists already")
+        if suppresses_tracer_warnings(value):
+            self.install_guards(GuardBuilder.ID_MATCH)
+            return SourcelessBuilder.create(self.tx, contextlib.nullcontext)
         return wrap(self, value)
 
+    def of_numbers(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(self.value, np.ufunc) and not kwargs and all(isinstance(a, ConstantVariable) for a in args):
+            result = self.value(*(a.as_python_constant() for a in args))
+            if type(result) is np.float64:  # a float too
+                return ConstantVariable.create(float(result))
+        return numpys(self, tx, args, kwargs)
+
     WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call_function, wrapped
+    NumpyVariable.call_function = of_numbers
     try:
         yield
     finally:
+        NumpyVariable.call_function = numpys
         WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call, wrap
 
 

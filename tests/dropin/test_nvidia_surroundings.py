@@ -1,0 +1,100 @@
+"""NVIDIA's networks around their ops: gains that are numbers of NumPy, and contexts that suppress warnings."""
+
+import contextlib
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pggan_fast import accelerate, explain
+from tests.dropin import nvidia_like
+from tests.dropin.helpers import EXACT, X, assert_same, results
+
+
+class Activated(nn.Module):
+    """A convolution and bias_act, whose gain is a number of NumPy times an argument, as `def_gain` of theirs is."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.bias = nn.Parameter(torch.randn(8))
+        self.act_gain = np.sqrt(2)
+
+    def forward(self, x, gain=1):
+        return nvidia_like.bias_act(self.conv(x), self.bias, act="lrelu", gain=self.act_gain * gain, clamp=2)
+
+
+def test_a_gain_of_numpy():
+    model = Activated().double()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    assert_same(results(fast, (X.double(), 0.7)), results(model, (X.double(), 0.7)), EXACT)
+    assert {row.what for row in explain(fast).replaced} == {"bias_act"}
+    assert len(explain(fast).graphs) == 1 and not explain(fast).reasons
+
+
+class Halved(Activated):
+    """Its gain is computed in the call, as in the blocks of NVIDIA's discriminators."""
+
+    def forward(self, x):
+        return super().forward(x, gain=np.sqrt(0.5)) * np.sqrt(0.5)
+
+
+def test_numpys_function_of_a_number():
+    model = Halved().double()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    assert_same(results(fast, (X.double(),)), results(model, (X.double(),)), EXACT)
+    assert {row.what for row in explain(fast).replaced} == {"bias_act"}
+    assert len(explain(fast).graphs) == 1 and not explain(fast).reasons
+
+
+@contextlib.contextmanager
+def suppress_tracer_warnings():
+    quiet = ("ignore", None, torch.jit.TracerWarning, None, 0)
+    warnings.filters.insert(0, quiet)
+    yield
+    warnings.filters.remove(quiet)
+
+
+class SuppressTracerWarnings(warnings.catch_warnings):
+    """The same as in StyleGAN2-ADA, where it is a class."""
+
+    def __enter__(self):
+        super().__enter__()
+        warnings.simplefilter("ignore", category=torch.jit.TracerWarning)
+        return self
+
+
+SuppressTracerWarnings.__name__ = "suppress_tracer_warnings"
+
+
+class Quiet(nn.Module):
+    """A layer that reads a size with the tracer's warnings suppressed, as NVIDIA's networks do."""
+
+    def __init__(self, suppress):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.bias = nn.Parameter(torch.randn(8))
+        self.suppress = suppress
+
+    def forward(self, x):
+        with self.suppress():
+            n = int(x.shape[0])
+        return nvidia_like.bias_act(self.conv(x), self.bias, act="lrelu") / n
+
+
+@pytest.mark.parametrize("suppress", [suppress_tracer_warnings, SuppressTracerWarnings])
+def test_suppressed_warnings(suppress):
+    """The calls run, capture once, and leave the filters of warnings as they were."""
+    model = Quiet(suppress).double()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    before = list(warnings.filters)
+    for _ in range(3):
+        torch.testing.assert_close(fast(X.double()), model(X.double()), rtol=EXACT, atol=EXACT)
+    assert warnings.filters == before
+    assert {row.what for row in explain(fast).replaced} == {"bias_act"}
+    assert len(explain(fast).graphs) == 1
