@@ -216,13 +216,13 @@ class Watched:
 
 
 @contextmanager
-def _stateful_left() -> Iterator[None]:
-    """Inside, Dynamo leaves to Python what it would capture as if it kept nothing from call to call: generators that
-    exist already, and functions with a cache, whose results are computed once and shared.
+def _corrected() -> Iterator[None]:
+    """Inside, Dynamo captures otherwise what it would capture wrongly, or not at all.
 
-    A context that only suppresses the tracer's warnings is captured as one that does nothing: Dynamo would guard all
-    filters of warnings as they are while it captures, and write them back at each call. NumPy's function of a constant
-    is one, as `np.sqrt(0.5)` is: otherwise it would end a graph.
+    Left to Python is what keeps something from call to call: generators that exist already, and functions with a cache,
+    whose results are computed once and shared. A context that only suppresses the tracer's warnings becomes one that
+    does nothing: Dynamo would guard all filters of warnings as they are while it captures, and write them back at each
+    call. NumPy's function of constants, as `np.sqrt(0.5)` is, becomes a constant: it would end a graph.
     """
     call, wrap = WrapperUserFunctionVariable.call_function, VariableBuilder._wrap
     numpys = NumpyVariable.call_function
@@ -298,7 +298,7 @@ class Capture:
                     config.patch(**_SETTINGS),
                     self._own_sizes(keep=self.captures[code] > STATIC_GRAPHS),
                     known.substituted(self.state.options),
-                    _stateful_left(),
+                    _corrected(),
                 ):
                     warnings.simplefilter("ignore")  # Dynamo's own: the model's come when it runs
                     # Of nn.Sequential's code Dynamo skips what is not inlined, as of all of torch's own.
