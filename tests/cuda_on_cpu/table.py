@@ -149,8 +149,8 @@ def page() -> str:
 _SPELLED = {
     "epilogue": "with leaky ReLU and signs",
     "pixel_norm": "with pixel norm",
-    "in_mask": "by mask, read",
-    "out_mask": "by mask, written",
+    "in_mask": "by mask where read",
+    "out_mask": "by mask where written",
     "weight gradient": "of the weight gradient by mask",
 }
 

@@ -98,7 +98,7 @@ PASSES = {
         {r"LDG\.E\.128": 4, r"LDG\.E\.U8": 4, "SHFL": 36, r"STG\.E": 12},
     ),
     "conv_rgb_weight_gradient": (
-        "conv_rgb_weight_gradient<bf16, 8, 3>",
+        "conv_rgb_weight_gradient<bf16, 8, 3, false>",
         {r"LDG\.E\.128": 4, r"LDG\.E\.U8": 4, r"LDG\.E\.U16": 3, "FFMA": 96},
     ),
 }

@@ -108,7 +108,7 @@ def test_a_preset_on_the_command_line(data, tmp_path, capsys):
     ]
     assert main([str(argument) for argument in arguments]) == 0
     settings = json.loads((run / "config.json").read_text())["settings"]
-    assert (settings["fmap_base"], settings["fmap_max"], settings["stable_kimg"]) == (1024, 8, 12.0)
+    assert (settings["fmap_base"], settings["fmap_max"], settings["stable_kimg"]) == (1024, 8, 16.0)
     assert "invalid choice: 'huge'" in fails(capsys, *arguments[:5], "--preset", "huge")
     assert "--preset cpu-small: cannot be with --resume" in fails(
         capsys, "train", "--resume", run, "--preset", "cpu-small"
