@@ -35,9 +35,9 @@ def takes(x: Tensor, weight: Tensor, geometry: tuple, options: tuple, impl: str)
     """Whether these kernels compute equalized_conv2d and all its gradients here; where not, cuDNN or Triton do."""
     padding, up, down = geometry
     (c_out, c_in, k, _), stride = weight.shape, max(up, down)
-    if impl != "native" or type(x) is not Tensor or (k, padding) != (3, 1) or not _may_multiply(x.dtype):
+    if impl != "native" or type(x) is not Tensor or (k, padding) != (3, 1) or min(x.shape[2:]) * up < SMALLEST:
         return False
-    if min(x.shape[2:]) * up < SMALLEST or not _has_kernels(x, needs_more_memory(x.dtype, c_in, c_out, stride)):
+    if not _may_multiply(x.dtype) or not _has_kernels(x, needs_more_memory(x.dtype, c_in, c_out, stride)):
         return False
     if not x.is_contiguous(memory_format=torch.channels_last) or x.data_ptr() % 16:
         return False
