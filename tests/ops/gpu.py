@@ -73,7 +73,7 @@ def native_kernels(smallest: int | None = None) -> Iterator[None]:
         else:
             stack.enter_context(cuda_kernels_on_cpu())
             stack.enter_context(mock.patch.object(sign_bits, "has_gpu_kernels", lambda t: True))
-            stack.enter_context(mock.patch.object(conv_halo_gradients, "_has_kernels", lambda x: True))
+            stack.enter_context(mock.patch.object(conv_halo_gradients, "_has_kernels", lambda x, more_memory: True))
             if smallest is not None:
                 stack.enter_context(mock.patch.object(conv_halo_gradients, "SMALLEST", smallest))
         yield
