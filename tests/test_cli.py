@@ -251,11 +251,11 @@ def test_settings_from_a_file(work, tmp_path, capsys):
     other.write_text(f"run = {str(work / 'run')!r}\nout = {str(tmp_path / 'g')!r}\ncount = 3")
     assert main(["generate", "--config", str(other), "--count", "2"]) == 0
     assert len(list((tmp_path / "g").iterdir())) == 2
-    other.write_text("preset = 'cpu-small'\nfmap_max = 8")
+    other.write_text("preset = 'cpu-small'\nfmap_max = 8\nstart_resolution = 4")
     arguments = ["train", "--config", str(other), "--data", str(work / "data"), "--out", str(tmp_path / "small")]
     assert main([*arguments, *TINY]) == 0
     kept = json.loads((tmp_path / "small/config.json").read_text())["settings"]
-    assert (kept["ema_decay"], kept["fmap_max"]) == (0.998, 8)
+    assert (kept["ema_half_life_kimg"], kept["fmap_max"]) == (4.0, 8)
 
 
 def test_plain_lines_without_a_terminal(work, tmp_path):
