@@ -58,9 +58,10 @@ def _may_multiply(dtype: torch.dtype) -> bool:
 
 
 def _has_kernels(x: Tensor, more_memory: bool) -> bool:
-    if not has_gpu_kernels(x) or torch.cuda.get_device_capability(x.device) < (8, 0):
+    if not has_gpu_kernels(x):
         return False
-    return not more_memory or torch.cuda.get_device_properties(x.device).shared_memory_per_multiprocessor >= 160 << 10
+    gpu = torch.cuda.get_device_properties(x.device)
+    return gpu.major >= 8 and (not more_memory or gpu.shared_memory_per_multiprocessor >= 160 << 10)
 
 
 def forward(

@@ -145,8 +145,7 @@ def test_fp32_is_taken_where_two_blocks_fit(monkeypatch):
     monkeypatch.setattr(conv_halo_gradients, "SMALLEST", 8)
     monkeypatch.setattr(conv_halo_gradients, "has_gpu_kernels", lambda x: True)
     for capability, kilobytes in (((7, 5), 64), ((8, 9), 100), ((8, 0), 164)):
-        properties = SimpleNamespace(shared_memory_per_multiprocessor=kilobytes << 10)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        properties = SimpleNamespace(major=capability[0], shared_memory_per_multiprocessor=kilobytes << 10)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
         for c_in, c_out, geometry in (
             (16, 32, (1, 1, 2)),
