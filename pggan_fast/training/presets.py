@@ -56,7 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": {4: 512, 8: 256, 16: 128, 32: 64, 64: 32},
         "learning_rate": {4: 1e-3, 128: 1.5e-3, 256: 2e-3, 512: 3e-3},
     },
-    # An hour or so for 64 px on two cores. It came nearer there than the paper's recipe, one seed each: docs/training.md.
+    # An hour or so for 64 px on two cores; nearer there than the paper's recipe, one seed each: docs/training.md.
     "cpu-small": {
         "start_resolution": 16,
         "stable_kimg": 16.0,
