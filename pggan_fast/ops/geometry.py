@@ -21,6 +21,8 @@ def checked_axes(op: str, name: str, value: Pair, *, least: int = 1, order: str 
 
 def checked_factor(op: str, name: str, value: int) -> int:
     """A factor of both axes, from 1."""
+    if type(value) is int and value > 0:  # the common case, in less than a microsecond
+        return value
     numbers = () if isinstance(value, Sequence) else _whole_numbers(value)
     if not numbers or numbers[0] < 1:
         raise ValueError(f"{op}: {name} is {value}, must be a number from 1")
@@ -29,6 +31,8 @@ def checked_factor(op: str, name: str, value: int) -> int:
 
 def checked_sides(op: str, padding: Pair) -> tuple[int, int, int, int]:
     """(x0, x1, y0, y1) of a padding, negative ones too."""
+    if type(padding) is int:
+        return padding, padding, padding, padding
     numbers = _whole_numbers(padding)
     if len(numbers) not in (1, 2, 4):
         raise ValueError(f"{op}: padding is {padding}, must be a number, (x, y) or (x0, x1, y0, y1)")

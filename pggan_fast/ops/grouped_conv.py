@@ -42,7 +42,7 @@ def conv2d(
 def convolve(x: Tensor, weight: Tensor, conv: "GroupedConvolution") -> Tensor:
     """The convolution, in autocast's dtype where autocast is on, differentiable to any order."""
     x = autocast_input(x)
-    weight = weight.to(x.dtype)
+    weight = weight if weight.dtype is x.dtype else weight.to(x.dtype)
     if conv.groups > 1:
         slower = x.is_cpu and not is_channels_last(x) and not is_widened(x)  # measured: docs/ops.md
     else:

@@ -120,7 +120,7 @@ def modulated_conv2d(
     """
     _check_modulation("modulated_conv2d", x, weight, styles)
     wide = accumulation_dtype(x.dtype)
-    weight, styles = weight.to(wide), styles.to(wide)
+    weight, styles = _in(wide, weight), _in(wide, styles)
     if x.dtype == torch.float16 and demodulate:
         # Demodulation makes both magnitudes cancel, and products of them might overflow before.
         weight = weight / _largest(weight, (1, 2, 3))
@@ -156,6 +156,11 @@ def _sums_of_squares(weight: Tensor) -> Tensor:
     return weight.square().flatten(2) @ weight.new_ones(weight[0, 0].numel())
 
 
+def _in(dtype: torch.dtype, t: Tensor) -> Tensor:
+    """t in a dtype; `to` takes a microsecond where there is nothing to convert."""
+    return t if t.dtype is dtype else t.to(dtype)
+
+
 def _largest(t: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The largest magnitude along `dims`, which stay, and 1 where all of it is zero."""
     largest = t.abs().amax(dims, keepdim=True)
@@ -165,11 +170,11 @@ def _largest(t: Tensor, dims: tuple[int, ...]) -> Tensor:
 def _scaled(x, weight, styles, factors, f, geometry, noise=None) -> Tensor:
     if x.dtype == torch.float16:
         styles, factors = _within_fp16(styles, factors)
-    y = conv2d_resample(x * styles.to(x.dtype).reshape(*styles.shape, 1, 1), weight, f, **geometry)
+    y = conv2d_resample(x * _in(x.dtype, styles).reshape(*styles.shape, 1, 1), weight, f, **geometry)
     _check_noise(noise, y)
     if factors is None:
         return y if noise is None else y + noise.to(y.dtype)
-    factors = factors.to(y.dtype).reshape(*factors.shape, 1, 1)
+    factors = _in(y.dtype, factors).reshape(*factors.shape, 1, 1)
     return y * factors if noise is None else torch.addcmul(noise.to(y.dtype), y, factors)
 
 
@@ -204,7 +209,7 @@ def modulated_conv2d_stylegan3(
     _check_modulation("modulated_conv2d_stylegan3", x, weight, styles)
     along_y, along_x = checked_axes("modulated_conv2d_stylegan3", "padding", padding, least=0, order="(y, x)")
     wide = accumulation_dtype(x.dtype)
-    weight, styles = weight.to(wide), styles.to(wide)
+    weight, styles = _in(wide, weight), _in(wide, styles)
     if demodulate:
         weight = weight * weight.square().mean((1, 2, 3), keepdim=True).rsqrt()
         styles = styles * styles.square().mean().rsqrt()
