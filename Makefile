@@ -23,12 +23,13 @@ test: lint
 
 # The sources of the CUDA kernels, run on the CPU, under sanitizers, and compiled for every GPU; Triton's compiled for every
 # GPU, and interpreted at every layout and dtype, of which `make test` takes a part.
-# The first part builds what the second runs, on both CPUs while its own tests use one; the others' tests run on two.
+# The first part builds what the second runs; its sanitizers, which take longest, come first.
 test-kernels: export PGGAN_FAST_TEST_KERNELS = 1
 test-kernels: export OMP_NUM_THREADS = 1
 test-kernels: lint
 	@echo "== test-kernels, part 1 of 5: CUDA's kernels built for the CPU, their harness, sanitizers and nvcc"
-	$(BIN)/python -m pytest tests/cuda_on_cpu -q -rs
+	$(BIN)/python -m pytest tests/cuda_on_cpu/test_sanitizers.py tests/cuda_on_cpu \
+	    $(SIDE_BY_SIDE) --no-loadscope-reorder
 	@echo "== test-kernels, part 2 of 5: the ops with CUDA's kernels on the CPU"
 	$(BIN)/python -m pytest tests/ops -q -rs -n 2 -k cuda_on_cpu
 	@echo "== test-kernels, part 3 of 5: Triton's kernels compiled for every GPU, and one wheel under another torch"

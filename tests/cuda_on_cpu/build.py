@@ -3,6 +3,7 @@
 python -m tests.cuda_on_cpu.build [plain | address | thread | coverage]
 """
 
+import fcntl
 import functools
 import importlib.util
 import os
@@ -12,7 +13,9 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -68,11 +71,24 @@ def run(*args: str) -> None:
         raise RuntimeError(f"{' '.join(args)}\n{done.stderr[-8000:]}")
 
 
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Inside, no other process or thread makes this file: tests run side by side."""
+    with open(target.with_name(f"{target.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def make(target: Path, *args: str) -> Path:
     """The file that a compiler makes with these arguments, made unless all that it was made of is older.
 
     Its time is that at which it was begun: a source that is saved meanwhile may have been read before.
     """
+    with locked(target):
+        return _made(target, *args)
+
+
+def _made(target: Path, *args: str) -> Path:
     files, recipe = target.with_name(f"{target.name}.d"), target.with_name(f"{target.name}.txt")
     text = f"{torch.__version__} {args}"
     if target.exists() and recipe.exists() and recipe.read_text() == text:
@@ -95,9 +111,10 @@ def build(variant: str = "plain") -> Path:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda s: make(folder / f"{s.name}.o", *command(variant, s)), sources(variant)))
     library = folder / f"{NAME}.so"
-    if not library.exists() or any(os.path.getmtime(o) > library.stat().st_mtime for o in objects):
-        flags = [f for f in VARIANTS[variant] if f.startswith(("-fsanitize", "--coverage"))]
-        run("g++", "-shared", *flags, *map(str, objects), f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-o", str(library))
+    with locked(library):
+        if not library.exists() or any(os.path.getmtime(o) > library.stat().st_mtime for o in objects):
+            flags = [f for f in VARIANTS[variant] if f.startswith(("-fsanitize", "--coverage"))]
+            run("g++", "-shared", *flags, *map(str, objects), f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-o", str(library))
     return library
 
 

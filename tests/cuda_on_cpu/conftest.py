@@ -10,8 +10,9 @@ collect_ignore_glob = [] if os.environ.get("PGGAN_FAST_TEST_KERNELS") else ["tes
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """nvcc, which takes longest, compiles while the tests before its own run."""
-    if nvcc.NVCC and any("cuda_on_cpu/test_nvcc" in item.nodeid for item in session.items):
+    """nvcc, which takes longest, compiles while the tests before its own run: started by one process of them."""
+    first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
+    if first and nvcc.NVCC and any("cuda_on_cpu/test_nvcc" in item.nodeid for item in session.items):
         nvcc.binaries()
 
 
