@@ -2,7 +2,7 @@
 
 # ruff: noqa: E402
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pggan_fast import _startup
 
@@ -45,6 +45,7 @@ from pggan_fast.ops import (
     kept_weights,
     minibatch_stddev,
     modulated_conv2d,
+    modulated_conv2d_stylegan3,
     pixel_norm,
     setup_filter,
     upfirdn2d,
@@ -52,6 +53,9 @@ from pggan_fast.ops import (
     upsample2x,
     use_impl,
 )
+
+if TYPE_CHECKING:
+    from pggan_fast.dropin import accelerate, explain, restore
 
 _moved.install()
 
@@ -63,6 +67,11 @@ def __getattr__(name: str) -> Any:
 
         return getattr(dropin, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the names of the module, those that are not imported yet too, for completion."""
+    return sorted({*globals(), *__all__})
 
 
 try:
@@ -108,6 +117,7 @@ __all__ = [
     "kept_weights",
     "minibatch_stddev",
     "modulated_conv2d",
+    "modulated_conv2d_stylegan3",
     "pixel_norm",
     "restore",
     "setup_filter",

@@ -225,6 +225,7 @@ CONFIGS: dict[str, type] = {
     "generate": GenerateConfig,
     "interpolate": InterpolateConfig,
     "video": VideoConfig,
+    "project": ProjectConfig,
     "evaluate": EvaluateConfig,
     "import": ImportConfig,
     "export": ExportConfig,

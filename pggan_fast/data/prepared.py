@@ -115,8 +115,11 @@ def changed(kept: object, found: dict[str, object]) -> str | None:
         before = kept.get(name)
         if name == "fingerprint" and isinstance(value, dict) and isinstance(before, dict):
             both = value.keys() & before.keys()
-            if different := sorted(each for each in both if value[each] != before[each]):
-                return f"other images or labels of the same count, {', '.join(different)}"
+            different = [each for each in value if each in both and value[each] != before[each]]
+            if sizes := [each for each in different if each != "labels"]:
+                return f"other images of the same count, at {', '.join(sizes)} px"
+            if different:
+                return "other labels of the same count"
         elif value != before and not (name in ("digest", "fingerprint") and None in (value, before)):
             return f"{name} is {value}, was {before}"
     return None

@@ -17,7 +17,7 @@ from pggan_fast.layers import (
     unscale_weights,
 )
 from pggan_fast.networks.base import BaseDiscriminator
-from pggan_fast.networks.inputs import blends, one_hot
+from pggan_fast.networks.inputs import blends, check_images, one_hot
 from pggan_fast.networks.options import DiscriminatorOptions, takes
 from pggan_fast.networks.recompute import recomputed
 from pggan_fast.networks.resolutions import check_resolution, image_size, resolutions_up_to
@@ -109,6 +109,7 @@ class Discriminator(BaseDiscriminator):
             sides = "r, r" if self.base == (4, 4) else f"{self.base[0]} * r / 4, {self.base[1]} * r / 4"
             raise ValueError(f"images have shape {list(images.shape)}, must be [N, {self.image_channels}, {sides}]")
         check_resolution("the images' resolution", resolution, self.resolution)
+        check_images(images)
         x = self.from_rgb[str(resolution)](images)
         for r in reversed(resolutions_up_to(resolution)[1:]):
             x = self._block(x, r)

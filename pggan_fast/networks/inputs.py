@@ -1,8 +1,14 @@
-"""Inputs of networks beside latents and images: labels, and the weight of the newest layers."""
+"""Inputs of networks as they are checked and converted: images, labels, and the weight of the newest layers."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def check_images(images: Tensor) -> None:
+    """Raise ValueError unless `images` are floating-point: integers, as files hold them, have another range."""
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}, must be floating-point in -1..1: see fade_reals for uint8 images")
 
 
 def one_hot(labels: Tensor | None, label_dim: int, batch: int, like: Tensor) -> Tensor | None:

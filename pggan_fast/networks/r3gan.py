@@ -21,7 +21,7 @@ from pggan_fast.layers.r3gan import (
     ScaledLinear,
 )
 from pggan_fast.networks.base import BaseDiscriminator, BaseGenerator, Network
-from pggan_fast.networks.inputs import blends, one_hot
+from pggan_fast.networks.inputs import blends, check_images, one_hot
 from pggan_fast.networks.options import R3ganGeneratorOptions, R3ganOptions, takes
 from pggan_fast.networks.recompute import recomputed
 from pggan_fast.networks.resolutions import image_size, resolutions_up_to
@@ -143,6 +143,7 @@ class R3ganDiscriminator(_Stages, BaseDiscriminator):
                 f"images have shape {list(images.shape)}, must be [N, {', '.join(map(str, expected))}]:"
                 " these networks do not grow"
             )
+        check_images(images)
         self._check_stage(self.resolution, alpha)
         x = self.input(images)
         for stage in self.stages.values():

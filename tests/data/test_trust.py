@@ -268,6 +268,9 @@ def test_metadata_of_other_data_differ(tmp_path):
     for resolution in (4, 8, 16):
         path = tmp_path / "out" / f"images_{resolution}.npy"
         np.save(path, 255 - np.load(path))
-    assert "other images" in changed(before, PreparedData(tmp_path / "out").metadata())
+    after = PreparedData(tmp_path / "out").metadata()
+    assert changed(before, after) == "other images of the same count, at 4, 8, 16 px"
+    relabelled = {**before, "fingerprint": {**before["fingerprint"], "labels": "0"}}
+    assert changed(relabelled, before) == "other labels of the same count"
     older = {name: before[name] for name in ("count", "channels", "classes", "base")}
     assert changed(older, before) is None

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from pggan_fast import Discriminator, Generator
+from pggan_fast.networks import R3ganDiscriminator
 
 SMALL = {"resolution": 16, "fmap_base": 64, "fmap_max": 16}
+IMAGES_OF_FILES = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("network", [Generator, Discriminator])
@@ -30,6 +32,8 @@ CALLS = [
     (Discriminator, {}, (torch.zeros(2, 3, 8, 16),), {}, r"\[2, 3, 8, 16\], must be \[N, 3, r, r\]"),
     (Discriminator, {}, (torch.zeros(2, 1, 16, 16),), {}, r"\[2, 1, 16, 16\], must be \[N, 3, r, r\]"),
     (Discriminator, {}, (torch.zeros(3, 16, 16),), {}, r"\[3, 16, 16\], must be \[N, 3, r, r\]"),
+    (Discriminator, {}, (IMAGES_OF_FILES,), {}, r"images are torch.uint8, must be floating-point in -1..1: see fade_"),
+    (R3ganDiscriminator, {}, (IMAGES_OF_FILES,), {}, "images are torch.uint8, must be floating-point"),
 ]
 
 

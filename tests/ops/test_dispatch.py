@@ -52,6 +52,12 @@ def test_every_public_op_is_listed():
     assert set(OPS) < set(ops.__all__)
 
 
+def test_every_public_op_is_the_packages_too():
+    assert set(ops.__all__) - {"implementations"} < set(pggan_fast.__all__)
+    assert [name for name in ops.__all__ if name != "implementations" and not hasattr(pggan_fast, name)] == []
+    assert set(pggan_fast.__all__) <= set(dir(pggan_fast))  # completion in a shell
+
+
 @NATIVE
 @pytest.mark.parametrize("op", OPS)
 def test_impl_argument(op, monkeypatch):
