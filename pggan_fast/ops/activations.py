@@ -17,6 +17,7 @@ from pggan_fast.ops.bias_act import BiasAct, check_epilogue
 from pggan_fast.ops.bias_act import bias_act as fused_bias_act
 from pggan_fast.ops.bias_act import pixel_norm as fused_pixel_norm
 from pggan_fast.ops.dispatch import choose
+from pggan_fast.ops.geometry import check_floating
 from pggan_fast.ops.registry import through_dispatcher
 from pggan_fast.reference import accumulation_dtype
 
@@ -71,6 +72,7 @@ def bias_act(
     Raises ValueError for an unknown act, a slope or gain below 0 (backward reads the activation's sign off the
     output), a clamp below 0, or a bias of another length.
     """
+    check_floating("bias_act", x)
     if dim == 1 and clamp is None and act in PIECEWISE:
         options = (scale, act, slope, gain, pixel_norm, eps)
         check_epilogue("bias_act", x.shape[1:2], bias, options)
@@ -136,5 +138,3 @@ def _check(x, bias, act, slope, gain, pixel_norm, dim, clamp) -> None:
         raise ValueError(f"bias_act: bias has shape {list(bias.shape)}, must be [{x.shape[dim]}]")
     if pixel_norm and dim != 1:
         raise ValueError(f"bias_act: dim is {dim}, must be 1 with pixel_norm")
-    if not x.is_floating_point():
-        raise ValueError(f"bias_act: x is {x.dtype}, must be floating")

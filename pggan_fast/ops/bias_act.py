@@ -27,6 +27,7 @@ from pggan_fast import reference
 from pggan_fast.ops import bias_act_formulas as formulas
 from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
+from pggan_fast.ops.geometry import check_floating
 from pggan_fast.ops.registry import (
     OpFunction,
     batch_implementations,
@@ -84,6 +85,7 @@ def pixel_norm(x: Tensor, eps: float = 1e-8, *, impl: str = "auto") -> Tensor:
 
     x: [N, C, *spatial]; dtypes, layouts and gradients as `bias_act`.
     """
+    check_floating("pixel_norm", x)
     check_epilogue("pixel_norm", x.shape[1:2], None, (1.0, "linear", 0.0, 1.0, True, eps))
     return bias_act(x, act="linear", pixel_norm=True, eps=eps, impl=choose("pixel_norm", x, impl))
 

@@ -38,6 +38,7 @@ from pggan_fast.ops.conv_gradients import (
 from pggan_fast.ops.conv_halo_gradients import HaloConv2d
 from pggan_fast.ops.conv_rgb_gradients import RGBConv2d, ToImageConv2d
 from pggan_fast.ops.dispatch import choose, requested_impl
+from pggan_fast.ops.geometry import check_floating
 from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.narrow_cpu import is_widened
 from pggan_fast.ops.registry import (
@@ -147,6 +148,7 @@ def _check(x: Tensor, weight: Tensor, up: int, down: int, padding: int | None) -
             "equalized_conv2d: x must be [N, C_in, H, W] and weight [C_out, C_in, k, k], "
             f"got {list(x.shape)} and {list(weight.shape)}"
         )
+    check_floating("equalized_conv2d", x)
     if (up, down) not in ((1, 1), (2, 1), (1, 2)):
         raise ValueError(f"equalized_conv2d: up={up} and down={down}, each must be 1 or 2, and not both 2")
     k = weight.shape[-1]

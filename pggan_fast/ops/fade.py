@@ -9,6 +9,7 @@ from torch import Tensor
 from pggan_fast import reference
 from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
+from pggan_fast.ops.geometry import check_floating
 from pggan_fast.ops.registry import (
     OpFunction,
     batch_implementations,
@@ -37,6 +38,7 @@ def fade_in(low: Tensor, high: Tensor, alpha: float | Tensor, *, impl: str = "au
         )
     if low.dtype != high.dtype:
         raise ValueError(f"fade_in: low is {low.dtype} and high is {high.dtype}, must be the same")
+    check_floating("fade_in", low, name="low")
     tensor, number = split_alpha("fade_in", alpha)
     impl = choose("fade_in", high, impl)
     if impl == "reference":
@@ -56,11 +58,9 @@ def fade_reals(
     Computed in fp32 (fp64 for fp64); the result has images' layout. Twice differentiable in floating images.
     Raises ValueError for odd sizes and for integer images other than uint8.
     """
-    check_image("fade_reals", images)
+    check_image("fade_reals", images, torch.uint8, name="images")
     if images.shape[2] % 2 or images.shape[3] % 2:
         raise ValueError(f"fade_reals: images are {images.shape[2]} x {images.shape[3]}, height and width must be even")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"fade_reals: images are {images.dtype}, must be uint8 or floating")
     if dtype is None:
         dtype = torch.float32 if images.dtype == torch.uint8 else images.dtype
     tensor, number = split_alpha("fade_reals", alpha)

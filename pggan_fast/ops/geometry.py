@@ -1,4 +1,4 @@
-"""Factors, paddings and filters as callers give them, checked: a mistake is one line."""
+"""Dtypes, factors, paddings and filters as callers give them, checked: a mistake is one line."""
 
 import operator
 from collections.abc import Sequence
@@ -9,6 +9,15 @@ from torch import Tensor
 from pggan_fast.reference import each_side
 
 Pair = int | Sequence[int]
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_floating(op: str, x: Tensor, *also: torch.dtype, name: str = "x") -> None:
+    """Refuse what no kernel computes with, and torch's own functions would take in silence."""
+    if x.dtype not in FLOATING and x.dtype not in also:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*FLOATING, *also))
+        raise ValueError(f"{op}: {name} is {x.dtype}, allowed: {allowed}")
 
 
 def checked_axes(op: str, name: str, value: Pair, *, least: int = 1, order: str = "(x, y)") -> tuple[int, int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pggan_fast.ops.closed_conv import Convolution, as_nonleaf_view
 from pggan_fast.ops.conv import autocast_input
-from pggan_fast.ops.geometry import Pair, checked_axes
+from pggan_fast.ops.geometry import Pair, check_floating, checked_axes
 from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.narrow_cpu import convolution, convolution_backward, is_widened
 from pggan_fast.ops.registry import is_transformed, through_dispatcher
@@ -31,6 +31,7 @@ def conv2d(
             "conv2d: x must be [N, C_in, H, W] and weight [C_out, C_in / groups, kh, kw], "
             f"got {list(x.shape)} and {list(weight.shape)} with groups={groups}"
         )
+    check_floating("conv2d", x)
     if weight.shape[0] % groups:
         raise ValueError(f"conv2d: weight has {weight.shape[0]} output channels, must be a multiple of groups={groups}")
     conv = GroupedConvolution(

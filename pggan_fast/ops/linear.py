@@ -24,6 +24,7 @@ from pggan_fast.ops.closed_conv import as_nonleaf_view
 from pggan_fast.ops.conv import autocast_input
 from pggan_fast.ops.dispatch import choose
 from pggan_fast.ops.fold import fold_weight
+from pggan_fast.ops.geometry import check_floating
 from pggan_fast.ops.narrow_cpu import is_widened, product
 from pggan_fast.ops.registry import (
     OpFunction,
@@ -65,6 +66,7 @@ def equalized_linear(
             "equalized_linear: x must be [N, C_in] and weight [C_out, C_in], "
             f"got {list(x.shape)} and {list(weight.shape)}"
         )
+    check_floating("equalized_linear", x)
     weight_scale = reference.default_weight_scale(weight) if weight_scale is None else weight_scale
     options = (weight_scale, act, slope, gain, pixel_norm, eps)
     check_epilogue("equalized_linear", weight.shape[:1], bias, options)

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pggan_fast.ops.geometry import Pair, check_filter, checked_axes, checked_factor, checked_sides, filter_size
+from pggan_fast.ops.geometry import (
+    Pair,
+    check_filter,
+    check_floating,
+    checked_axes,
+    checked_factor,
+    checked_sides,
+    filter_size,
+)
 from pggan_fast.ops.grouped_conv import GroupedConvolution, convolve
 from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.small import takes_own_weights
@@ -229,6 +237,7 @@ def _check_convolution(x: Tensor, weight: Tensor, groups: int) -> None:
             "conv2d_resample: x must be [N, C_in, H, W] and weight [C_out, C_in / groups, kh, kw], "
             f"got {list(x.shape)} and {list(weight.shape)} with groups={groups}"
         )
+    check_floating("conv2d_resample", x)
     if weight.shape[0] % groups:
         raise ValueError(
             f"conv2d_resample: weight has {weight.shape[0]} output channels, must be a multiple of groups={groups}"
@@ -241,6 +250,7 @@ def _check_modulation(op: str, x: Tensor, weight: Tensor, styles: Tensor) -> Non
             f"{op}: x must be [N, C_in, H, W] and weight [C_out, C_in, kh, kw], "
             f"got {list(x.shape)} and {list(weight.shape)}"
         )
+    check_floating(op, x)
     if styles.shape != x.shape[:2]:
         raise ValueError(f"{op}: styles has shape {list(styles.shape)}, must be {list(x.shape[:2])}")
 

@@ -7,6 +7,7 @@ from pggan_fast import reference
 from pggan_fast.ops import small
 from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
+from pggan_fast.ops.geometry import check_floating
 from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.registry import (
     OpFunction,
@@ -53,9 +54,11 @@ def downsample2x(x: Tensor, *, impl: str = "auto") -> Tensor:
     return Downsample2x.apply(x, 0.25, impl)
 
 
-def check_image(op: str, x: Tensor) -> None:
+def check_image(op: str, x: Tensor, *also: torch.dtype, name: str = "x") -> None:
+    """Refuse what is no image in a floating dtype or in one of `also`."""
     if x.ndim != 4:
-        raise ValueError(f"{op}: x must be [N, C, H, W], got {list(x.shape)}")
+        raise ValueError(f"{op}: {name} must be [N, C, H, W], got {list(x.shape)}")
+    check_floating(op, x, *also, name=name)
 
 
 class Upsample2x(OpFunction):

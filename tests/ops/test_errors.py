@@ -65,7 +65,7 @@ CASES = [
         "a float or a 0-d fp32 tensor, got [] torch.float64",
     ),
     ("fade_reals", (X[..., :3, :], 0.5), {}, "images are 3 x 4, height and width must be even"),
-    ("fade_reals", (X.long(), 0.5), {}, "images are torch.int64, must be uint8 or floating"),
+    ("fade_reals", (X.long(), 0.5), {}, "images is torch.int64, allowed: float32, bfloat16, float16, float64, uint8"),
     ("fade_reals", (X[0], 0.5), {}, "must be [N, C, H, W], got [6, 4, 4]"),
     ("fade_reals", (X, HALF.half()), {}, "alpha must be a float or a 0-d fp32 tensor, got [] torch.float16"),
     ("upfirdn2d", (X[0],), {}, "x must be [N, C, H, W], got [6, 4, 4]"),
@@ -104,13 +104,32 @@ def test_one_line(op, args, kwargs, message, impl):
     assert "\n" not in str(caught.value)
 
 
-@NATIVE
-@pytest.mark.parametrize(
-    "op", ["bias_act", "pixel_norm", "upsample2x", "downsample2x", "minibatch_stddev", "upfirdn2d"]
-)
-def test_integers_are_refused(op):
-    with pytest.raises(RuntimeError, match="float64, float32, bfloat16 or float16"):
-        getattr(ops, op)(X.long(), impl="native")
+# Where torch's own functions would give integers, or fail in lines of their own.
+FLOATING = {
+    "bias_act": (X,),
+    "pixel_norm": (X,),
+    "equalized_conv2d": (X, W),
+    "equalized_linear": (L, L),
+    "upsample2x": (X,),
+    "downsample2x": (X,),
+    "minibatch_stddev": (X,),
+    "fade_in": (X[..., :2, :2], X, 0.5),
+    "upfirdn2d": (X,),
+    "filtered_lrelu": (X,),
+    "conv2d": (X, W),
+    "conv2d_resample": (X, W),
+    "modulated_conv2d": (X, W, torch.ones(4, 6)),
+    "modulated_conv2d_stylegan3": (X, W, torch.ones(4, 6)),
+}
+
+
+@pytest.mark.parametrize("op", FLOATING)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_other_dtypes_are_refused(op, dtype):
+    args = [a.to(dtype) if a is X else a for a in FLOATING[op]]
+    args[0] = args[0].to(dtype)
+    with pytest.raises(ValueError, match=rf"^{op}: (x|low) is {dtype}, allowed: float32, bfloat16, float16, float64$"):
+        getattr(ops, op)(*args)
 
 
 @NATIVE
