@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pggan_fast import ops
+from pggan_fast.ops.conv import check_rescaling
 
 
 class EqualizedConv2d(nn.Module):
@@ -34,6 +35,7 @@ class EqualizedConv2d(nn.Module):
         padding: int | None = None,
     ):
         super().__init__()
+        check_rescaling("EqualizedConv2d", kernel_size, up, down, padding)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.weight_scale = gain / math.sqrt(in_channels * kernel_size**2)

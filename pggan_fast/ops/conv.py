@@ -149,13 +149,17 @@ def _check(x: Tensor, weight: Tensor, up: int, down: int, padding: int | None) -
             f"got {list(x.shape)} and {list(weight.shape)}"
         )
     check_floating("equalized_conv2d", x)
+    check_rescaling("equalized_conv2d", weight.shape[-1], up, down, padding)
+
+
+def check_rescaling(op: str, k: int, up: int, down: int, padding: int | None) -> None:
+    """Refuse what a convolution of k x k taps does not take, for the op and the layer that is made of it."""
     if (up, down) not in ((1, 1), (2, 1), (1, 2)):
-        raise ValueError(f"equalized_conv2d: up={up} and down={down}, each must be 1 or 2, and not both 2")
-    k = weight.shape[-1]
+        raise ValueError(f"{op}: up={up} and down={down}, each must be 1 or 2, and not both 2")
     if padding is None and k % 2 == 0:
-        raise ValueError(f"equalized_conv2d: a kernel of even size {k} needs an explicit padding")
+        raise ValueError(f"{op}: a kernel of even size {k} needs an explicit padding")
     if padding is not None and not 0 <= padding <= (k - 1 if up == 2 else k):
-        raise ValueError(f"equalized_conv2d: padding is {padding}, must be 0 to {k - 1 if up == 2 else k}")
+        raise ValueError(f"{op}: padding is {padding}, must be 0 to {k - 1 if up == 2 else k}")
 
 
 def autocast_input(x: Tensor) -> Tensor:

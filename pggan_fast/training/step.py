@@ -149,8 +149,8 @@ class TrainStep:
 
     def run(self, real: Tensor, labels: Tensor | None, *, alpha: float | Tensor, penalties: tuple[bool, ...]) -> Stats:
         """Do all that a call does on the device; it may be recorded once and replayed."""
-        if len(real) % self.d_steps:
-            raise ValueError(f"real has {len(real)} images, must be a multiple of d_steps={self.d_steps}")
+        if len(real) % self.d_steps or not len(real):
+            raise ValueError(f"real has {len(real)} images, must be a multiple of d_steps={self.d_steps}, not 0")
         n, resolution = len(real) // self.d_steps, min(real.shape[-2:])
         fading = isinstance(alpha, Tensor) or alpha != 1.0
         scale = self.loss_scale if self.precision == "fp16" else None

@@ -175,3 +175,16 @@ def test_use_impl_reaches_into_layers():
     with pytest.raises(RuntimeError, match="equalized_conv2d: impl='triton'"), pggan_fast.use_impl("triton"):
         layer(X)
     torch.testing.assert_close(layer(X), expected, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "options", "message"),
+    [
+        (4, {}, "a kernel of even size 4 needs an explicit padding"),
+        (3, {"up": 4}, "up=4 and down=1, each must be 1 or 2, and not both 2"),
+        (3, {"padding": 3, "up": 2}, "padding is 3, must be 0 to 2"),
+    ],
+)
+def test_a_layer_that_no_image_fits_is_not_made(kernel_size, options, message):
+    with pytest.raises(ValueError, match=f"^EqualizedConv2d: {message}$"):
+        EqualizedConv2d(3, 4, kernel_size, **options)

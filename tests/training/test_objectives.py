@@ -98,8 +98,9 @@ def test_several_steps_of_d_each_see_their_own_reals():
     assert [len(s) for s in seen] == [4, 4, 4] and torch.equal(torch.cat(seen), real)
     assert all(state["step"] == 3 for state in step.optimizer_D.state.values())
     assert all(state["step"] == 1 for state in step.optimizer_G.state.values())
-    with pytest.raises(ValueError, match="real has 10 images, must be a multiple of d_steps=3"):
-        step(images(10))
+    for count in (10, 0):
+        with pytest.raises(ValueError, match=f"real has {count} images, must be a multiple of d_steps=3, not 0"):
+            step(images(count))
 
 
 def test_several_steps_of_d_are_those_of_so_many_calls():
