@@ -52,9 +52,10 @@ class Explanation(tuple[Row, ...]):
         rows = [("module", "class", "", "operations, or the reason")]
         rows += [(row.module or "(the model)", row.kind, row.status, row.what) for row in self]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
+        lines = [] if self.replaced or not self.graphs else ["nothing is replaced: what runs is the model's own code"]
+        lines += ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
         for i, graph in enumerate(self.graphs):
-            lines.append(f"graph {i}: {graph.function}, {len(graph.replaced)} calls put in, ran {graph.runs} times")
+            lines.append(f"graph {i}: {graph.function}, calls put in: {len(graph.replaced)}, runs: {graph.runs}")
             lines += [f"  ends at a graph break: {graph.ends}"] if graph.ends else []
         return "\n".join(lines)
 

@@ -97,6 +97,13 @@ def test_what_runs(monkeypatch):
         "equalized conv + lrelu + pixel norm",
     ]
     assert "nearest upsampling" in str(explain(fast))
+    assert str(explain(fast)).endswith("calls put in: 2, runs: 1")
+
+
+def test_where_nothing_is_replaced_it_says_so_first():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Tanh())
+    fast = called(accelerate(model), torch.zeros(1, 3, 8, 8))
+    assert str(explain(fast)).startswith("nothing is replaced: what runs is the model's own code\n")
 
 
 @pytest.mark.parametrize("size", [8, 64], ids=lambda size: f"{size} px")
