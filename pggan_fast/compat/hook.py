@@ -93,26 +93,23 @@ def contents_of(modules: dict[str, Contents], name: str) -> Contents | None:
 
 
 def _contents_by_source(modules: dict[str, Contents], name: str, find: Callable) -> Contents | None:
-    """Return what a module under a path of its own holds: its last name is that of one of ours, which has all that the
-    source defines, with the same parameters. `find` returns its spec."""
-    alike = [made for known, made in modules.items() if known.rpartition(".")[2] == name.rpartition(".")[2]]
-    if not alike or name.partition(".")[0] in _EXCLUDED or any(contents_of(m, name) for m in PACKAGES.values()):
+    """Return what a module under a path of its own holds: the first of all packages' modules of the same last name that
+    has all that the source defines, with the same parameters, if it is of `modules`. `find` returns its spec."""
+    last = name.rpartition(".")[2]
+    alike = [(of, of[known]) for of in PACKAGES.values() for known in of if known.rpartition(".")[2] == last]
+    if not alike or name.partition(".")[0] in _EXCLUDED or any(contents_of(of, name) for of in PACKAGES.values()):
         return None
     try:
         body = ast.parse(find().loader.get_source(name)).body
     except Exception:  # it has no source, or not one that this Python reads
         return None
-    theirs = {
-        d.name: _parameters(d) for d in body if isinstance(d, ast.FunctionDef | ast.ClassDef) and d.name[0] != "_"
-    }
-    for made in alike if theirs else ():
-        ours = {
-            key: [*inspect.signature(value).parameters]
-            for key, value in made(ModuleType(name)).items()
-            if key in theirs
-        }
-        if all(key in ours and ours[key][: len(names)] == names for key, names in theirs.items()):
-            return made
+    defined = [d for d in body if isinstance(d, ast.FunctionDef | ast.ClassDef) and d.name[0] != "_"]
+    theirs = {d.name: _parameters(d) for d in defined}
+    for of, made in alike if theirs else ():
+        ours = {key: value for key, value in made(ModuleType(name)).items() if key in theirs}
+        taken = {key: [*inspect.signature(value).parameters][: len(theirs[key])] for key, value in ours.items()}
+        if taken == theirs:
+            return made if of is modules else None
     return None
 
 
