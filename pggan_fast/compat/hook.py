@@ -1,12 +1,14 @@
 """Put our functions in the place of other codebases' op modules, whether those are imported already or will be."""
 
+import ast
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType, TracebackType
 
 from torch import nn
@@ -90,15 +92,47 @@ def contents_of(modules: dict[str, Contents], name: str) -> Contents | None:
     return next((made for known, made in modules.items() if name == known or name.endswith(f".{known}")), None)
 
 
+def _contents_by_source(modules: dict[str, Contents], name: str, find: Callable) -> Contents | None:
+    """Return what a module under a path of its own holds: the first of all packages' modules of the same last name that
+    has all that the source defines, with the same parameters, if it is of `modules`. `find` returns its spec."""
+    last = name.rpartition(".")[2]
+    alike = [(of, of[known]) for of in PACKAGES.values() for known in of if known.rpartition(".")[2] == last]
+    if not alike or name.partition(".")[0] in _EXCLUDED or any(contents_of(of, name) for of in PACKAGES.values()):
+        return None
+    try:
+        body = ast.parse(find().loader.get_source(name)).body
+    except Exception:  # it has no source, or not one that this Python reads
+        return None
+    defined = [d for d in body if isinstance(d, ast.FunctionDef | ast.ClassDef) and d.name[0] != "_"]
+    theirs = {d.name: _parameters(d) for d in defined}
+    for of, made in alike if theirs else ():
+        ours = {key: value for key, value in made(ModuleType(name)).items() if key in theirs}
+        taken = {key: [*inspect.signature(value).parameters][: len(theirs[key])] for key, value in ours.items()}
+        if taken == theirs:
+            return made if of is modules else None
+    return None
+
+
+def _parameters(definition: ast.FunctionDef | ast.ClassDef) -> list[str]:
+    """Names of what a function, or a class by its __init__, takes."""
+    inside = [d for d in definition.body if getattr(d, "name", "") == "__init__"]
+    taking = inside if isinstance(definition, ast.ClassDef) else [definition]
+    return [a.arg for d in taking for a in d.args.args if a.arg != "self"]
+
+
 class _Finder(MetaPathFinder, Loader):
     """The finder of one codebase's modules, before a search along the path would."""
 
     def __init__(self, modules: dict[str, Contents]):
         self.modules, self.made = modules, []
+        self.contents: dict[str, Contents] = {}
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if contents_of(self.modules, name) is None:
+        find = partial(PathFinder.find_spec, name, path)
+        made = contents_of(self.modules, name) or _contents_by_source(self.modules, name, find)
+        if made is None:
             return None
+        self.contents[name] = made
         # As a package it may be asked for a module inside it, which is found here too.
         spec = ModuleSpec(name, self, origin=_source_of(self.modules), is_package=True)
         spec.has_location = True  # a module then has a __file__, which some look beside
@@ -112,7 +146,7 @@ class _Finder(MetaPathFinder, Loader):
         inside = f"{module.__name__}.{module.__name__.rpartition('.')[2]}"
         if contents_of(self.modules, inside) is not None:
             importlib.import_module(inside)
-        vars(module).update(contents_of(self.modules, module.__name__)(module))
+        vars(module).update(self.contents[module.__name__](module))
         self.made.append(module)
 
     def remove(self) -> None:
@@ -158,7 +192,8 @@ def _exchange_imported(modules: dict[str, Contents]) -> list[Callable[[], None]]
     """Exchange the functions of modules that are imported already; returns what undoes it."""
     undo, exchanged = [], {}
     for name, module in list(sys.modules.items()):
-        made = contents_of(modules, name)
+        found = partial(getattr, module, "__spec__", None)
+        made = contents_of(modules, name) or _contents_by_source(modules, name, found)
         if made is None or not isinstance(module, ModuleType):
             continue
         for key, value in made(module).items():

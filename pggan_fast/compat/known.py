@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from pggan_fast import ops
 from pggan_fast.compat import rosinality, stylegan
@@ -33,26 +32,6 @@ def _modulated_conv2d(
 ) -> Tensor:
     options = dict(up=up, down=down, padding=padding, resample_filter=resample_filter, demodulate=demodulate)
     return ops.modulated_conv2d(x, weight, styles, noise=noise, flip_weight=flip_weight, **options)
-
-
-def _bias_act(
-    x: Tensor,
-    b: Tensor | None = None,
-    dim: int = 1,
-    act: str = "linear",
-    alpha: float | None = None,
-    gain: float | None = None,
-    clamp: float | None = None,
-    impl: str = "cuda",
-) -> Tensor:
-    y = stylegan.bias_act(x, b, dim, act, alpha, _number(gain))
-    # torch's clamp as in theirs, which has no second derivative where a fused one has zeros.
-    return y if clamp is None else y.clamp(-clamp, clamp)
-
-
-def _number(value: Any) -> Any:
-    """A number of NumPy's, as `activation_funcs[act].def_gain` is, is a tensor to TorchDynamo, and has no value yet."""
-    return 1.0 if isinstance(value, FakeTensor) else value
 
 
 def _fused_leaky_relu(
@@ -111,7 +90,7 @@ KNOWN: dict[str, tuple[str, tuple[tuple[Callable, Calls], ...]]] = {
     ),
     "upsample2d": ("resample", ((stylegan.upsample2d, [((_X, _F), {}), ((_X, _G), dict(up=3))]),)),
     "downsample2d": ("resample", ((stylegan.downsample2d, [((_X, _F), {}), ((_X, _G), dict(down=3, gain=2))]),)),
-    "bias_act": ("bias_act", ((_bias_act, _BIASED),)),
+    "bias_act": ("bias_act", ((stylegan.bias_act, _BIASED),)),
     "fused_leaky_relu": ("bias_act", ((rosinality.fused_leaky_relu, _LEAKY), (_fused_leaky_relu, _LEAKY))),
     "modulated_conv2d": ("conv", ((_modulated_conv2d, _MODULATED), (_modulated_conv2d_stylegan3, _MODULATED3))),
 }

@@ -222,7 +222,8 @@ def _corrected() -> Iterator[None]:
     Left to Python is what keeps something from call to call: generators that exist already, and functions with a cache,
     whose results are computed once and shared. A context that only suppresses the tracer's warnings becomes one that
     does nothing: Dynamo would guard all filters of warnings as they are while it captures, and write them back at each
-    call. NumPy's function of constants, as `np.sqrt(0.5)` is, becomes a constant: it would end a graph.
+    call. NumPy's function of constants, as `np.sqrt(0.5)` is, becomes a constant: it would end a graph. An attribute
+    that is a number of NumPy's, as `1 / np.sqrt(fan_in)` is, becomes a float: it would be a tensor.
     """
     call, wrap = WrapperUserFunctionVariable.call_function, VariableBuilder._wrap
     numpys = NumpyVariable.call_function
@@ -239,7 +240,7 @@ def _corrected() -> Iterator[None]:
         if suppresses_tracer_warnings(value):
             self.install_guards(GuardBuilder.ID_MATCH)
             return SourcelessBuilder.create(self.tx, contextlib.nullcontext)
-        return wrap(self, value)
+        return wrap(self, float(value) if type(value) is np.float64 else value)
 
     def of_numbers(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(self.value, np.ufunc) and not kwargs and all(isinstance(a, ConstantVariable) for a in args):

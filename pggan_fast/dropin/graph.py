@@ -22,6 +22,8 @@ from pggan_fast.reference import is_channels_last
 _IN_PLACE = {f for name, f in vars(operator).items() if name[0] == "i" and f"__{name[1:]}__" in vars(operator)}
 _IN_PLACE |= {operator.setitem}
 """`operator.iadd` and its like"""
+_CASTS = ("to", "type", "type_as", "float", "contiguous")
+_TAKE_SIZES = ("reshape", "view", "repeat", "expand")
 
 
 @dataclass
@@ -103,6 +105,24 @@ def may_scale(node: fx.Node) -> bool:
 
 
 # Modes
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Replace casts to what a tensor is already by the tensor, and sizes that are tensors of constants by numbers."""
+    for node in graph.nodes:
+        if name_of(node) in _CASTS and node.op == "call_method" and storage_of(node) == storage_of(node.args[0]):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif name_of(node) in _TAKE_SIZES:
+            node.args = (node.args[0], *fx.map_arg(node.args[1:], _number))
+
+
+def _number(node: fx.Node) -> fx.Node | int:
+    """The number that a node's tensor of one integer always holds, else the node."""
+    constant = getattr(example(node), "constant", None)
+    integer = constant is not None and constant.ndim == 0 and constant.dtype == torch.int64
+    written = integer and any(overwrites(user) for alias in aliases_of(node) for user in alias.users)
+    return constant.item() if integer and not written else node
 
 
 def note_modes(graph: fx.Graph) -> None:

@@ -28,6 +28,7 @@ from pggan_fast.dropin.graph import (
     overwrites,
     same_modes,
     shape_of,
+    simplify,
     sizes_of,
     storage_of,
     written_by,
@@ -78,6 +79,7 @@ class Rewriter:
         self.graph, self.options = graph, options
         self.guards = guards
         """How many guards each call is checked by, if anything is replaced."""
+        simplify(graph)
         note_modes(graph)
         self.replaced: list[tuple[dict, str]] = []
         """(meta of the node where the chain begins, what) for each call that was put in."""

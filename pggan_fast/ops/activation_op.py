@@ -235,7 +235,7 @@ class Activation(OpFunction):
         if through_dispatcher():
             dx, db = _backward(*arguments)
         elif torch.is_grad_enabled():
-            ctx.gets_zeros = ctx.keeps_zeros and ctx.options[1] in PIECEWISE
+            ctx.gets_zeros = ctx.keeps_zeros and ctx.options[1] in ("relu", "lrelu")
             dx, db = ActivationBackward.apply(*arguments, ctx.keeps_zeros)
         else:
             dx, db = below_autograd(_backward, *arguments)
@@ -280,8 +280,9 @@ class ActivationBackward(OpFunction):
         arguments = (g, g_bias, dy, source, bias, *ctx.options, needs_bias_grad)
         d_dy, d_source, d_bias = call_op(_double_backward, *arguments)
         if ctx.options[1] in PIECEWISE:
-            # As torch's own activations: they are zero, and an optimizer tells that from absent.
-            d_source = zeros_like(source) if ctx.keeps_zeros and ctx.needs_input_grad[1] else None
+            # As torch's own activations: they are zero, and an optimizer tells that from absent. A clamp has none.
+            zeros = ctx.keeps_zeros and ctx.options[1] != "linear" and ctx.needs_input_grad[1]
+            d_source = zeros_like(source) if zeros else None
         d_bias = d_bias.to(ctx.bias_dtype) if needs_bias_grad else None
         return d_dy, d_source, d_bias, *[None] * 7
 

@@ -98,7 +98,9 @@ def bias_act(
         y = y if gain == 1 else y * gain
     if clamp is not None:
         # The same as clamp, with a backward of one pass instead of four; no gradient passes on the limits themselves.
-        y = F.hardtanh(y, -clamp, clamp)
+        # Of a linear function no second derivative is left, not even zeros, which hardtanh's would be.
+        linear = act == "linear"
+        y = y.where(y.abs() < clamp, y.detach().clamp(-clamp, clamp)) if linear else F.hardtanh(y, -clamp, clamp)
     y = y.to(x.dtype)
     return fused_pixel_norm(y, eps, impl=impl) if pixel_norm else y
 

@@ -156,6 +156,66 @@ def test_rosinality_nested_in_another_project(imports):
     assert upfirdn2d(X, torch.ones(2, 2)).shape == (2, 3, 7, 7)
 
 
+ACTIVATION = """{compiles}
+from torch import nn
+
+
+class FusedLeakyReLU(nn.Module):
+    def __init__(self, channel, bias=True, negative_slope=0.2, scale=2**0.5):
+        super().__init__()
+
+
+def fused_leaky_relu(input, bias=None, negative_slope=0.2, scale=2**0.5):
+    return "the original fused_leaky_relu"
+"""
+FILTERING = """{compiles}
+
+
+def upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
+    return "the original upfirdn2d"
+"""
+OTHERS = {  # of the same name, which do or take something else
+    "extra": ACTIVATION + "\n\ndef of_its_own(x):\n    return x\n",
+    "parameters": ACTIVATION.replace("negative_slope=0.2, scale=2**0.5):\n    return", "scale=1.0):\n    return"),
+    "nothing": "fused_leaky_relu = None\n",
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_module_under_a_path_of_its_own(imports, when):
+    """It is known by what its source defines."""
+    package = {"vendored/__init__.py": "", "vendored/fused_act.py": ACTIVATION, "vendored/upfirdn2d.py": FILTERING}
+    imports(package, compiles=when == "after")
+    if when == "before":
+        from vendored import upfirdn2d
+        from vendored.fused_act import FusedLeakyReLU
+    with compat.install():
+        from vendored import upfirdn2d
+        from vendored.fused_act import FusedLeakyReLU, fused_leaky_relu
+
+        # BasicSR's takes the same, and would leave out the last two.
+        assert upfirdn2d.upfirdn2d(X, torch.ones(2, 2), pad=(0, 0, 1, 1)).shape == (2, 3, 9, 7)
+
+        torch.testing.assert_close(fused_leaky_relu(X), nn.functional.leaky_relu(X, 0.2) * 2**0.5)
+        assert FusedLeakyReLU.forward.__module__ == "pggan_fast.compat.rosinality"
+    imports(package, compiles=False)
+    assert importlib.import_module("vendored.fused_act").fused_leaky_relu(X) == "the original fused_leaky_relu"
+    assert importlib.import_module("vendored.upfirdn2d").upfirdn2d(X, None) == "the original upfirdn2d"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_module_of_the_same_name(imports, name, when):
+    imports({"vendored/__init__.py": "", "vendored/fused_act.py": OTHERS[name]}, compiles=False)
+    if when == "before":
+        import vendored.fused_act
+    compat.install()
+    import vendored.fused_act
+
+    assert vendored.fused_act.__file__.endswith("vendored/fused_act.py")
+    assert not vendored.fused_act.fused_leaky_relu or isinstance(vendored.fused_act.fused_leaky_relu(X), str)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_basicsr(imports, when):
     imports(standins.BASICSR, compiles=when == "after")

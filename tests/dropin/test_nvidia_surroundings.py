@@ -98,3 +98,65 @@ def test_suppressed_warnings(suppress):
     assert warnings.filters == before
     assert {row.what for row in explain(fast).replaced} == {"bias_act"}
     assert len(explain(fast).graphs) == 1
+
+
+class Scaled(nn.Module):
+    """A convolution whose weights are scaled by a number of NumPy and cast to what they are, as NVIDIA's are."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(8, 8, 3, 3))
+        self.weight_gain = 1 / np.sqrt(8 * 3**2)
+
+    def forward(self, x):
+        weight = (self.weight.to(x.dtype) * self.weight_gain).to(memory_format=torch.preserve_format)
+        x = nn.functional.conv2d(x.to(dtype=weight.dtype), weight, padding=1)
+        return nn.functional.leaky_relu(x, 0.2) * 2**0.5
+
+
+def test_weights_times_a_number_of_numpy():
+    model = Scaled().double()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    for changed in range(4):  # from the second on it is an input of the graph
+        model.weight_gain = fast.weight_gain = model.weight_gain * np.float64(1 + changed)
+        assert_same(results(fast, (X.double(),)), results(model, (X.double(),)), EXACT)
+    assert {row.what for row in explain(fast).replaced} >= {"equalized conv + lrelu + gain"}
+    assert len(explain(fast).graphs) == 2 and not explain(fast).reasons
+
+
+class MinibatchStd(nn.Module):
+    """NVIDIA's minibatch deviation, whose sizes of groups are tensors; `written`: and which it changes."""
+
+    def __init__(self, group_size, num_channels, written=False):
+        super().__init__()
+        self.group_size, self.num_channels, self.written = group_size, num_channels, written
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        size = n
+        if self.group_size is not None:
+            size = torch.min(torch.as_tensor(self.group_size), torch.as_tensor(n))
+        y = x.reshape(size, -1, self.num_channels, c // self.num_channels, h, w)
+        y = y - y.mean(dim=0)
+        y = (y.square().mean(dim=0) + 1e-8).sqrt().mean(dim=[2, 3, 4])
+        if self.written:
+            size.mul_(2)
+        y = y.reshape(-1, self.num_channels, 1, 1).repeat(size, 1, h, w)[:n]
+        return torch.cat([x, y], dim=1)
+
+
+@pytest.mark.parametrize("num_channels", [1, 2])
+@pytest.mark.parametrize("group_size", [None, 2, 8])
+def test_sizes_that_are_tensors(group_size, num_channels):
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), MinibatchStd(group_size, num_channels)).double()
+    fast = accelerate(model)
+    assert_same(results(fast, (X.double(),)), results(model, (X.double(),)), EXACT)
+    assert {row.what for row in explain(fast).replaced} == {"minibatch stddev"}
+
+
+def test_sizes_that_are_written_over():
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), MinibatchStd(2, 1, written=True)).double()
+    fast = accelerate(model)
+    assert_same(results(fast, (X.double(),)), results(model, (X.double(),)), EXACT)
+    assert not explain(fast).replaced

@@ -97,6 +97,19 @@ def test_bias_act_gradients(act, dim, clamp, impl):
     assert gradgradcheck(function, leaves, fast_mode=True, **GRADCHECK)
 
 
+@pytest.mark.parametrize("act", ["linear", "relu", "lrelu"])
+@pytest.mark.parametrize("clamp", [None, 0.4])
+def test_bias_act_second_derivatives_that_are_zero(act, clamp, impl):
+    """Those of torch's activations are zeros; a bias and a clamp have none: an optimizer tells one from the other."""
+    x, weight = (torch.randn(2, 3, 4, dtype=torch.float64).requires_grad_() for _ in range(2))
+    bias = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    y = ops.bias_act(x * weight, bias, act=act, clamp=clamp)
+    (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    by_bias, by_weight = torch.autograd.grad(gradient.square().sum(), (bias, weight), allow_unused=True)
+    assert by_weight.any()
+    assert by_bias is None if act == "linear" else impl == "reference" or not by_bias.any()
+
+
 @pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_bias_act_rounds_half_precision_once(act, dtype, impl):
