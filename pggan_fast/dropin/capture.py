@@ -8,6 +8,7 @@ import contextlib
 import copy
 import dis
 import functools
+import operator
 import os
 import re
 import sys
@@ -30,6 +31,7 @@ from torch._dynamo.exc import TorchDynamoException, Unsupported, UserError
 from torch._dynamo.guards import GuardBuilder
 from torch._dynamo.types import ConvertFrameReturn
 from torch._dynamo.variables.builder import SourcelessBuilder, VariableBuilder
+from torch._dynamo.variables.builtin import BuiltinVariable
 from torch._dynamo.variables.constant import ConstantVariable
 from torch._dynamo.variables.functions import WrapperUserFunctionVariable
 from torch._dynamo.variables.misc import NumpyVariable
@@ -69,6 +71,8 @@ _ON = ("assume_static_by_default", "automatic_dynamic_shapes", "capture_profiler
 _SETTINGS = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 1 << 20)
 _SETTINGS |= dict.fromkeys(_OFF, False) | dict.fromkeys(_ON, True)
 _SETTINGS = {name: value for name, value in _SETTINGS.items() if hasattr(config, name)}
+_TELL_NUMBERS_APART = (isinstance, type, repr, pow, operator.pow)
+"""Builtins that give something else of a float than of NumPy's float64."""
 _GUARDS_CLASSES = torch.torch_version.TorchVersion(torch.__version__) >= "2.14"
 """Whether Dynamo has guards for the settings that code reads off classes."""
 
@@ -223,10 +227,12 @@ def _corrected() -> Iterator[None]:
     whose results are computed once and shared. A context that only suppresses the tracer's warnings becomes one that
     does nothing: Dynamo would guard all filters of warnings as they are while it captures, and write them back at each
     call. NumPy's function of constants, as `np.sqrt(0.5)` is, becomes a constant: it would end a graph. An attribute
-    that is a number of NumPy's, as `1 / np.sqrt(fan_in)` is, becomes a float: it would be a tensor.
+    that is a number of NumPy's, as `1 / np.sqrt(fan_in)` is, becomes a float: it would be a tensor. Code that tells the
+    two apart is left to Python.
     """
     call, wrap = WrapperUserFunctionVariable.call_function, VariableBuilder._wrap
-    numpys = NumpyVariable.call_function
+    numpys, builtins = NumpyVariable.call_function, BuiltinVariable.call_function
+    numbers: set[Any] = set()  # the sources of NumPy's
 
     def call_function(self: Any, *args: Any) -> Any:
         home = (getattr(self.wrapper_obj, "__module__", "") or "").partition(".")[0]
@@ -240,7 +246,15 @@ def _corrected() -> Iterator[None]:
         if suppresses_tracer_warnings(value):
             self.install_guards(GuardBuilder.ID_MATCH)
             return SourcelessBuilder.create(self.tx, contextlib.nullcontext)
-        return wrap(self, float(value) if type(value) is np.float64 else value)
+        if type(value) is np.float64:
+            numbers.add(self.source)
+            value = float(value)
+        return wrap(self, value)
+
+    def of_anything(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
+        if self.fn in _TELL_NUMBERS_APART and any(a.source in numbers for a in args if a.source is not None):
+            raise Unsupported("it is asked what a number of NumPy's is")
+        return builtins(self, tx, args, kwargs)
 
     def of_numbers(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(self.value, np.ufunc) and not kwargs and all(isinstance(a, ConstantVariable) for a in args):
@@ -250,11 +264,11 @@ def _corrected() -> Iterator[None]:
         return numpys(self, tx, args, kwargs)
 
     WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call_function, wrapped
-    NumpyVariable.call_function = of_numbers
+    NumpyVariable.call_function, BuiltinVariable.call_function = of_numbers, of_anything
     try:
         yield
     finally:
-        NumpyVariable.call_function = numpys
+        NumpyVariable.call_function, BuiltinVariable.call_function = numpys, builtins
         WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call, wrap
 
 

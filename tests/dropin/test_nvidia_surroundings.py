@@ -125,6 +125,33 @@ def test_weights_times_a_number_of_numpy():
     assert len(explain(fast).graphs) == 2 and not explain(fast).reasons
 
 
+TELLING_APART = {
+    "isinstance": lambda gain: isinstance(gain, np.floating),
+    "type": lambda gain: type(gain) is np.float64,
+    "repr": lambda gain: repr(gain) != "0.5",
+    "power": lambda gain: not isinstance(gain**2, float) or type(gain**2) is np.float64,
+}
+
+
+class Asking(nn.Module):
+    """Asks whether its gain is a number of NumPy's, as code does that takes both."""
+
+    def __init__(self, question):
+        super().__init__()
+        self.gain, self.question = np.float64(0.5), question
+
+    def forward(self, x):
+        return x * 2 if self.question(self.gain) else x * self.gain
+
+
+@pytest.mark.parametrize("name", TELLING_APART)
+def test_code_that_tells_a_number_of_numpy_from_a_float(name):
+    model = Asking(TELLING_APART[name])
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    for _ in range(2):
+        assert torch.equal(fast(X), model(X))
+
+
 class MinibatchStd(nn.Module):
     """NVIDIA's minibatch deviation, whose sizes of groups are tensors; `written`: and which it changes."""
 
