@@ -44,7 +44,8 @@ def summary(found: list[Floor]) -> str:
 def table(found: Iterable[Floor], rows: int) -> str:
     """Markdown: launches that are alike in one row, those that take longest first.
 
-    What the machine code takes has columns where a launch of a row has any.
+    Microseconds are those of one launch, of a call of several their mean. What the machine code takes has columns where
+    a launch of a row has any.
     """
     alike: dict[tuple, list[Floor]] = defaultdict(list)
     for each in found:
@@ -56,8 +57,9 @@ def table(found: Iterable[Floor], rows: int) -> str:
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for group in longest:
         one, times = group[0], sum(each.launches for each in group)
-        cells = [one.name, one.of, times, f"{1e6 * one.seconds:.0f}", one.bound]
-        cells += [f"{1e6 * value:.0f}" for value in _limits(one)]
+        each_us = 1e6 / one.launches
+        cells = [one.name, one.of, times, f"{each_us * one.seconds:.0f}", one.bound]
+        cells += [f"{each_us * value:.0f}" for value in _limits(one)]
         if has_code:
             cells += [one.registers, one.shared_bytes >> 10, f"{one.waves:.1f}"] if one.registers else [""] * 3
         lines.append(f"| {' | '.join(map(str, cells))} |")

@@ -158,6 +158,8 @@ def test_the_table_adds_what_is_alike():
     assert "5.00 ms" in summary([slow, slow, Floor("last", "", 1, 0, 1e-3, 0, 0)])
     rows = table([fast, slow, slow], 5).splitlines()[2:]
     assert rows[0].startswith("| slow | 8x4 | 2 | 2000 | hbm |") and rows[1].startswith("| fast |  | 1 | 3 | issue |")
+    twice = table([Floor("of two launches", "", 2, 2e-3, 0, 1e-3, 0)], 5)
+    assert twice.splitlines()[-1] == "| of two launches |  | 2 | 1000 | hbm | 1000 | 0 | 500 | 0 |"
 
 
 def test_the_table_has_columns_for_machine_code_where_there_is_some():
