@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType, TracebackType
@@ -95,8 +95,7 @@ def contents_of(modules: dict[str, Contents], name: str) -> Contents | None:
 def _contents_by_source(modules: dict[str, Contents], name: str, find: Callable) -> Contents | None:
     """Return what a module under a path of its own holds: the first of all packages' modules of the same last name that
     has all that the source defines, with the same parameters, if it is of `modules`. `find` returns its spec."""
-    last = name.rpartition(".")[2]
-    alike = [(of, of[known]) for of in PACKAGES.values() for known in of if known.rpartition(".")[2] == last]
+    alike = _contents_by_last_name().get(name.rpartition(".")[2])
     if not alike or name.partition(".")[0] in _EXCLUDED or any(contents_of(of, name) for of in PACKAGES.values()):
         return None
     try:
@@ -111,6 +110,16 @@ def _contents_by_source(modules: dict[str, Contents], name: str, find: Callable)
         if taken == theirs:
             return made if of is modules else None
     return None
+
+
+@cache
+def _contents_by_last_name() -> dict[str, list[tuple[dict[str, Contents], Contents]]]:
+    """(modules of a package, what one of them holds) by that one's last name, which every import asks for."""
+    found: dict[str, list[tuple[dict[str, Contents], Contents]]] = {}
+    for of in PACKAGES.values():
+        for known, made in of.items():
+            found.setdefault(known.rpartition(".")[2], []).append((of, made))
+    return found
 
 
 def _parameters(definition: ast.FunctionDef | ast.ClassDef) -> list[str]:

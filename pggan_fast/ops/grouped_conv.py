@@ -43,7 +43,7 @@ def conv2d(
 def convolve(x: Tensor, weight: Tensor, conv: "GroupedConvolution") -> Tensor:
     """The convolution, in autocast's dtype where autocast is on, differentiable to any order."""
     x = autocast_input(x)
-    weight = weight if weight.dtype is x.dtype else weight.to(x.dtype)
+    weight = in_dtype(weight, x.dtype)
     if conv.groups > 1:
         slower = x.is_cpu and not is_channels_last(x) and not is_widened(x)  # measured: docs/ops.md
     else:
@@ -54,6 +54,11 @@ def convolve(x: Tensor, weight: Tensor, conv: "GroupedConvolution") -> Tensor:
             return F.conv_transpose2d(x, weight, None, conv.stride, conv.padding, 0, conv.groups, conv.dilation)
         return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
     return Convolution.apply(x, as_nonleaf_view(weight), conv)
+
+
+def in_dtype(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """`t.to(dtype)`, which takes a microsecond where there is nothing to convert."""
+    return t if t.dtype is dtype else t.to(dtype)
 
 
 def _pair(name: str, value: Pair, least: int) -> list[int]:

@@ -21,7 +21,7 @@ from pggan_fast.ops.geometry import (
     checked_sides,
     filter_size,
 )
-from pggan_fast.ops.grouped_conv import GroupedConvolution, convolve
+from pggan_fast.ops.grouped_conv import GroupedConvolution, convolve, in_dtype
 from pggan_fast.ops.layout import is_channels_last
 from pggan_fast.ops.small import takes_own_weights
 from pggan_fast.ops.upfirdn2d import upfirdn2d
@@ -128,7 +128,7 @@ def modulated_conv2d(
     """
     _check_modulation("modulated_conv2d", x, weight, styles)
     wide = accumulation_dtype(x.dtype)
-    weight, styles = _in(wide, weight), _in(wide, styles)
+    weight, styles = in_dtype(weight, wide), in_dtype(styles, wide)
     if x.dtype == torch.float16 and demodulate:
         # Demodulation makes both magnitudes cancel, and products of them might overflow before.
         weight = weight / _largest(weight, (1, 2, 3))
@@ -164,11 +164,6 @@ def _sums_of_squares(weight: Tensor) -> Tensor:
     return weight.square().flatten(2) @ weight.new_ones(weight[0, 0].numel())
 
 
-def _in(dtype: torch.dtype, t: Tensor) -> Tensor:
-    """t in a dtype; `to` takes a microsecond where there is nothing to convert."""
-    return t if t.dtype is dtype else t.to(dtype)
-
-
 def _largest(t: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The largest magnitude along `dims`, which stay, and 1 where all of it is zero."""
     largest = t.abs().amax(dims, keepdim=True)
@@ -178,11 +173,11 @@ def _largest(t: Tensor, dims: tuple[int, ...]) -> Tensor:
 def _scaled(x, weight, styles, factors, f, geometry, noise=None) -> Tensor:
     if x.dtype == torch.float16:
         styles, factors = _within_fp16(styles, factors)
-    y = conv2d_resample(x * _in(x.dtype, styles).reshape(*styles.shape, 1, 1), weight, f, **geometry)
+    y = conv2d_resample(x * in_dtype(styles, x.dtype).reshape(*styles.shape, 1, 1), weight, f, **geometry)
     _check_noise(noise, y)
     if factors is None:
         return y if noise is None else y + noise.to(y.dtype)
-    factors = _in(y.dtype, factors).reshape(*factors.shape, 1, 1)
+    factors = in_dtype(factors, y.dtype).reshape(*factors.shape, 1, 1)
     return y * factors if noise is None else torch.addcmul(noise.to(y.dtype), y, factors)
 
 
@@ -217,7 +212,7 @@ def modulated_conv2d_stylegan3(
     _check_modulation("modulated_conv2d_stylegan3", x, weight, styles)
     along_y, along_x = checked_axes("modulated_conv2d_stylegan3", "padding", padding, least=0, order="(y, x)")
     wide = accumulation_dtype(x.dtype)
-    weight, styles = _in(wide, weight), _in(wide, styles)
+    weight, styles = in_dtype(weight, wide), in_dtype(styles, wide)
     if demodulate:
         weight = weight * weight.square().mean((1, 2, 3), keepdim=True).rsqrt()
         styles = styles * styles.square().mean().rsqrt()

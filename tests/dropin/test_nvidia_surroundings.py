@@ -129,7 +129,7 @@ TELLING_APART = {
     "isinstance": lambda gain: isinstance(gain, np.floating),
     "type": lambda gain: type(gain) is np.float64,
     "repr": lambda gain: repr(gain) != "0.5",
-    "power": lambda gain: not isinstance(gain**2, float) or type(gain**2) is np.float64,
+    "power": lambda gain: type(gain**2) is np.float64,
 }
 
 
