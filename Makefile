@@ -14,11 +14,11 @@ SIDE_BY_SIDE := -q -rs -n 2 --dist loadfile
 # Triton's kernels run in its interpreter, which is chosen before Python starts.
 test: export OMP_NUM_THREADS = 1
 test: lint
-	@echo "== test, part 1 of 3: Triton's kernels alone, in its interpreter (1 minute)"
+	@echo "== test, part 1 of 3: Triton's kernels alone, in its interpreter (1 to 2 minutes)"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels $(SIDE_BY_SIDE)
-	@echo "== test, part 2 of 3: the ops with Triton's kernels, in its interpreter (2 minutes)"
+	@echo "== test, part 2 of 3: the ops with Triton's kernels, in its interpreter (3 to 5 minutes)"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops -k triton -q -n 2
-	@echo "== test, part 3 of 3: everything else, from the CPU's kernels to the command line (8 minutes)"
+	@echo "== test, part 3 of 3: everything else, from the CPU's kernels to the command line (8 to 15 minutes)"
 	$(BIN)/python -m pytest tests $(SIDE_BY_SIDE)
 
 # The sources of the CUDA kernels, run on the CPU, under sanitizers, and compiled for every GPU; Triton's compiled for every
