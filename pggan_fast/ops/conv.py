@@ -115,6 +115,8 @@ def equalized_conv2d(
             conv = ScaledConvolution((padding, up, down), weight_scale * gain, "native")
             bias = bias if bias is None else as_nonleaf_view(bias) if gain == 1 else bias * gain
             return BiasedConvolution.apply(x, as_nonleaf_view(weight), bias, conv)
+        geometry, recorded = (padding, up, down), torch.is_grad_enabled()
+        return EqualizedConv2d.apply(x, as_nonleaf_view(weight), bias, geometry, options, "native", recorded)[0]
     weight = as_nonleaf_view(weight)
     impl, requested = choose("equalized_conv2d", x, impl), requested_impl(impl)
     if impl == "reference":
@@ -371,6 +373,7 @@ _forward = define_implementations(
     fake=partial(_forward_kernel, "native"),
     triton=partial(_forward_kernel, "triton"),
     triton_on_cuda=False,
+    composite_on_cpu=True,
 )
 # The formula below calls this one, where a launch writes what a backward without pixel norm reads of y.
 _forward_with_sign_bits = define_implementations(

@@ -34,10 +34,8 @@ def conv2d(
     check_floating("conv2d", x)
     if weight.shape[0] % groups:
         raise ValueError(f"conv2d: weight has {weight.shape[0]} output channels, must be a multiple of groups={groups}")
-    conv = GroupedConvolution(
-        _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1), groups
-    )
-    return convolve(x, weight, conv)
+    stride, padding, dilation = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+    return convolve(x, weight, GroupedConvolution(stride, padding, dilation, groups=groups))
 
 
 def convolve(x: Tensor, weight: Tensor, conv: "GroupedConvolution") -> Tensor:
@@ -66,25 +64,22 @@ def _pair(name: str, value: Pair, least: int) -> list[int]:
 
 
 class GroupedConvolution(NamedTuple):
-    """A `closed_conv.BareConvolution`: torch's own, of all groups at once."""
+    """A `closed_conv.BareConvolution`: torch's own, of all groups at once. Its fields are that one's arguments."""
 
     stride: list[int]
     padding: list[int]
     dilation: list[int]
-    groups: int
     transposed: bool = False
-
-    @property
-    def _arguments(self) -> tuple:
-        return self.stride, self.padding, self.dilation, self.transposed, [0, 0], self.groups
+    output_padding: list[int] = [0, 0]  # noqa: RUF012 - never written to
+    groups: int = 1
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            return convolution(x, weight, *self._arguments)
+            return convolution(x, weight, *self)
 
     def gradients(
         self, dz: Tensor, x: Tensor, weight: Tensor, output_mask: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         with torch._C._AutoDispatchBelowAutograd():
-            dx, dw, _ = convolution_backward(dz, x, weight, *self._arguments, output_mask=(*output_mask, False))
-        return (dx if output_mask[0] else None), (dw.to(weight.dtype) if output_mask[1] else None)
+            dx, dw, _ = convolution_backward(dz, x, weight, *self, output_mask=(*output_mask, False))
+        return (dx if output_mask[0] else None), (in_dtype(dw, weight.dtype) if output_mask[1] else None)

@@ -165,6 +165,7 @@ _forward = define_implementations(
     composite=partial(_forward_kernel, "native"),
     fake=partial(_forward_kernel, "native"),
     triton=partial(_forward_kernel, "triton"),
+    composite_on_cpu=True,
 )
 differentiate_implementations(
     _forward, lambda x, weight, bias, *rest: _differentiable(x, weight, bias, rest[:-1], rest[-1])

@@ -12,6 +12,8 @@ from torch import Tensor
 
 # oneDNN's own variable, which keeps it from newer instructions.
 LIMIT = "ONEDNN_MAX_CPU_ISA"
+# The op itself: the packet of its overloads, which chooses one at each call, takes twice as long.
+_convolution_backward = torch.ops.aten.convolution_backward.default._op
 WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
@@ -33,7 +35,7 @@ def _has(feature: str) -> bool:
 
 def is_widened(t: Tensor) -> bool:
     """Whether operations on `t` are computed in fp32."""
-    return t.is_cpu and t.dtype.itemsize == 2 and is_slow(t.dtype)
+    return t.dtype.itemsize == 2 and t.is_cpu and is_slow(t.dtype)
 
 
 def computed_dtype(t: Tensor) -> torch.dtype:
@@ -44,9 +46,9 @@ def computed_dtype(t: Tensor) -> torch.dtype:
 def convolution(x: Tensor, weight: Tensor, *arguments: object, bias: Tensor | None = None) -> Tensor:
     """`aten.convolution` in x's dtype."""
     if not is_widened(x):
-        return torch.ops.aten.convolution(x, weight, bias, *arguments)
+        return torch.convolution(x, weight, bias, *arguments)
     bias = bias if bias is None else bias.float()
-    return torch.ops.aten.convolution(x.float(), weight.float(), bias, *arguments).to(x.dtype)
+    return torch.convolution(x.float(), weight.float(), bias, *arguments).to(x.dtype)
 
 
 def convolution_backward(
@@ -56,16 +58,16 @@ def convolution_backward(
 
     None where the mask says so.
     """
-    arguments = (dz.shape[1:2], *arguments, [*output_mask])
-    if not is_widened(x) and not _leaves_taps_unwritten(x, dz, weight):
-        return torch.ops.aten.convolution_backward(dz, x, weight, *arguments)
-    dx, dw, db = torch.ops.aten.convolution_backward(dz.float(), x.float(), weight.float(), *arguments)
+    arguments = (dz.shape[1:2] if output_mask[2] else None, *arguments, [*output_mask])
+    if x.dtype.itemsize != 2 or not (is_widened(x) or _leaves_taps_unwritten(x, dz, weight)):
+        return _convolution_backward(dz, x, weight, *arguments)
+    dx, dw, db = _convolution_backward(dz.float(), x.float(), weight.float(), *arguments)
     return dx if dx is None else dx.to(x.dtype), dw, db
 
 
 def _leaves_taps_unwritten(x: Tensor, dz: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN may return, in half precision, memory as it found it: for taps that no pixel reaches."""
-    if not x.is_cpu or x.dtype.itemsize != 2:
+    """Whether oneDNN may return, for x in half precision, memory as it found it: for taps that no pixel reaches."""
+    if not x.is_cpu:
         return False
     larger = max(x.shape[2:], dz.shape[2:])  # of a transposed convolution it is the output
     return any(n < k for n, k in zip(larger, weight.shape[2:], strict=True))

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._C import FunctionSchema
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd import forward_ad
@@ -28,6 +29,8 @@ _library = torch.library.Library("pggan_fast", "DEF")
 _triton_library = torch.library.Library("pggan_fast_triton", "DEF")
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_composites_on_cpu: dict[torch._ops.OpOverload, Callable] = {}
 
 
 def define(schema: str, *, composite: Callable, fake: Callable) -> torch._ops.OpOverload:
@@ -44,14 +47,23 @@ def define(schema: str, *, composite: Callable, fake: Callable) -> torch._ops.Op
 
 
 def define_implementations(
-    schema: str, *, composite: Callable, fake: Callable, triton: str | Callable, triton_on_cuda: bool = True
+    schema: str,
+    *,
+    composite: Callable,
+    fake: Callable,
+    triton: str | Callable,
+    triton_on_cuda: bool = True,
+    composite_on_cpu: bool = False,
 ) -> dict[str, torch._ops.OpOverload]:
     """Define an op in both namespaces: {"native": in pggan_fast, "triton": in pggan_fast_triton}.
 
     `triton` computes the second: "module.function" of pggan_fast.kernels, imported at its first use, or a function.
-    Where a GPU has no native kernels, it computes the first there too, if `triton_on_cuda`.
+    Where a GPU has no native kernels, it computes the first there too, if `triton_on_cuda`. `composite_on_cpu`: the
+    composite calls kernels itself, and no kernel of its own stands in its place on a CPU.
     """
     native = define(schema, composite=composite, fake=fake)
+    if composite_on_cpu:
+        _composites_on_cpu[native] = composite
     name = schema.partition("(")[0]
     _triton_library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     triton_op = getattr(torch.ops.pggan_fast_triton, name).default
@@ -190,7 +202,7 @@ def _all_positional(schema: FunctionSchema, function: Callable | str) -> Callabl
     return kernel
 
 
-def fake_like(x: torch.Tensor) -> torch.Tensor:
+def fake_like(x: Tensor) -> Tensor:
     """Return what torch.empty_like gives for a real x: of a dense x the strides as they are, which its fake redraws."""
     innermost = x.movedim(1, -1) if x.ndim > 2 else x
     if x.is_contiguous() or innermost.is_contiguous():
@@ -199,10 +211,13 @@ def fake_like(x: torch.Tensor) -> torch.Tensor:
 
 
 def below_autograd(op: torch._ops.OpOverload, *args: Any) -> Any:
-    """Call an op from inside an autograd.Function that is its autograd formula."""
+    """Call an op from inside an autograd.Function that is its autograd formula. `args` begin with a tensor."""
     if not _transforms_active():
         with _BelowAutograd():
-            return op._op(*args)
+            composite = _composites_on_cpu.get(op)
+            if composite is None or not args[0].is_cpu or type(args[0]) is not Tensor or _dispatch_modes():
+                return op._op(*args)
+            return composite(*args)  # the dispatcher's way to it and back takes 15 to 25 us
     # A Function's forward has grad mode off; the transforms around this one may be derivatives too.
     with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _BelowAutograd():
         return op._op(*args)

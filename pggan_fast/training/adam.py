@@ -55,6 +55,11 @@ class Adam(Optimizer):
         # fused: torch keeps a loaded "step" on the device of such optimizers.
         super().__init__(parameters, {"lr": lr, "betas": (beta1, beta2), "eps": eps, "fused": True})
 
+    @property
+    def parameters(self) -> list[Parameter]:
+        """All parameters that it updates."""
+        return [p for group in self.param_groups for p in group["params"]]
+
     @torch.no_grad()
     def step(self, skipped: Tensor | None = None) -> None:
         """Update once; not where `skipped` (0-d fp32 on the parameters' device) is 1, without asking the device."""

@@ -204,6 +204,20 @@ def test_a_gpu_takes_native_kernels_then_triton(monkeypatch):
     assert ops.implementations("cuda")["bias_act"]["triton"] == "Triton is not installed (pip install triton)"
 
 
+@NATIVE
+@pytest.mark.parametrize(("op", "image", "taps"), [("equalized_conv2d", (8, 8), (3, 3)), ("equalized_linear", (), ())])
+def test_a_mode_that_listens_sees_the_op_and_changes_nothing(op, image, taps):
+    """Without one the dispatcher is left out."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(40, 64, *image), torch.randn(512, 64, *taps), torch.randn(512, requires_grad=True)
+    call = lambda: getattr(ops, op)(x, weight, bias, act="lrelu")  # noqa: E731
+    alone = call()
+    with FusedOps() as listening:
+        seen = call()
+    assert op in listening.seen
+    assert torch.equal(alone, seen) and alone.stride() == seen.stride()
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_an_implementation_that_cannot_run_says_why(op, monkeypatch):
     monkeypatch.setattr(_native, "cpu_available", False)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from pggan_fast import ops
+from pggan_fast import _native, ops
 from pggan_fast.ops.registry import TRITON_INTERPRETED
 
 needs_triton = pytest.mark.skipif(not TRITON_INTERPRETED, reason="in Triton's interpreter: TRITON_INTERPRET=1")
@@ -65,3 +65,12 @@ def test_native_equalized_conv2d_is_9_functions():
     x, weight, bias = inputs()
     call = lambda: ops.equalized_conv2d(x, weight, bias, act="lrelu", impl="native")  # noqa: E731
     assert hops(call, "convolution") - 1 + 1 <= 9
+
+
+@pytest.mark.skipif(not _native.cpu_available, reason=_native.cpu_reason)
+def test_equalized_conv2d_on_a_cpu_is_7_functions():
+    """What works without the dispatcher is called without it."""
+    x = torch.randn(2, 64, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.randn(64, 64, 3, 3, requires_grad=True), torch.randn(64, requires_grad=True)
+    call = lambda: ops.equalized_conv2d(x, weight, bias, act="lrelu")  # noqa: E731
+    assert hops(call, "convolution") - 1 + 1 <= 7
