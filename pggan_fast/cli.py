@@ -24,6 +24,7 @@ from pggan_fast.training.init_from import find_weights, settings_to_grow
 from pggan_fast.training.presets import PRESETS
 from pggan_fast.training.runtime.openmp import spin_briefly
 from pggan_fast.utils.distributed import join
+from pggan_fast.utils.errors import nearest
 from pggan_fast.utils.memory import describe_out_of_memory
 from pggan_fast.utils.options import Parser, from_options
 from pggan_fast.utils.settings_file import FORMATS, add_config_option, settings_text, with_settings_file
@@ -59,7 +60,9 @@ def _run(arguments: list[str]) -> int:
         elif command in COMMANDS:
             return COMMANDS[command](arguments[1:]) or 0
         else:
-            raise UserError(f"unknown command {command}; must be one of: {', '.join(COMMANDS)}")
+            raise UserError(
+                f"unknown command {command}; must be one of: {', '.join(COMMANDS)}{nearest(command, COMMANDS)}"
+            )
     except Exception as error:
         line = describe_out_of_memory(error)
         if line is None and not isinstance(error, (UserError, OSError)):  # OSError: no permission, disk full, ...
