@@ -93,7 +93,8 @@ def import_weights(config: ImportConfig) -> list[Path]:
         raise UserError(f"--out {config.out}: exists already and is not empty; choose another folder")
     check_parent(config.out / "generator.safetensors", f"--out {config.out}")
     if not config.weights.is_file():
-        raise UserError(f"--weights {config.weights}: no such file")
+        problem = "is a folder, must be a file" if config.weights.is_dir() else "no such file"
+        raise UserError(f"--weights {config.weights}: {problem}")
     try:
         networks = _official(config) if config.from_ == "official" else _from_torch(config)
     except ValueError as error:

@@ -170,7 +170,7 @@ def test_the_command_line(places, tmp_path, capsys):
 
 
 def test_files_take_the_shape_of_prepared_reals(tmp_path, capsys):
-    """Crop and resize photographs as `prepare` does: they are compared with data made of them without preparing anew."""
+    """Crop and resize photographs as `prepare` does, and compare them with data made of them."""
     photographs = np.random.default_rng(0).integers(0, 256, (8, 3, 40, 36), dtype=np.uint8)
     for channels in (1, 3):
         files = write_files(tmp_path / f"files{channels}", photographs[:, :channels])
