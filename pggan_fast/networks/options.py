@@ -148,9 +148,6 @@ class R3ganOptions(NetworkOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("network", self.network, ("r3gan",))
-        for name in ("blocks", "expansion", "group_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be 1 or more")
 
 
 @dataclass(kw_only=True)
