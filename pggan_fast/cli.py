@@ -24,6 +24,7 @@ from pggan_fast.training.init_from import find_weights, settings_to_grow
 from pggan_fast.training.presets import PRESETS
 from pggan_fast.training.runtime.openmp import spin_briefly
 from pggan_fast.utils.distributed import join
+from pggan_fast.utils.errors import line_of, nearest
 from pggan_fast.utils.memory import describe_out_of_memory
 from pggan_fast.utils.options import Parser, from_options
 from pggan_fast.utils.settings_file import FORMATS, add_config_option, settings_text, with_settings_file
@@ -59,12 +60,16 @@ def _run(arguments: list[str]) -> int:
         elif command in COMMANDS:
             return COMMANDS[command](arguments[1:]) or 0
         else:
-            raise UserError(f"unknown command {command}; must be one of: {', '.join(COMMANDS)}")
+            raise UserError(
+                f"unknown command {command}; must be one of: {', '.join(COMMANDS)}{nearest(command, COMMANDS)}"
+            )
     except Exception as error:
         line = describe_out_of_memory(error)
         if line is None and not isinstance(error, (UserError, OSError)):  # OSError: no permission, disk full, ...
             raise
-        print(f"pggan-fast: error: {line or error}", file=sys.stderr)
+        if line is None:
+            line = line_of(error, arguments[1:]) if isinstance(error, OSError) else error
+        print(f"pggan-fast: error: {line}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as stop:  # a command may say what it has done by then
         print("pggan-fast: interrupted" + (f", {stop}" if str(stop) else ""), file=sys.stderr)

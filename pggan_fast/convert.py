@@ -26,6 +26,7 @@ from pggan_fast.utils.errors import reason_of
 from pggan_fast.utils.memory import GENERAL_ADVICE, advice_when_out_of_memory
 from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import check_options, option
+from pggan_fast.utils.output_file import check_output_file, check_parent
 from pggan_fast.utils.torch_files import load_weights_only
 
 Networks = dict[str, Generator | Discriminator]
@@ -90,8 +91,10 @@ def import_weights(config: ImportConfig) -> list[Path]:
     """
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"--out {config.out}: exists already and is not empty; choose another folder")
+    check_parent(config.out / "generator.safetensors", f"--out {config.out}")
     if not config.weights.is_file():
-        raise UserError(f"--weights {config.weights}: no such file")
+        problem = "is a folder, must be a file" if config.weights.is_dir() else "no such file"
+        raise UserError(f"--weights {config.weights}: {problem}")
     try:
         networks = _official(config) if config.from_ == "official" else _from_torch(config)
     except ValueError as error:
@@ -118,8 +121,9 @@ def export_weights(config: ExportConfig) -> Path:
 
 def _export_weights(config: ExportConfig) -> Path:
     for path in (config.out, config.out.with_suffix(".json")) if config.format == "safetensors" else (config.out,):
-        if path.exists():
+        if path != config.out and path.exists():
             raise UserError(f"--out {config.out}: {path} exists already; choose another name")
+        check_output_file(path)
     if config.format == "hub":
         require("huggingface_hub", extra="hub", what="--format hub")
     if config.format in ("onnx", "html"):

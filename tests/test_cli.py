@@ -151,10 +151,19 @@ def test_an_image_depends_on_its_seed_and_label_alone(work):
     assert abs(many - blue).max() > 1
 
 
-def test_generate_grid(work):
+def test_generate_grid(work, capsys):
     assert main(["generate", "--run", str(work / "run"), "--out", str(work / "g"), "--grid"]) == 0
     with Image.open(work / "g" / "grid.png") as image:
         assert image.size == (4 * 64, 4 * 64)
+        expected = np.asarray(image)
+    arguments = ["generate", "--run", str(work / "run"), "--out", str(work / "four.PNG"), "--grid"]
+    assert main(arguments) == 0  # the ending tells that a file is meant
+    with Image.open(work / "four.PNG") as image:
+        np.testing.assert_array_equal(image, expected)
+    assert f"--out {work / 'four.PNG'}: exists already" in fails(capsys, *arguments)
+    (work / "v1.png").mkdir()
+    assert main(["generate", "--run", str(work / "run"), "--out", str(work / "v1.png"), "--grid"]) == 0
+    assert [path.name for path in (work / "v1.png").iterdir()] == ["grid.png"]
 
 
 def test_generate_from_an_unfinished_run(work):
@@ -174,6 +183,8 @@ def test_generate_from_an_unfinished_run(work):
     ("arguments", "words"),
     [
         ("fly", "unknown command fly; must be one of: prepare, train"),
+        ("trian", "doctor; did you mean train?"),
+        ("config fly", "command fly: must be one of prepare, train"),
         ("train --data {work}/data --out {new} --total-kmg 3", "did you mean --total-kimg?"),
         ("train --out {new}", "--data is missing"),
         ("train --data {work}/data", "--out is missing"),
@@ -185,9 +196,9 @@ def test_generate_from_an_unfinished_run(work):
         ("train --resume {new}", "holds no run"),
         ("train --resume {work}/run --fmap-max 9", "--fmap-max: is fixed by"),
         ("prepare --images {work}/nowhere --out {new}", "no such folder"),
-        ("prepare --images {work}/run --out {new} --crop left", "invalid choice: 'left'"),
+        ("prepare --images {work}/run --out {new} --crop left", "--crop left: must be one of center"),
         ("prepare --images {work} --out {work}/data", "not empty"),
-        ("prepare --images {work} --out {new} --channels 5", "invalid choice: 5"),
+        ("prepare --images {work} --out {new} --channels 5", "--channels 5: must be one of 1, 2, 3, 4"),
         ("interpolate --run {new} --out {new}", "holds no run"),
         ("interpolate --run {work}/run --out {new}.avi", "must end in .mp4 or .gif"),
         ("video --run {new} --out {new}", "holds no run"),
@@ -197,6 +208,13 @@ def test_generate_from_an_unfinished_run(work):
         ("generate --run {work}/run --out {new} --label green", "must be 0 to 1 or one of: blue, red"),
         ("generate --run {work}/run --out {new} --label 2", "must be 0 to 1"),
         ("generate --run {work}/run --out {new} --count 0", "--count 0"),
+        ("generate --run {work}/run --out {new}.png", "must be a folder; --grid writes one .png file"),
+        ("generate --run {work}/run --out {new}.jpg --grid", "must be a folder or end in .png"),
+        ("generate --run {work}/run --out {new} --ensemble {new}", "--ensemble {new}: holds no run"),
+        ("generate --run {work}/run --out {new} --ensemble {work}/run,", "must be paths with commas between them"),
+        ("generate --run {work}/run --out {new} --ensemble=", "--ensemble : must be paths"),
+        ("generate --run {work}/run --out {new} --latents=", "--latents : must be paths"),
+        ("generate --weights {work}/run --out {new}", "is a folder, must be a .safetensors file"),
         ("generate --run {work}/run --out {new} --config {work}/none.toml", "none.toml: no such file"),
         ("generate --config {work}/run/config.json", "unknown setting data"),
         ("demo --speed", "unknown option --speed"),
@@ -205,7 +223,9 @@ def test_generate_from_an_unfinished_run(work):
 )
 def test_mistakes(work, tmp_path, capsys, arguments, words):
     new = tmp_path / "new"
-    assert words.format(work=work) in fails(capsys, *(part.format(work=work, new=new) for part in arguments.split()))
+    assert words.format(work=work, new=new) in fails(
+        capsys, *(part.format(work=work, new=new) for part in arguments.split())
+    )
     assert not new.exists()
 
 
@@ -225,8 +245,56 @@ def test_weights_that_do_not_fit(work, tmp_path, capsys):
 
 def test_a_fault_of_the_system_is_one_line_too(work, tmp_path, capsys):
     (tmp_path / "file").touch()
-    message = fails(capsys, "generate", "--run", work / "run", "--out", tmp_path / "file" / "below")
-    assert "file" in message
+    data, below = ["--data", str(work / "data"), *TINY], tmp_path / "file" / "below"
+    for arguments, words in [
+        (["train", *data, "--out", below], f"--out {below}: cannot be used (Not a directory)"),
+        (["train", *data, f"--out={below}"], f"--out {below}: cannot be used (Not a directory)"),
+        (["train", "--config", tmp_path / "none.toml", "--out", below], f"--config {tmp_path}/none.toml: no such file"),
+    ]:
+        assert words in fails(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "--out new: cannot be written (No space left on device)"),
+        (PermissionError(errno.EACCES, "Permission denied", "new"), "--out new: cannot be used (Permission denied)"),
+        (OSError(errno.EIO, "I/O error", "new/a.png"), "--out new: cannot be used (I/O error, new/a.png)"),
+        (PermissionError(errno.EACCES, "Permission denied", "in"), "--run in: cannot be used (Permission denied)"),
+        (OSError(errno.EIO, "I/O error", "in/final/a"), "--run in: cannot be used (I/O error, in/final/a)"),
+        (OSError(errno.EIO, "I/O error", "elsewhere"), "elsewhere: cannot be used (I/O error)"),
+        (OSError("--run in: is damaged"), "--run in: is damaged"),
+    ],
+)
+def test_a_fault_of_the_system_names_the_argument(capsys, monkeypatch, error, line):
+    def fault(*_):
+        raise error
+
+    monkeypatch.setattr("pggan_fast.cli.generate_images", fault)
+    assert fails(capsys, "generate", "--run=in", "--out", "new") == f"pggan-fast: error: {line}\n"
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(work, tmp_path, capsys, monkeypatch):
+    def work_of_an_hour(*_, **__):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(sys.modules["pggan_fast.evaluation.evaluate"], "open_sources", work_of_an_hour)
+    for name in ("convert.export_program", "generation.images.generate"):
+        monkeypatch.setattr(f"pggan_fast.{name}", work_of_an_hour)
+    (tmp_path / "file").touch()
+    place = str(tmp_path / "file" / "x")
+    for command, option in [
+        ("evaluate --run {run} --out {place}.json", "--out {place}.json"),
+        ("evaluate --run {run} --nearest {place}.png", "--nearest {place}.png"),
+        ("export --run {run} --format torch-export --out {place}.pt2", "--out {place}.pt2"),
+        ("interpolate --run {run} --out {place}.gif", "--out {place}.gif"),
+        ("video --run {run} --out {place}.gif", "--out {place}.gif"),
+        ("generate --run {run} --out {place}", "--out {place}"),
+        ("generate --run {run} --grid --out {place}.png", "--out {place}.png"),
+        ("import --from gan-zoo --weights {run} --out {place}", "--out {place}"),
+    ]:
+        message = fails(capsys, *command.format(run=work / "run", place=place).split())
+        assert f"{option.format(place=place)}: {tmp_path / 'file'} is a file, must be a folder" in message
 
 
 def test_resume_without_a_path_takes_out(work, capsys):

@@ -97,7 +97,7 @@ def test_export(capsys, tmp_path, files):
     [
         (("import", "--from", "official"), "--weights is missing"),
         (("import", "--weights", "x", "--out", "y"), "--from is missing"),
-        (("import", "--from", "keras", "--weights", "x", "--out", "y"), "'keras'"),
+        (("import", "--from", "keras", "--weights", "x", "--out", "y"), "--from keras: must be one of official,"),
         (("import", "--from", "official", "--weights", "x", "--out", "y"), "--weights x: no such file"),
         (("import", "--from", "official", "--weights", "x", "--out", "y", "--label-dim", "2"), "leave them out"),
         (("export", "--format", "onnx", "--out", "y"), "--run or --weights"),

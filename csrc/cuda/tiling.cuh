@@ -19,13 +19,13 @@ template <int V, int tensors>
 constexpr int kVectors = V == 1 && tensors == 1 ? 8 : 4;
 
 struct Tiling {
-  int64_t c, p;        // channels, pixels of a sample
-  int64_t columns;     // of the tensor
-  int64_t columns_per_sample;  // columns of one sample
-  int64_t vectors;             // of a column
-  int64_t stride;              // from a vector to the next one
+  int64_t c, p;                               // channels, pixels of a sample
+  int64_t columns;                            // of the tensor
+  int64_t columns_per_sample;                 // columns of one sample
+  int64_t vectors;                            // of a column
+  int64_t stride;                             // from a vector to the next one
   int64_t tiles;
-  int64_t chunks;      // of a column
+  int64_t chunks;                             // of a column
   int threads_per_column, columns_per_block;  // threads_per_column * columns_per_block = kThreads
 };
 

@@ -76,7 +76,7 @@ def uninstall(name: str = "all") -> None:
 
 
 def _packages(function: str, name: str) -> list[str]:
-    if name != "all" and name not in CODEBASES:
+    if name not in ("all", *CODEBASES):
         raise ValueError(f"{function}: name is {name!r}, allowed: {', '.join((*CODEBASES, 'all'))}")
     return list(PACKAGES) if name == "all" else [CODEBASES[name]]
 

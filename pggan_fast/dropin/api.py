@@ -50,8 +50,7 @@ def accelerate(
     inplace: change `model` itself; otherwise a copy that shares its parameters and buffers.
     Raises TypeError if model is no nn.Module, or cannot be copied and inplace is False.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"accelerate: model is a {type(model).__name__}, must be a torch.nn.Module")
+    _check_module("accelerate", model)
     model = restore(model) if inplace else restore(_sharing_copy(model))
     if reason := MISSING or _unsuitable(model):
         vars(model)[_LEFT] = reason
@@ -72,6 +71,7 @@ def explain(model: nn.Module) -> Explanation:
 
     Each row is of a module whose code ran; `graphs` and `reasons` hold what is of no one module.
     """
+    _check_module("explain", model)
     rows, graphs, reasons = [], [], []
     for path, module in model.named_modules():
         left = [vars(module)[_LEFT]] if _LEFT in vars(module) else []
@@ -91,11 +91,18 @@ def explain(model: nn.Module) -> Explanation:
 
 def restore(model: nn.Module) -> nn.Module:
     """The model with its own calls again, in place; also a copy that `accelerate` made."""
+    _check_module("restore", model)
     for module in model.modules():
         if vars(module).pop(STATE, None) is vars(module).get(COMPILED, module):
             del vars(module)[COMPILED], vars(module)[JIT_IGNORED]
         vars(module).pop(_LEFT, None)
     return model
+
+
+def _check_module(function: str, model: object) -> None:
+    """Raise TypeError, naming the function that was called, unless `model` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}: model is a {type(model).__name__}, must be a torch.nn.Module")
 
 
 def _state_of(module: nn.Module) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pggan_fast import __version__
+from pggan_fast.data.manifest import is_prepared
 from pggan_fast.data.names import some_of
 from pggan_fast.data.preprocessing import quiet_decoders
 from pggan_fast.evaluation.nearest import save_nearest
@@ -21,6 +22,7 @@ from pggan_fast.evaluation.sources import (
     PreparedImages,
     Source,
     TooFewImages,
+    files_like,
     folder_source,
 )
 from pggan_fast.evaluation.streaming import add_fakes, add_reals
@@ -29,13 +31,14 @@ from pggan_fast.generation.trained import alpha_of, run_option, trained_generato
 from pggan_fast.metrics import METRICS, MetricSet, metric_names
 from pggan_fast.metrics.features import STATISTICS
 from pggan_fast.networks.resolutions import image_size
-from pggan_fast.training import UserError
+from pggan_fast.training import PreparedData, UserError
 from pggan_fast.training.run_folder import read_config
 from pggan_fast.utils.atomic_write import write_json
 from pggan_fast.utils.device import find_device
 from pggan_fast.utils.distributed import Processes
 from pggan_fast.utils.memory import advice_when_out_of_memory
 from pggan_fast.utils.options import check_options, option, to_json
+from pggan_fast.utils.output_file import check_output_file
 
 PAPERS_COUNT = 16_384
 ADVICE = "--batch-size N below 64, --count N, a lower --resolution"
@@ -71,7 +74,8 @@ class EvaluateConfig:
         None,
         min=1,
         max=16384,
-        help="Side in pixels at which images are compared (default: that of the evaluated images).",
+        help="Shorter side in pixels at which images are compared (default: that of the evaluated images; of files,"
+        " with prepared --reals, the largest of theirs that enlarges none).",
     )
     seed: int = option(
         0, min=0, max=HIGHEST_SEED - 1, help="Seed of the choice of images, of the latents and of the metrics."
@@ -114,10 +118,13 @@ class EvaluateConfig:
             )
         if not self.metrics.strip(" ,"):
             raise UserError(f"--metrics: name at least one of: {', '.join(METRICS)}")
-        if self.out is not None and self.out.exists():
-            raise UserError(f"--out {self.out}: exists already; choose another file")
-        if self.nearest is not None and self.nearest.exists():
-            raise UserError(f"--nearest {self.nearest}: exists already; choose another file")
+        try:
+            metric_names(self.metrics)
+        except ValueError as error:
+            raise UserError(f"--metrics {self.metrics}: {error}") from error
+        for path, name in ((self.out, "--out"), (self.nearest, "--nearest")):
+            if path is not None:
+                check_output_file(path, name)
 
 
 def evaluate(config: EvaluateConfig, processes: Processes = Processes()) -> dict[str, Any]:  # noqa: B008 - frozen
@@ -205,8 +212,10 @@ def _measure(
             if not processes.writes:  # the values are the first process's
                 return {}, {}, digests
             return metrics.values(), metrics.settings(), digests
+    except UserError:  # of the images
+        raise
     except ValueError as error:  # a size, a number of images or a library that a metric cannot do with or without
-        raise UserError(str(error)) from error
+        raise UserError(f"--metrics {config.metrics}: {error}") from error
 
 
 def open_sources(config: EvaluateConfig, device: torch.device) -> tuple[Source, Source, dict[str, Any]]:
@@ -216,7 +225,10 @@ def open_sources(config: EvaluateConfig, device: torch.device) -> tuple[Source, 
     """
     seed = config.seed
     if config.images is not None:
-        images = folder_source(config.images, "--images", resolution=config.resolution, seed=seed)
+        if is_prepared(config.reals) and not is_prepared(config.images):
+            images = files_like(config.images, PreparedData(config.reals), resolution=config.resolution, seed=seed)
+        else:
+            images = folder_source(config.images, "--images", resolution=config.resolution, seed=seed)
         reals = folder_source(config.reals, "--reals", size=images.size, channels=images.channels, seed=seed)
         metadata: dict[str, Any] = {}
     else:

@@ -22,7 +22,7 @@ from pggan_fast.data.preprocessing import fit, size_of
 from pggan_fast.data.rows import ImageRows
 from pggan_fast.data.sources import Item, SourceError, open_files
 from pggan_fast.networks import Generator
-from pggan_fast.networks.resolutions import LOWEST, image_size
+from pggan_fast.networks.resolutions import LOWEST, image_size, resolutions_up_to
 from pggan_fast.networks.sampling import generate, latents
 from pggan_fast.training import PreparedData, UserError
 
@@ -221,9 +221,34 @@ def folder_source(
         return files
     data = PreparedData(folder)
     resolution = min(size) if size else resolution or data.resolution
-    if not (folder / f"images_{resolution}.npy").is_file():
-        raise UserError(f"{option} {folder}: is not prepared at {resolution} px; see --resolution")
+    if resolution not in (there := prepared_resolutions(data)):
+        sizes = ", ".join(map(str, there))
+        raise UserError(f"{option} {folder}: is not prepared at {resolution} px; --resolution must be one of {sizes}")
     return PreparedImages(data, resolution=resolution, seed=seed)
+
+
+def files_like(place: Path, data: PreparedData, *, resolution: int | None, seed: int) -> ImageFiles:
+    """Return the image files of `place` with the shape and channels of `data`, to be compared with them.
+
+    They come with `resolution` on the shorter side, or at the largest of the data's sizes that does not enlarge the
+    first of them.
+    """
+    files = ImageFiles(place, "--images", size=None, channels=data.channels, seed=seed)
+    if resolution is None:
+        within = [r for r in prepared_resolutions(data) if np.all(np.less_equal(image_size(r, data.base), files.size))]
+        if not within:
+            raise UserError(
+                f"--images {place}: the first is {files.size[0]}x{files.size[1]} px, smaller than all of --reals"
+                f" {data.path}; choose one of their sizes with --resolution"
+            )
+        resolution = within[-1]
+    files.size = image_size(resolution, data.base)
+    return files
+
+
+def prepared_resolutions(data: PreparedData) -> list[int]:
+    """Return the resolutions that `data` hold images of, the lowest first."""
+    return [r for r in resolutions_up_to(data.resolution) if (data.path / f"images_{r}.npy").is_file()]
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:

@@ -42,7 +42,7 @@ def read_latents(
     projection.json beside the file. None for a generator without classes. Raises UserError.
     """
     found, labels = [], []
-    for path in [Path(name.strip()) for name in files.split(",")]:
+    for path in paths_of("--latents", files):
         z = _read(path, G.latent_dim)
         found.append(z)
         if G.label_dim:
@@ -50,6 +50,14 @@ def read_latents(
     if not G.label_dim:
         fixed_label(label, classes, 0)  # refuses one
     return torch.cat(found), labels or None
+
+
+def paths_of(option: str, text: str) -> list[Path]:
+    """Return the paths of a list with commas. Raises UserError, naming `option`, for an empty one."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UserError(f"{option} {text}: must be paths with commas between them, one is empty")
+    return [Path(name) for name in names]
 
 
 def _read(path: Path, size: int) -> Tensor:

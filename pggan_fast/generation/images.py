@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pggan_fast.generation.editing import latents_option, move_option, offset_of, parse_moves, read_latents
+from pggan_fast.generation.editing import latents_option, move_option, offset_of, parse_moves, paths_of, read_latents
 from pggan_fast.generation.trained import (
     alpha_of,
     check_run_or_weights,
@@ -30,12 +30,14 @@ from pggan_fast.utils.errors import UserError
 from pggan_fast.utils.images import grid, save_png
 from pggan_fast.utils.memory import advice_when_out_of_memory
 from pggan_fast.utils.options import check_options, option
+from pggan_fast.utils.output_file import check_output_file, check_parent
 from pggan_fast.utils.progress_bar import bar_over
 
 HIGHEST_SEED = 1 << 63
 # From here on latents are sampled again by a loop of our own, which a seed means the same by under every torch and in
 # exported pages; below, torch's way takes fewer tries.
 LEAST_RESAMPLED = 0.5
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # of files, not of folders
 MOST_IMAGES = 10_000_000  # whose files' names still fit in memory
 
 
@@ -43,7 +45,11 @@ MOST_IMAGES = 10_000_000  # whose files' names still fit in memory
 class GenerateConfig:
     """Settings of `pggan-fast generate`."""
 
-    out: Path = option(help="Folder for the images, one PNG per seed.", metavar="FOLDER", group="generator and output")
+    out: Path = option(
+        help="Folder for the images, one PNG per seed; with --grid a .png file too.",
+        metavar="PATH",
+        group="generator and output",
+    )
     run: Path | None = run_option()
     weights: Path | None = weights_option()
     ensemble: str | None = option(
@@ -69,18 +75,30 @@ class GenerateConfig:
         above=0,
         help="Bound of the latents' components; those beyond plus or minus it are sampled again (default: none).",
     )
-    grid: bool = option(False, help="Write one grid.png with all images instead of one file each.")
+    grid: bool = option(
+        False, help="Write all images as one, to --out if it ends in .png, else to grid.png in the folder --out."
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
         check_seeds(self.seed, self.count)
         check_run_or_weights(self.run, self.weights)
+        if self.out.suffix.lower() in IMAGE_ENDINGS and not self.out.is_dir() and not self.writes_grid_to_out:
+            allowed = (
+                "must be a folder or end in .png" if self.grid else "must be a folder; --grid writes one .png file"
+            )
+            raise UserError(f"--out {self.out}: {allowed}")
         if self.move is not None:
             parse_moves(self.move)
         if self.latents is not None:
             for name in ("ensemble", "count", "seed", "truncation"):
                 if getattr(self, name) != getattr(GenerateConfig, name):
                     raise UserError(f"--{name} {getattr(self, name)}: not with --latents")
+
+    @property
+    def writes_grid_to_out(self) -> bool:
+        """Whether `out` is the file of the grid, and no folder."""
+        return self.grid and self.out.suffix.lower() == ".png" and not self.out.is_dir()
 
 
 def check_seeds(first: int, count: int) -> None:
@@ -99,8 +117,8 @@ def generate_images(config: GenerateConfig) -> list[Path]:
     )
     with advice_when_out_of_memory(advice):
         members = [trained_generator(config.run, config.weights)]
-        if config.ensemble:
-            members += [_load(Path(path.strip())) for path in config.ensemble.split(",")]
+        if config.ensemble is not None:
+            members += [_load(path) for path in paths_of("--ensemble", config.ensemble)]
             _check_alike(config, members)
         given = None
         if config.latents is not None:
@@ -126,6 +144,10 @@ def generate_images(config: GenerateConfig) -> list[Path]:
 
 def _free_paths(config: GenerateConfig, count: int) -> list[Path]:
     """Return the files to write, of which none exists. Raises UserError."""
+    if config.writes_grid_to_out:
+        check_output_file(config.out)
+        return [config.out]
+    check_parent(config.out / "grid.png", f"--out {config.out}")
     numbers, of = range(config.seed, config.seed + count), "seed" if config.latents is None else "latent"
     names = ["grid.png"] if config.grid else [f"{of}{number:06d}.png" for number in numbers]
     there = {entry.name for entry in os.scandir(config.out)} if config.out.is_dir() else set()
@@ -186,7 +208,7 @@ def _latent(size: int, seed: int, truncation: float | None) -> torch.Tensor:
 
 
 def _load(path: Path) -> tuple[Generator, dict[str, Any]]:
-    return load_generator(path) if path.suffix == ".safetensors" else generator_of_run(path)
+    return (load_generator if path.suffix == ".safetensors" else generator_of_run)(path, "--ensemble")
 
 
 def _check_alike(config: GenerateConfig, members: list[tuple[Generator, dict[str, Any]]]) -> None:

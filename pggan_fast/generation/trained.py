@@ -38,16 +38,16 @@ def trained_generator(run: Path | None, weights: Path | None) -> tuple[Generator
     return load_generator(weights) if weights is not None else generator_of_run(run)
 
 
-def generator_of_run(run: Path) -> tuple[Generator, dict[str, Any]]:
+def generator_of_run(run: Path, option: str = "--run") -> tuple[Generator, dict[str, Any]]:
     """Return the averaged generator of a run and its metadata. Raises UserError if there is none."""
     final = run / "final" / "generator.safetensors"
     if final.is_file():
-        return load_generator(final, option="--run")
+        return load_generator(final, option)
     if not config_file(run).is_file():
-        raise UserError(f"--run {run}: holds no run (no config.json)")
+        raise UserError(f"{option} {run}: holds no run (no config.json)")
     saved = checkpoints(run / "checkpoints")
     if not saved:
-        raise UserError(f"--run {run}: has neither final weights nor a checkpoint yet")
+        raise UserError(f"{option} {run}: has neither final weights nor a checkpoint yet")
     state = load_run_checkpoint(saved[-1])
     try:
         metadata, weights = state["generator"], state["step"]["G_ema"]
@@ -55,7 +55,7 @@ def generator_of_run(run: Path) -> tuple[Generator, dict[str, Any]]:
             raise ValueError(problem)
         return generator_from_weights(metadata["options"], weights), metadata
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"--run {run}: {saved[-1].name} holds no generator ({error})") from error
+        raise UserError(f"{option} {run}: {saved[-1].name} holds no generator ({error})") from error
 
 
 def alpha_of(metadata: dict[str, Any], device: torch.device | str = "cpu") -> float | Tensor:

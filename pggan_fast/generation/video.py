@@ -18,6 +18,7 @@ from pggan_fast.utils.images import rgb
 from pggan_fast.utils.memory import advice_when_out_of_memory
 from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import check_options, option
+from pggan_fast.utils.output_file import check_output_file
 from pggan_fast.utils.progress_bar import bar_over
 
 FORMATS = (".mp4", ".gif")
@@ -84,8 +85,7 @@ def video_path(out: Path, fps: float) -> Path:
         if out.suffix:
             raise UserError(f"--out {out}: must end in {' or '.join(FORMATS)}")
         out = out.with_suffix(".mp4" if find_spec("imageio_ffmpeg") else ".gif")
-    if out.exists():
-        raise UserError(f"--out {out}: is there already; choose another name")
+    check_output_file(out)
     fastest = 1 / (2 * GIF_STEP) if out.suffix.lower() == ".gif" else FASTEST
     if not 0 < fps <= fastest:
         raise UserError(f"--fps {fps:g}: must be above 0 and at most {fastest:g} for {out.suffix}")

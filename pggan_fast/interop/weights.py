@@ -50,9 +50,12 @@ def save_weights(path: Path, network: Network, metadata: dict[str, Any]) -> None
 def load_generator(path: Path, option: str = "--weights") -> tuple[BaseGenerator, dict[str, Any]]:
     """Return the generator that `save_weights` wrote, and its metadata. Raises UserError if the files are damaged."""
     described = path.with_suffix(".json")
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder, must be a .safetensors file; a run's folder is for --run")
     for file in (path, described):
         if not file.is_file():
-            raise UserError(f"{option} {path}: no such file: {file}")
+            needed = " beside it, must be a .safetensors file with its .json" if file == described else ""
+            raise UserError(f"{option} {path}: no such file: {file}{needed}")
     try:
         metadata = read_json(described, GENERATOR_METADATA)
         if problem := find_problem_of_generator(metadata):

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from pggan_fast import ops
+from pggan_fast.ops.bias_act import check_epilogue
 from pggan_fast.ops.conv import check_rescaling
+
+
+def _check(layer: str, act: str, slope: float, **counts: int) -> None:
+    """Raise ValueError for what no input would fit, where the layer is made and not where it is first called."""
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{layer}: {name} is {count!r}, must be a whole number from 1")
+    check_epilogue(layer, torch.Size([1]), None, (1.0, act, slope, 1.0, False, 0.0))
 
 
 class EqualizedConv2d(nn.Module):
@@ -35,6 +44,8 @@ class EqualizedConv2d(nn.Module):
         padding: int | None = None,
     ):
         super().__init__()
+        counts = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size}
+        _check("EqualizedConv2d", act, slope, **counts)
         check_rescaling("EqualizedConv2d", kernel_size, up, down, padding)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
@@ -82,6 +93,7 @@ class EqualizedLinear(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
+        _check("EqualizedLinear", act, slope, in_features=in_features, out_features=out_features)
         self.weight = nn.Parameter(torch.randn(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self.weight_scale = gain / math.sqrt(in_features)
@@ -129,6 +141,7 @@ class MinibatchStdDev(nn.Module):
         correction: int = 0,
     ):
         super().__init__()
+        _check("MinibatchStdDev", "linear", 0, group_size=group_size, num_channels=num_channels)
         self.group_size, self.num_channels, self.eps = group_size, num_channels, eps
         self.grouping, self.correction = grouping, correction
 

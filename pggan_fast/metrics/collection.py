@@ -14,6 +14,7 @@ from pggan_fast.metrics.features import STATISTICS, EfficientNetLite0, FeatureMe
 from pggan_fast.metrics.msssim import Variation
 from pggan_fast.metrics.pixels import PixelMetrics
 from pggan_fast.metrics.swd import SlicedWasserstein
+from pggan_fast.utils.errors import nearest
 
 METRICS = {
     "swd": "sliced Wasserstein distance x 1000 by scale of detail, the paper's; low is good",
@@ -49,7 +50,7 @@ def metric_names(text: str) -> list[str]:
     asked = [name.strip() for name in text.split(",") if name.strip()]
     for name in asked:
         if name not in METRICS:
-            raise ValueError(f"metric {name}: must be one of: {', '.join(METRICS)}")
+            raise ValueError(f"metric {name}: must be one of: {', '.join(METRICS)}{nearest(name, METRICS)}")
     return [name for name in METRICS if name in asked]
 
 

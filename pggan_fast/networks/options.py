@@ -12,7 +12,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeVar
 
 from pggan_fast.networks.resolutions import HIGHEST, LOWEST, SQUARE, check_base, check_resolution
-from pggan_fast.utils.schema import OneOf, Optional, Schema, number
+from pggan_fast.utils.schema import OneOf, Optional, Schema, find_problem, number
 
 Network = TypeVar("Network", bound=type)
 
@@ -53,6 +53,12 @@ class NetworkOptions:
     def __post_init__(self) -> None:
         check_resolution("resolution", self.resolution)
         self.base = check_base(self.base)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "base" and (problem := find_problem(value, field.metadata["schema"], field.name)):
+                raise ValueError(problem)
+        if self.channels(self.resolution) < 1:
+            raise ValueError(f"fmap_base is {self.fmap_base}, leaves no channel at {self.resolution} px")
 
     def channels(self, resolution: int) -> int:
         """Return the feature maps of a layer at `resolution`; at 2, the size of the latent."""
@@ -142,9 +148,6 @@ class R3ganOptions(NetworkOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("network", self.network, ("r3gan",))
-        for name in ("blocks", "expansion", "group_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be 1 or more")
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from pggan_fast import reference
 from pggan_fast.ops.batching import fold_into_samples
 from pggan_fast.ops.dispatch import choose
-from pggan_fast.ops.geometry import check_floating
+from pggan_fast.ops.geometry import FLOATING, check_floating
 from pggan_fast.ops.registry import (
     OpFunction,
     batch_implementations,
@@ -63,6 +63,9 @@ def fade_reals(
         raise ValueError(f"fade_reals: images are {images.shape[2]} x {images.shape[3]}, height and width must be even")
     if dtype is None:
         dtype = torch.float32 if images.dtype == torch.uint8 else images.dtype
+    elif dtype not in FLOATING:
+        allowed = ", ".join(str(each).removeprefix("torch.") for each in FLOATING)
+        raise ValueError(f"fade_reals: dtype is {dtype}, allowed: {allowed}")
     tensor, number = split_alpha("fade_reals", alpha)
     impl = choose("fade_reals", images, impl)
     if impl == "reference":

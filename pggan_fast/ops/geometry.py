@@ -15,6 +15,8 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def check_floating(op: str, x: Tensor, *also: torch.dtype, name: str = "x") -> None:
     """Refuse what no kernel computes with, and torch's own functions would take in silence."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{op}: {name} is a {type(x).__name__}, must be a tensor")
     if x.dtype not in FLOATING and x.dtype not in also:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*FLOATING, *also))
         raise ValueError(f"{op}: {name} is {x.dtype}, allowed: {allowed}")

@@ -9,7 +9,7 @@ from pggan_fast.networks import NETWORKS
 from pggan_fast.networks.options import channels
 from pggan_fast.networks.resolutions import LOWEST, resolutions_up_to
 from pggan_fast.training.losses import OBJECTIVES
-from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.errors import UserError, nearest
 from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import flag, table_text
 
@@ -55,7 +55,9 @@ def check_together(config: TrainConfig) -> None:
         require("tensorboard", extra="tensorboard", what="--tensorboard")
     for name in config.trackers():
         if name not in TRACKED:
-            raise UserError(f"--track {config.track}: {name} must be one of: none, {', '.join(TRACKED)}")
+            raise UserError(
+                f"--track {config.track}: {name} must be one of: none, {', '.join(TRACKED)}{nearest(name, TRACKED)}"
+            )
     if config.ema_ramp is not None and config.ema_half_life_kimg is None:
         raise UserError(f"--ema-ramp {config.ema_ramp:g}: needs --ema-half-life-kimg")
     if config.augment_p is not None and config.augment != "ada":
@@ -78,6 +80,10 @@ def check_together(config: TrainConfig) -> None:
             raise UserError("--spectral-norm: does not go with --objective ebgan")
     if config.resolution is None:  # the data's, checked again when they are known
         return
+    if config.start_resolution > config.resolution:
+        raise UserError(
+            f"--start-resolution {config.start_resolution}: must not be above --resolution {config.resolution}"
+        )
     if (config.attention_at or LOWEST) > config.resolution:
         raise UserError(f"--attention-at {config.attention_at}: must not be above --resolution {config.resolution}")
     if config.network == "r3gan":
@@ -86,6 +92,11 @@ def check_together(config: TrainConfig) -> None:
         raise UserError(
             f"--fmap-base {config.fmap_base}: leaves no channel at {config.resolution} px,"
             f" must be {config.resolution // 2} or more"
+        )
+    if not any(round(kimg * 1000) for kimg in (config.stable_kimg, config.transition_kimg)):
+        raise UserError(
+            f"--stable-kimg {config.stable_kimg:g}, --transition-kimg {config.transition_kimg:g}:"
+            " one of them must be 0.001 or more, an image"
         )
     config.schedule()  # reports what is wrong with the settings of growth
 

@@ -45,8 +45,13 @@ def settings_to_grow(run: Path, given: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"--grow-from {run}: config.json is damaged (resolution is null, must be a number)")
     if not NETWORKS[before.network].generator.grows:
         raise UserError(f"--grow-from {run}: its networks do not grow (--network {before.network})")
-    if given.get("resolution", 0) <= before.resolution:
-        raise UserError(f"--resolution: must be given with --grow-from {run}, above its {before.resolution}")
+    asked = given.get("resolution")
+    if asked is None:
+        raise UserError(
+            f"--resolution is missing: with --grow-from {run} it must be above the run's {before.resolution}"
+        )
+    if asked <= before.resolution:
+        raise UserError(f"--resolution {asked}: must be above the {before.resolution} of --grow-from {run}")
     kept = {field.name: getattr(before, field.name) for field in dataclasses.fields(before) if field.name != "out"}
     start = {
         "start_resolution": before.resolution,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pggan_fast.networks import AutoencoderDiscriminator, BaseDiscriminator, BaseGenerator
 from pggan_fast.networks.base import Network
+from pggan_fast.networks.inputs import check_images
 from pggan_fast.ops import cache_folded_weights
 from pggan_fast.ops.bias_act import omit_zeros
 from pggan_fast.reference import stddev_group
@@ -151,6 +152,7 @@ class TrainStep:
         """Do all that a call does on the device; it may be recorded once and replayed."""
         if len(real) % self.d_steps or not len(real):
             raise ValueError(f"real has {len(real)} images, must be a multiple of d_steps={self.d_steps}, not 0")
+        check_images(real)
         n, resolution = len(real) // self.d_steps, min(real.shape[-2:])
         fading = isinstance(alpha, Tensor) or alpha != 1.0
         scale = self.loss_scale if self.precision == "fp16" else None

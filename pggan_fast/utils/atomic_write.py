@@ -21,7 +21,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say which file it was
+        if error.filename in (None, str(aside)):  # a full disk does not say which file it was
+            error.filename = str(path)
         raise
     finally:
         aside.unlink(missing_ok=True)

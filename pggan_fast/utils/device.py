@@ -24,6 +24,9 @@ def find_device(name: str) -> torch.device:
         name = f"{name}:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
+    except RuntimeError:  # torch would list all kinds that it has ever known
+        raise UserError(f"--device {name}: cannot be used, must be auto, cpu, cuda, cuda:N, xpu or mps") from None
+    try:
         torch.zeros(1, device=device).item()  # the meta device, for one, cannot
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

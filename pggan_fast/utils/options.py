@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pggan_fast.utils.curve import FORM, Curve, is_curve, number_or_curve
-from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.errors import UserError, nearest
 
 Config = TypeVar("Config")
 REQUIRED = object()
@@ -60,6 +59,10 @@ class Bounds:
 
 def _plain(bound: float) -> str:
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
+RESOLUTIONS = Bounds(min=4, max=1024, power_of_two=True)
+"""Bounds of the resolutions in a table: those that networks grow through."""
 
 
 def option(
@@ -136,8 +139,8 @@ def find_problem(value: Any, hint: Any, field: dataclasses.Field) -> str | None:
         keys, values = typing.get_args(without_none(hint))
         if not isinstance(value, dict) or not value:
             return "a table of numbers by resolution"
-        if not all(_is_a(key, keys) and 1 <= key <= 1024 for key in value):
-            return "a table from resolutions of 1 to 1024"
+        if not all(_is_a(key, keys) and RESOLUTIONS.allow(key) for key in value):
+            return f"a table whose resolutions are {RESOLUTIONS}"
         return next((found for item in value.values() if (found := _problem_of_number(item, values, field))), None)
     if kind in (int, float):
         return _problem_of_number(value, kind, field)
@@ -191,15 +194,24 @@ class Parser(argparse.ArgumentParser):
         self.usage = f"{self.prog} [options]"
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        named = message.removeprefix("argument ")
+        if named != message:  # argparse's "--seed: x: must be ..." in the form of every other error
+            name, _, problem = named.partition(": ")
+            named = f"{name} {problem}" if ": must be " in problem else f"{name}: {problem}"
+        raise UserError(named)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            guess = nearest(str(value), map(str, action.choices))
+            allowed = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"{shown_value(value)}: must be one of {allowed}{guess}")
 
     def parse_strictly(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse all of `arguments`. Raises UserError for an option that does not exist."""
         parsed, unknown = self.parse_known_args(arguments)
         if unknown:
             named = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], named, n=1)
-            guess = f"; did you mean {near[0]}?" if near else f"; see {self.prog} --help"
+            guess = nearest(unknown[0].split("=")[0], named) or f"; see {self.prog} --help"
             raise UserError(f"unknown option {unknown[0]}{guess}")
         return parsed
 
@@ -284,10 +296,13 @@ def table(kind: type) -> Callable[[str], dict[int, Any]]:
     def parse(text: str) -> dict[int, Any]:
         if ":" not in text:
             return {4: kind(text)}
-        pairs = (entry.split(":") for entry in text.split(","))
-        return {int(resolution): kind(value) for resolution, value in pairs}
+        pairs = [entry.split(":") for entry in text.split(",")]
+        read = {int(resolution): kind(value) for resolution, value in pairs}
+        if len(read) < len(pairs):
+            raise ValueError  # a resolution twice
+        return read
 
-    parse.__name__ = "NUMBER or RESOLUTION:NUMBER,..."
+    parse.__name__ = "NUMBER or RESOLUTION:NUMBER,... with each resolution once"
     return parse
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
 import re
 import sys
@@ -12,7 +11,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from pggan_fast.utils.errors import UserError
+from pggan_fast.utils.errors import UserError, nearest
 from pggan_fast.utils.optional import require
 from pggan_fast.utils.options import (
     LARGEST,
@@ -73,9 +72,8 @@ def read_settings(path: Path, parser: Parser, config: type) -> dict[str, Any]:
     for key, value in _read(path).items():
         name = names.get(str(key).replace("-", "_"))
         if name is None:
-            near = difflib.get_close_matches(str(key).replace("-", "_"), names, n=1)
-            guess = f"did you mean {near[0]}?" if near else f"see {parser.prog} --help"
-            raise UserError(f"--config {path}: unknown setting {str(key)[:80]}; {guess}")
+            guess = nearest(str(key).replace("-", "_"), names) or f"; see {parser.prog} --help"
+            raise UserError(f"--config {path}: unknown setting {str(key)[:80]}{guess}")
         if name in settings:
             raise UserError(f"--config {path}: {key} is there twice, with - and with _")
         try:

@@ -30,9 +30,11 @@ def load_weights_only(path: Path, allowed: Sequence[Any] = ()) -> Any:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged file can raise nearly anything
         text = " ".join(str(error).split())
-        for advice in ("In PyTorch 2.6", "Please file", "Check the documentation"):
+        for advice in ("In PyTorch 2.6", "Please file", "Check the documentation", "This is an internal miniz error"):
             text = text.partition(advice)[0]
-        reason = text.strip()[:160] or type(error).__name__
+        # Of bytes that are no pickle torch tells a key alone, a number.
+        reason = text.strip()[:160] if not isinstance(error, KeyError) else "not a file of torch.save, or a damaged one"
+        reason = reason or type(error).__name__
         raise ValueError(f"torch.load reads no weights from it: {reason}") from error
 
 

@@ -305,6 +305,8 @@ def test_unknown_names():
         message = f"^{function.__name__}: name is 'gan', allowed: stylegan3, stylegan2-ada, rosinality, basicsr, all$"
         with pytest.raises(ValueError, match=message):
             function("gan")
+        with pytest.raises(ValueError, match=f"^{function.__name__}: name is \\['stylegan3'\\], allowed: stylegan3,"):
+            function(["stylegan3"])
 
 
 def lines_of_the_docs() -> list[str]:

@@ -56,8 +56,9 @@ def test_accelerating_twice_is_once():
 
 
 def test_no_module():
-    with pytest.raises(TypeError, match="accelerate: model is a int, must be a torch.nn.Module"):
-        accelerate(3)
+    for function in (accelerate, explain, restore):
+        with pytest.raises(TypeError, match=f"^{function.__name__}: model is a int, must be a torch.nn.Module"):
+            function(3)
 
 
 @pytest.mark.parametrize(

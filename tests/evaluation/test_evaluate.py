@@ -169,24 +169,46 @@ def test_the_command_line(places, tmp_path, capsys):
     assert f"--out {out}: exists already" in fails(capsys, *arguments)
 
 
+def test_files_take_the_shape_of_prepared_reals(tmp_path, capsys):
+    """Crop and resize photographs as `prepare` does, and compare them with data made of them."""
+    photographs = np.random.default_rng(0).integers(0, 256, (8, 3, 40, 36), dtype=np.uint8)
+    for channels in (1, 3):
+        files = write_files(tmp_path / f"files{channels}", photographs[:, :channels])
+        data = tmp_path / f"data{channels}"
+        prepare = ["prepare", "--images", files, "--out", data, "--channels", channels, "--resolution", 32]
+        assert main([str(each) for each in prepare]) == 0
+        assert results(data, images=files)["results"]["swd_average"] == pytest.approx(0, abs=1e-3)
+        results(data, images=files, resolution=16)
+        printed = capsys.readouterr().out
+        assert "images: 8 of 32x32 px, image files" in printed and "images: 8 of 16x16 px, image files" in printed
+    small = write_files(tmp_path / "small", photographs[:, :, :3, :3])
+    assert "the first is 3x3 px, smaller than all of --reals" in fails(capsys, "--images", small, "--reals", data)
+
+
 def test_mistakes_are_answered_in_a_line(places, tmp_path, capsys):
     files, data, weights = places / "files", places / "data", places / "generator.safetensors"
     reals = ["--reals", data]
     assert "exactly one of them" in fails(capsys, *reals)
     assert "exactly one of them" in fails(capsys, *reals, "--images", files, "--weights", weights)
     assert "--reals is missing" in fails(capsys, "--images", files)
-    assert "metric fjd: must be one of: swd," in fails(capsys, *reals, "--images", files, "--metrics", "fjd")
+    assert "--metrics fjd: metric fjd: must be one of: swd," in fails(
+        capsys, *reals, "--images", files, "--metrics", "fjd"
+    )
     assert "name at least one of: swd," in fails(capsys, *reals, "--images", files, "--metrics", ",")
     assert "--count 41: there are only 40" in fails(capsys, *reals, "--images", files, "--count", 41)
     assert "--batch-size 0: must be from 1 to 1048576" in fails(capsys, *reals, "--images", files, "--batch-size", 0)
     assert "no such folder" in fails(capsys, *reals, "--images", tmp_path / "nowhere")
     assert f"--images {tmp_path}: holds no images" in fails(capsys, *reals, "--images", tmp_path)
     assert "--run" in fails(capsys, *reals, "--run", tmp_path)
-    assert "is not prepared at 48 px" in fails(capsys, *reals, "--images", files, "--resolution", 48)
+    assert "is not prepared at 48 px; --resolution must be one of 4, 8, 16, 32" in fails(
+        capsys, *reals, "--images", files, "--resolution", 48
+    )
     assert "must be 32 times or divided by a whole number" in fails(
         capsys, *reals, "--weights", weights, "--resolution", 48
     )
-    assert "images 8x8: sides must be 16 px" in fails(capsys, *reals, "--images", data, "--resolution", 8)
+    assert "--metrics swd,ms-ssim: images 8x8: sides must be 16 px" in fails(
+        capsys, *reals, "--images", data, "--resolution", 8
+    )
     gray = write_weights(tmp_path / "gray.safetensors", channels=1)
     assert "have 3 channels, the evaluated images 1" in fails(capsys, *reals, "--weights", gray)
 

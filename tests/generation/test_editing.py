@@ -146,7 +146,7 @@ def test_a_walk_through_zeros_is_finite():
         (["--latents", "large.npy"], "--latents large.npy: must be finite numbers"),
         (["--latents", "none.npy"], "--latents none.npy: holds no latents"),
         (["--latents", "object.npy"], "--latents object.npy: cannot be read (an array of Python objects"),
-        (["--latents", "good.npy,", "--label", "a"], "--latents .: cannot be read"),
+        (["--latents", "good.npy,", "--label", "a"], "--latents good.npy,: must be paths"),
         (["--latents", "good.npy"], "--latents good.npy: has no projection.json beside it that names a class; give"),
         (["--latents", "other/good.npy"], "other/projection.json: its class is another generator's (--label cat: must"),
         (["--latents", "bad/good.npy"], "bad/projection.json: is damaged ("),

@@ -66,7 +66,7 @@ def fails(action):
 
 def test_the_format_follows_the_name_and_what_is_installed(tmp_path, monkeypatch):
     (tmp_path / "there.gif").touch()
-    assert "is there already" in fails(lambda: video_path(tmp_path / "there.gif", 10))
+    assert "exists already" in fails(lambda: video_path(tmp_path / "there.gif", 10))
     assert "must end in .mp4 or .gif" in fails(lambda: video_path(tmp_path / "a.webm", 10))
     assert "at most 50 for .gif" in fails(lambda: video_path(tmp_path / "a.gif", 60))
     assert "--fps 0" in fails(lambda: video_path(tmp_path / "a.gif", 0))

@@ -188,3 +188,23 @@ def test_use_impl_reaches_into_layers():
 def test_a_layer_that_no_image_fits_is_not_made(kernel_size, options, message):
     with pytest.raises(ValueError, match=f"^EqualizedConv2d: {message}$"):
         EqualizedConv2d(3, 4, kernel_size, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EqualizedConv2d(0, 8, 3), "EqualizedConv2d: in_channels is 0, must be a whole number from 1"),
+        (lambda: EqualizedConv2d(8, -8, 3), "EqualizedConv2d: out_channels is -8, must be a whole number from 1"),
+        (lambda: EqualizedConv2d("8", 8, 3), "EqualizedConv2d: in_channels is '8', must be a whole number from 1"),
+        (
+            lambda: EqualizedConv2d(8, 8, 3, act="lrleu"),
+            "EqualizedConv2d: act is 'lrleu', allowed: linear, relu, lrelu",
+        ),
+        (lambda: EqualizedLinear(0, 3), "EqualizedLinear: in_features is 0, must be a whole number from 1"),
+        (lambda: EqualizedLinear(8, 3, act="foo"), "EqualizedLinear: act is 'foo', allowed: linear, relu, lrelu"),
+        (lambda: MinibatchStdDev(0), "MinibatchStdDev: group_size is 0, must be a whole number from 1"),
+    ],
+)
+def test_layers_refuse_where_they_are_made(make, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make()

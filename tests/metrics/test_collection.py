@@ -14,6 +14,9 @@ def test_names_are_read_from_a_list():
     assert metric_names("") == []
     with pytest.raises(ValueError, match="metric fjd: must be one of: swd, ms-ssim, kid-lite0, fid, kid,"):
         metric_names("swd,fjd")
+    for near, name in (("FID", "fid"), ("fidd", "fid"), ("ms_ssim", "ms-ssim"), ("kid_lite0", "kid-lite0")):
+        with pytest.raises(ValueError, match=f"metric {near}: must be one of: .*; did you mean {name}\\?"):
+            metric_names(near)
 
 
 @pytest.mark.parametrize("sizes", [(70,), (33, 0, 1, 36)])

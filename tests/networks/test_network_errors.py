@@ -5,6 +5,7 @@ import torch
 
 from pggan_fast import Discriminator, Generator
 from pggan_fast.networks import R3ganDiscriminator
+from pggan_fast.training import TrainStep
 
 SMALL = {"resolution": 16, "fmap_base": 64, "fmap_max": 16}
 IMAGES_OF_FILES = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
@@ -43,3 +44,25 @@ def test_wrong_arguments_get_one_line(network, options, args, kwargs, message):
     with pytest.raises(ValueError, match=message) as caught:
         net(*args, **kwargs)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_dim": -1}, "label_dim is int -1, must be "),
+        ({"image_channels": 0}, "image_channels is int 0, must be "),
+        ({"fmap_max": 0}, "fmap_max is int 0, must be "),
+        ({"fmap_base": 1}, "fmap_base is 1, leaves no channel at 16 px"),
+        ({"spectral_norm": "yes"}, "spectral_norm is str 'yes', must be true or false"),
+    ],
+)
+@pytest.mark.parametrize("network", [Generator, Discriminator])
+def test_options_are_checked_where_the_network_is_made(network, options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        network(**SMALL | options)
+
+
+def test_a_step_refuses_images_of_integers():
+    step = TrainStep(Generator(**SMALL), Discriminator(**SMALL))
+    with pytest.raises(ValueError, match="images are torch.uint8, must be floating-point in -1..1: see fade_reals"):
+        step(IMAGES_OF_FILES)

@@ -176,7 +176,7 @@ def test_wrong_arguments_get_one_line(name):
     ("options", "message"),
     [
         ({"group_channels": 24}, "group_channels is 24, must divide the 64 channels of the blocks at 4 px"),
-        ({"blocks": 0}, "blocks is 0, must be 1 or more"),
+        ({"blocks": 0}, "blocks is int 0, must be a whole number from 1"),
         ({"network": "pggan"}, "network is 'pggan', allowed: r3gan"),
         ({"resolution": 24}, "resolution is 24, must be a power of two"),
     ],

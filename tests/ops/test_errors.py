@@ -24,6 +24,13 @@ CASES = [
     ("bias_act", (X, torch.zeros(6, 1, 1)), {}, "bias has shape [6, 1, 1], must be [6]"),
     ("bias_act", (torch.zeros(7),), {}, "x must be [N, C, ...] with at least one channel"),
     ("bias_act", (torch.zeros(2, 0, 4, 4),), {}, "x must be [N, C, ...] with at least one channel"),
+    ("bias_act", ("x",), {}, "x is a str, must be a tensor"),
+    (
+        "fade_reals",
+        (X, 0.5),
+        {"dtype": torch.int32},
+        "dtype is torch.int32, allowed: float32, bfloat16, float16, float64",
+    ),
     ("pixel_norm", (torch.zeros(7),), {}, "x must be [N, C, ...] with at least one channel"),
     ("equalized_conv2d", (X, torch.zeros(5, 7, 3, 3)), {}, "got [4, 6, 4, 4] and [5, 7, 3, 3]"),
     (

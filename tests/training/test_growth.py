@@ -109,7 +109,7 @@ def test_a_preset_on_the_command_line(data, tmp_path, capsys):
     assert main([str(argument) for argument in arguments]) == 0
     settings = json.loads((run / "config.json").read_text())["settings"]
     assert (settings["fmap_base"], settings["fmap_max"], settings["stable_kimg"]) == (1024, 8, 16.0)
-    assert "invalid choice: 'huge'" in fails(capsys, *arguments[:5], "--preset", "huge")
+    assert "--preset huge: must be one of paper-1gpu," in fails(capsys, *arguments[:5], "--preset", "huge")
     assert "--preset cpu-small: cannot be with --resume" in fails(
         capsys, "train", "--resume", run, "--preset", "cpu-small"
     )
@@ -212,8 +212,9 @@ def test_weights_that_do_not_fit(small, data, tmp_path, settings, words):
 
 def test_mistakes_about_growing_on(small, data, tmp_path, capsys):
     out = tmp_path / "out"
-    assert "above its 8" in fails(capsys, "train", "--grow-from", small, "--out", out)
-    assert "above its 8" in fails(capsys, "train", "--grow-from", small, "--out", out, "--resolution", "8")
+    assert "--resolution is missing: " in fails(capsys, "train", "--grow-from", small, "--out", out)
+    message = fails(capsys, "train", "--grow-from", small, "--out", out, "--resolution", "8")
+    assert f"--resolution 8: must be above the 8 of --grow-from {small}" in message
     assert "holds no finished run" in fails(capsys, "train", "--grow-from", data, "--out", out, "--resolution", "16")
     assert "the data in" in fails(capsys, "train", "--grow-from", small, "--out", out, "--resolution", "32")
     assert f"a new run can --grow-from {small}" in fails(capsys, "train", "--resume", small, "--resolution", "16")

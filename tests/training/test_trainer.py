@@ -278,7 +278,7 @@ def test_mistakes_leave_no_folder_behind(data, tmp_path):
         ({"data": tmp_path / "nowhere"}, "no such folder"),
         ({"resolution": 32}, "--resolution 32: the data in"),
         ({"data": unlabelled, "labels": True}, "--labels: "),
-        ({"start_resolution": 32}, "start_resolution 32"),
+        ({"start_resolution": 32}, "--start-resolution 32: must not be above --resolution"),
         ({"device": "abacus"}, "--device abacus: cannot be used"),
     ]:
         chosen = {"data": data, "out": out, **settings}

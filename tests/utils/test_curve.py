@@ -46,7 +46,7 @@ def test_the_command_line_and_json_keep_them():
     assert (made.learning_rate, made.r1_weight, made.adam_beta2) == ("cosine:2e-4:5e-5:20", "linear:2:0.2:20", 0.9)
     again = from_json(TrainConfig, to_json(made))
     assert (again.learning_rate, again.r1_weight, again.adam_beta2) == (made.learning_rate, made.r1_weight, 0.9)
-    with pytest.raises(UserError, match="argument --r1-weight: linear:2: must be a number, or linear:START:END:KIMG"):
+    with pytest.raises(UserError, match="--r1-weight linear:2: must be a number, or linear:START:END:KIMG"):
         parser.parse_strictly(["--r1-weight", "linear:2"])
 
 

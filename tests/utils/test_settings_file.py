@@ -101,7 +101,7 @@ def test_a_runs_settings_and_the_runs_folder(tmp_path):
         ("a.toml", 'data = "a\\u0000b"', "must be a path without NUL"),
         ("a.toml", "batch_size = '4:x'", "batch_size 4:x: must be NUMBER or RESOLUTION:NUMBER"),
         ("a.toml", "batch_size = [4]", "batch_size"),
-        ("a.toml", "batch_size = {x = 4}", "must be a table from resolutions"),
+        ("a.toml", "batch_size = {x = 4}", "must be a table whose resolutions are a power of two"),
         ("a.toml", "batch_size = {4 = 0}", "batch_size 4:0: must be from 1"),
         ("a.toml", "seed = 1\nseed = 2", "is no TOML"),
         ("a.toml", "stable-kimg = 1\nstable_kimg = 2", "stable_kimg is there twice"),

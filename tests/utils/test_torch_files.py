@@ -63,3 +63,10 @@ def test_entries_that_share_their_bytes_are_refused(saved, tmp_path):
 def test_other_files_are_left_to_torch(tmp_path, content):
     (tmp_path / "other.pt").write_bytes(content)
     assert find_swelling(tmp_path / "other.pt") is None
+
+
+def test_a_file_of_another_kind_is_told_in_words(tmp_path):
+    """For a text, torch tells the number of the opcode that its first letter is not."""
+    (tmp_path / "weights.pth").write_text("hello")
+    with pytest.raises(ValueError, match="reads no weights from it: not a file of torch.save, or a damaged one$"):
+        load_weights_only(tmp_path / "weights.pth")
