@@ -1,6 +1,7 @@
 """Adam as progressive GANs use it: with beta1 = 0 no first moment is kept, and settings may live on the device."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,12 @@ class Adam(Optimizer):
     def parameters(self) -> list[Parameter]:
         """All parameters that it updates."""
         return [p for group in self.param_groups for p in group["params"]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state with betas as numbers, wherever they are kept."""
+        state = super().state_dict()
+        groups = [{**group, "betas": tuple(float(beta) for beta in group["betas"])} for group in state["param_groups"]]
+        return {**state, "param_groups": groups}
 
     @torch.no_grad()
     def step(self, skipped: Tensor | None = None) -> None:

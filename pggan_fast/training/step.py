@@ -222,12 +222,12 @@ class TrainStep:
 
             self._average(resolution, fading)
 
-            _require_gradients(self.optimizer_D, False)
+            self.D.requires_grad_(False)
             noise = self._augment_noise(n, images=1 + objective.compares)
             z = self._draw(torch.randn, n, self.G.latent_dim)
             reals = reals if objective.compares else None
             stats["g_loss"] = self._backward(self.optimizer_G, generator_terms, {}, reals, labels, noise, z)
-            _require_gradients(self.optimizer_D, True)
+            self.D.requires_grad_(True)
             stats["skipped"] = skipped + self._update(self.optimizer_G, stats["g_loss"], {})
         self.bad_steps.add_(1).mul_(stats["skipped"] > 0)
         return stats
@@ -355,7 +355,7 @@ class TrainStep:
         """Return tensors and plain numbers, for `torch.load(weights_only=True)`."""
         return {
             **{name: part.state_dict() for name, part in self._modules().items()},
-            **{name: _plain_betas(part.state_dict()) for name, part in self._optimizers().items()},
+            **{name: part.state_dict() for name, part in self._optimizers().items()},
             **self._counters(),
             "d_updates": self.d_updates,
             "precision": self.precision,
@@ -389,19 +389,8 @@ class TrainStep:
         return {"loss_scale": self.loss_scale, "good_steps": self.good_steps, "bad_steps": self.bad_steps}
 
 
-def _require_gradients(optimizer: Adam, required: bool) -> None:
-    for parameter in optimizer.parameters:
-        parameter.requires_grad_(required)
-
-
 def _compiled(network: nn.Module) -> nn.Module:
     # Each resolution, fading and not, is a graph of its own; torch falls back to running op by op at its limit.
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, COMPILED_STAGES)
     return torch.compile(network, dynamic=False)
-
-
-def _plain_betas(state: dict) -> dict:
-    """Return an optimizer's state with betas as numbers, wherever they are kept."""
-    groups = [{**group, "betas": tuple(float(beta) for beta in group["betas"])} for group in state["param_groups"]]
-    return {**state, "param_groups": groups}

@@ -69,7 +69,7 @@ def test_native_equalized_conv2d_is_9_functions():
 
 @pytest.mark.skipif(not _native.cpu_available, reason=_native.cpu_reason)
 def test_equalized_conv2d_on_a_cpu_is_7_functions():
-    """What works without the dispatcher is called without it."""
+    """The composite is called without the dispatcher."""
     x = torch.randn(2, 64, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight, bias = torch.randn(64, 64, 3, 3, requires_grad=True), torch.randn(64, requires_grad=True)
     call = lambda: ops.equalized_conv2d(x, weight, bias, act="lrelu")  # noqa: E731
