@@ -30,8 +30,8 @@ from torch._dynamo import config, convert_frame, eval_frame, pgo
 from torch._dynamo.exc import TorchDynamoException, Unsupported, UserError
 from torch._dynamo.guards import GuardBuilder
 from torch._dynamo.types import ConvertFrameReturn
+from torch._dynamo.variables import builtin
 from torch._dynamo.variables.builder import SourcelessBuilder, VariableBuilder
-from torch._dynamo.variables.builtin import BuiltinVariable
 from torch._dynamo.variables.constant import ConstantVariable
 from torch._dynamo.variables.functions import WrapperUserFunctionVariable
 from torch._dynamo.variables.misc import NumpyVariable
@@ -71,8 +71,10 @@ _ON = ("assume_static_by_default", "automatic_dynamic_shapes", "capture_profiler
 _SETTINGS = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 1 << 20)
 _SETTINGS |= dict.fromkeys(_OFF, False) | dict.fromkeys(_ON, True)
 _SETTINGS = {name: value for name, value in _SETTINGS.items() if hasattr(config, name)}
-_TELL_NUMBERS_APART = (isinstance, type, repr, pow, operator.pow)
+_TELL_NUMBERS_APART = (isinstance, type, repr, pow, operator.pow, hasattr, getattr)
 """Builtins that give something else of a float than of NumPy's float64."""
+_BUILTINS = {getattr(builtin, f"{name}BuiltinVariable", builtin.BuiltinVariable) for name in ("HasAttr", "GetAttr", "")}
+"""Dynamo's classes of these builtins: from torch 2.14 on some have one of their own."""
 _GUARDS_CLASSES = torch.torch_version.TorchVersion(torch.__version__) >= "2.14"
 """Whether Dynamo has guards for the settings that code reads off classes."""
 
@@ -231,7 +233,7 @@ def _corrected() -> Iterator[None]:
     two apart is left to Python.
     """
     call, wrap = WrapperUserFunctionVariable.call_function, VariableBuilder._wrap
-    numpys, builtins = NumpyVariable.call_function, BuiltinVariable.call_function
+    numpys, builtins = NumpyVariable.call_function, {kind: kind.call_function for kind in _BUILTINS}
     numbers: set[Any] = set()  # the sources of NumPy's
 
     def call_function(self: Any, *args: Any) -> Any:
@@ -252,9 +254,10 @@ def _corrected() -> Iterator[None]:
         return wrap(self, value)
 
     def of_anything(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
-        if self.fn in _TELL_NUMBERS_APART and any(a.source in numbers for a in args if a.source is not None):
+        asks = self.as_python_constant() in _TELL_NUMBERS_APART
+        if asks and any(a.realize().source in numbers for a in args if a.source is not None):
             raise Unsupported("it is asked what a number of NumPy's is")
-        return builtins(self, tx, args, kwargs)
+        return builtins[type(self)](self, tx, args, kwargs)
 
     def of_numbers(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(self.value, np.ufunc) and not kwargs and all(isinstance(a, ConstantVariable) for a in args):
@@ -264,11 +267,15 @@ def _corrected() -> Iterator[None]:
         return numpys(self, tx, args, kwargs)
 
     WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call_function, wrapped
-    NumpyVariable.call_function, BuiltinVariable.call_function = of_numbers, of_anything
+    NumpyVariable.call_function = of_numbers
+    for kind in _BUILTINS:
+        kind.call_function = of_anything
     try:
         yield
     finally:
-        NumpyVariable.call_function, BuiltinVariable.call_function = numpys, builtins
+        NumpyVariable.call_function = numpys
+        for kind in _BUILTINS:
+            kind.call_function = builtins[kind]
         WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call, wrap
 
 
