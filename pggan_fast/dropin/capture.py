@@ -137,7 +137,7 @@ class Accelerated:
             self._changes += 1
         if self._changes > MOST_GRAPHS:
             self.leave("what it reads off classes or the environment changes all the time")
-        kind = (module.training, *[a.shape if isinstance(a, Tensor) else a.__class__ for a in args])
+        kind = (module.training, torch.is_grad_enabled(), *map(_kind, (*args, *kwargs, *kwargs.values())))
         if self._changes > MOST_GRAPHS or kind in self._useless:
             _thread.around = "original"
             return module._call_impl(*args, **kwargs)
@@ -167,6 +167,13 @@ class Accelerated:
     def leave(self, reason: Any) -> None:
         """Remember why something runs as the original."""
         self.reasons[report.reason(reason)] = None
+
+
+def _kind(argument: Any) -> Any:
+    """What is remembered of an argument: a flag or a step may decide what there is to fuse."""
+    if isinstance(argument, Tensor):
+        return argument.shape
+    return argument if isinstance(argument, int | str | None) else argument.__class__
 
 
 def _inlined(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -303,7 +310,7 @@ class Capture:
         name = getattr(code, "co_qualname", code.co_name)
         if code is _inlined.__code__:
             cls = type(self.state.module)
-            name, source = f"{cls.__name__}.forward", cls.forward.__code__
+            name, source = f"{cls.__name__}.forward", getattr(cls.forward, "__code__", code)
         as_original = ConvertFrameReturn(apply_to_code=False)
         if self.failures[code] >= MOST_FAILURES:
             return as_original
