@@ -312,7 +312,8 @@ class Capture:
             cls = type(self.state.module)
             name, source = f"{cls.__name__}.forward", getattr(cls.forward, "__code__", code)
         as_original = ConvertFrameReturn(apply_to_code=False)
-        if self.failures[code] >= MOST_FAILURES:
+        # In a backward that forward asks for run autograd's functions, ours too.
+        if self.failures[code] >= MOST_FAILURES or _current_graph_task_id() != -1:
             return as_original
         if self.captures[code] >= MOST_GRAPHS:
             self.state.leave(f"{name} asked for more than {MOST_GRAPHS} graphs: from then on it ran as the original")

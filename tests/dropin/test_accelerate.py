@@ -144,6 +144,30 @@ def test_a_forward_that_is_no_function():
     assert torch.equal(accelerate(Forwarding())(X), Forwarding()(X))
 
 
+class Sloped(nn.Module):
+    """Returns its gradient too, as a field that is trained on its normals does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        y = F.leaky_relu(self.conv(F.interpolate(x, scale_factor=2.0)), 0.2) * 2
+        return torch.autograd.grad(y.square().sum(), x, create_graph=True)[0]
+
+
+def test_a_backward_inside_forward_is_not_captured():
+    model = Sloped().double()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    gradients = []
+    for net in (fast, model):
+        y = net(X.double())
+        gradients.append((y, *torch.autograd.grad(y.square().sum(), list(net.parameters()))))
+    torch.testing.assert_close(*gradients)
+    assert explain(fast).replaced and not explain(fast).reasons
+
+
 def test_where_nothing_is_replaced_it_says_so_first():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Tanh())
     fast = called(accelerate(model), torch.zeros(1, 3, 8, 8))
