@@ -104,7 +104,7 @@ def test_what_runs(monkeypatch):
 
 
 class Staged(nn.Module):
-    """Of two parts, one of which has nothing to fuse: which one runs is said by an argument, or by the grad mode."""
+    """Two parts, one of which has nothing to fuse; an argument or the grad mode says which one runs."""
 
     def __init__(self):
         super().__init__()
@@ -145,7 +145,7 @@ def test_a_forward_that_is_no_function():
 
 
 class Sloped(nn.Module):
-    """Returns its gradient too, as a field that is trained on its normals does."""
+    """A gradient by the input, as of a field that is trained on its normals."""
 
     def __init__(self):
         super().__init__()
