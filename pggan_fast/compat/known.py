@@ -64,6 +64,7 @@ _WEIGHT, _POINT = _random(4, 3, 3, 3), _random(4, 3, 1, 1)
 # Filters get no gradient.
 _F, _G, _H = _random(4, 3).detach(), _random(3).detach(), _random(4, 4).detach()
 _FILTERED: Calls = [((_X, _F), options) for options in ({}, dict(up=2), dict(down=2))]
+_FILTERED += [((_X, _F), dict(flip_filter=True, gain=2)), ((_X, _G), dict(gain=3))]
 _NATIVE: Calls = [((_X, _F, 2, 1, 1, 2, 1, 2, 3, 0), {}), ((_X, _F, 1, 1, 1, 1, 0, 1, 1, -1), {})]
 _BIASED: Calls = [
     *(((_X, _BIAS), o) for o in ({}, dict(act="relu", gain=0.7), dict(act="swish", clamp=0.4))),
@@ -102,7 +103,9 @@ def ours_for(theirs: Callable, name: str) -> Callable | None:
     """Return our function that computes what theirs of this name does, if calls of both agree."""
     parameters = list(inspect.signature(theirs).parameters)
     for ours, calls in KNOWN[name][1]:
-        if list(inspect.signature(ours).parameters)[: len(parameters)] == parameters and _agree(theirs, ours, calls):
+        # Versions before may not take what the later of these calls give.
+        given = [calls[0], *(call for call in calls[1:] if call[1].keys() <= {*parameters})]
+        if list(inspect.signature(ours).parameters)[: len(parameters)] == parameters and _agree(theirs, ours, given):
             return ours
     return None
 

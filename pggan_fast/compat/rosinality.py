@@ -36,10 +36,17 @@ class FusedLeakyReLU(nn.Module):
 
 
 def filtered(
-    input: Tensor, kernel: Tensor, up: int | Sequence[int], down: int | Sequence[int], pad: Sequence[int]
+    input: Tensor,
+    kernel: Tensor,
+    up: int | Sequence[int],
+    down: int | Sequence[int],
+    pad: Sequence[int],
+    flip_filter: bool = False,
+    gain: float = 1,
 ) -> Tensor:
-    """A true convolution without a gain; the kernel gets no gradient, as on a GPU there."""
-    return ops.upfirdn2d(input, kernel.detach(), up=up, down=down, padding=pad)
+    """The kernel gets no gradient, as on a GPU there."""
+    options = dict(up=up, down=down, padding=pad, flip_filter=flip_filter, gain=gain)
+    return ops.upfirdn2d(input, kernel.detach(), **options)
 
 
 def upfirdn2d(
@@ -48,10 +55,12 @@ def upfirdn2d(
     up: int | Sequence[int] = 1,
     down: int | Sequence[int] = 1,
     pad: Sequence[int] = (0, 0),
+    flip_filter: bool = False,
+    gain: float = 1,
 ) -> Tensor:
-    """pad: (before, after) on both axes, or (x0, x1, y0, y1)."""
+    """pad: (before, after) on both axes, or (x0, x1, y0, y1); the last two are of alias-free-gan-pytorch."""
     pad = tuple(pad) if len(pad) == 4 else (pad[0], pad[1], pad[0], pad[1])
-    return filtered(input, kernel, _pair(up), _pair(down), pad)
+    return filtered(input, kernel, _pair(up), _pair(down), pad, flip_filter, gain)
 
 
 def _pair(value):
@@ -69,8 +78,11 @@ def upfirdn2d_native(
     pad_x1: int,
     pad_y0: int,
     pad_y1: int,
+    flip_filter: bool = False,
+    gain: float = 1,
 ) -> Tensor:
-    return filtered(input, kernel, (up_x, up_y), (down_x, down_y), (pad_x0, pad_x1, pad_y0, pad_y1))
+    pad = (pad_x0, pad_x1, pad_y0, pad_y1)
+    return filtered(input, kernel, (up_x, up_y), (down_x, down_y), pad, flip_filter, gain)
 
 
 # Autograd functions that some call in the place of the functions above. Ours are none: TorchDynamo would take the
@@ -97,9 +109,7 @@ class FusedLeakyReLUFunctionBackward:
 
 
 class UpFirDn2d:
-    @staticmethod
-    def apply(input: Tensor, kernel: Tensor, up: Sequence[int], down: Sequence[int], pad: Sequence[int]) -> Tensor:
-        return upfirdn2d(input, kernel, up, down, pad)
+    apply = staticmethod(upfirdn2d)
 
 
 class UpFirDn2dBackward:

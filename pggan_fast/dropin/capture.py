@@ -4,11 +4,8 @@ The callable lies where `nn.Module.compile` puts its own, so that class, paramet
 stay what and where they are. Graphs run eagerly, op by op: there is no AOTAutograd and no Inductor.
 """
 
-import contextlib
 import copy
 import dis
-import functools
-import operator
 import os
 import re
 import sys
@@ -20,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._C import _current_graph_task_id, _is_tracing
@@ -28,19 +24,13 @@ from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch._C._functorch import peek_interpreter_stack as _interpreters
 from torch._dynamo import config, convert_frame, eval_frame, pgo
 from torch._dynamo.exc import TorchDynamoException, Unsupported, UserError
-from torch._dynamo.guards import GuardBuilder
 from torch._dynamo.types import ConvertFrameReturn
-from torch._dynamo.variables.builder import SourcelessBuilder, VariableBuilder
-from torch._dynamo.variables.builtin import BuiltinVariable
-from torch._dynamo.variables.constant import ConstantVariable
-from torch._dynamo.variables.functions import WrapperUserFunctionVariable
-from torch._dynamo.variables.misc import NumpyVariable
 from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules.module import _has_any_global_hook
 
-from pggan_fast.compat.known import suppresses_tracer_warnings
 from pggan_fast.dropin import known, report
+from pggan_fast.dropin.corrections import corrected
 from pggan_fast.dropin.meaning import meaning
 from pggan_fast.dropin.report import COMPILED, JIT_IGNORED, STATE, Graph, Row
 from pggan_fast.dropin.rewrite import Options, Rewriter
@@ -71,8 +61,6 @@ _ON = ("assume_static_by_default", "automatic_dynamic_shapes", "capture_profiler
 _SETTINGS = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 1 << 20)
 _SETTINGS |= dict.fromkeys(_OFF, False) | dict.fromkeys(_ON, True)
 _SETTINGS = {name: value for name, value in _SETTINGS.items() if hasattr(config, name)}
-_TELL_NUMBERS_APART = (isinstance, type, repr, pow, operator.pow)
-"""Builtins that give something else of a float than of NumPy's float64."""
 _GUARDS_CLASSES = torch.torch_version.TorchVersion(torch.__version__) >= "2.14"
 """Whether Dynamo has guards for the settings that code reads off classes."""
 
@@ -135,7 +123,7 @@ class Accelerated:
             self._changes += 1
         if self._changes > MOST_GRAPHS:
             self.leave("what it reads off classes or the environment changes all the time")
-        kind = (module.training, *[a.shape if isinstance(a, Tensor) else a.__class__ for a in args])
+        kind = (module.training, torch.is_grad_enabled(), *map(_kind, (*args, *kwargs, *kwargs.values())))
         if self._changes > MOST_GRAPHS or kind in self._useless:
             _thread.around = "original"
             return module._call_impl(*args, **kwargs)
@@ -165,6 +153,13 @@ class Accelerated:
     def leave(self, reason: Any) -> None:
         """Remember why something runs as the original."""
         self.reasons[report.reason(reason)] = None
+
+
+def _kind(argument: Any) -> Any:
+    """Return what is remembered of an argument: a flag or a step may decide what there is to fuse."""
+    if isinstance(argument, Tensor):
+        return argument.shape
+    return argument if isinstance(argument, int | str | None) else argument.__class__
 
 
 def _inlined(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -219,59 +214,6 @@ class Watched:
             self.written |= any(name in stored for _, name in self.values)
 
 
-@contextmanager
-def _corrected() -> Iterator[None]:
-    """Inside, Dynamo captures otherwise what it would capture wrongly, or not at all.
-
-    Left to Python is what keeps something from call to call: generators that exist already, and functions with a cache,
-    whose results are computed once and shared. A context that only suppresses the tracer's warnings becomes one that
-    does nothing: Dynamo would guard all filters of warnings as they are while it captures, and write them back at each
-    call. NumPy's function of constants, as `np.sqrt(0.5)` is, becomes a constant: it would end a graph. An attribute
-    that is a number of NumPy's, as `1 / np.sqrt(fan_in)` is, becomes a float: it would be a tensor. Code that tells the
-    two apart is left to Python.
-    """
-    call, wrap = WrapperUserFunctionVariable.call_function, VariableBuilder._wrap
-    numpys, builtins = NumpyVariable.call_function, BuiltinVariable.call_function
-    numbers: set[Any] = set()  # the sources of NumPy's
-
-    def call_function(self: Any, *args: Any) -> Any:
-        home = (getattr(self.wrapper_obj, "__module__", "") or "").partition(".")[0]
-        if isinstance(self.wrapper_obj, functools._lru_cache_wrapper) and home not in ("torch", "einops"):
-            raise Unsupported("a function with a cache is called")
-        return call(self, *args)
-
-    def wrapped(self: Any, value: Any) -> Any:
-        if isinstance(value, types.GeneratorType):
-            raise Unsupported("a generator is used that exists already")
-        if suppresses_tracer_warnings(value):
-            self.install_guards(GuardBuilder.ID_MATCH)
-            return SourcelessBuilder.create(self.tx, contextlib.nullcontext)
-        if type(value) is np.float64:
-            numbers.add(self.source)
-            value = float(value)
-        return wrap(self, value)
-
-    def of_anything(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
-        if self.fn in _TELL_NUMBERS_APART and any(a.source in numbers for a in args if a.source is not None):
-            raise Unsupported("it is asked what a number of NumPy's is")
-        return builtins(self, tx, args, kwargs)
-
-    def of_numbers(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
-        if isinstance(self.value, np.ufunc) and not kwargs and all(isinstance(a, ConstantVariable) for a in args):
-            result = self.value(*(a.as_python_constant() for a in args))
-            if type(result) is np.float64:  # a float too
-                return ConstantVariable.create(float(result))
-        return numpys(self, tx, args, kwargs)
-
-    WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call_function, wrapped
-    NumpyVariable.call_function, BuiltinVariable.call_function = of_numbers, of_anything
-    try:
-        yield
-    finally:
-        NumpyVariable.call_function, BuiltinVariable.call_function = numpys, builtins
-        WrapperUserFunctionVariable.call_function, VariableBuilder._wrap = call, wrap
-
-
 class Capture:
     """The callback by which Dynamo captures a function: its own way to do it, under our settings and limits."""
 
@@ -296,9 +238,10 @@ class Capture:
         name = getattr(code, "co_qualname", code.co_name)
         if code is _inlined.__code__:
             cls = type(self.state.module)
-            name, source = f"{cls.__name__}.forward", cls.forward.__code__
+            name, source = f"{cls.__name__}.forward", getattr(cls.forward, "__code__", code)
         as_original = ConvertFrameReturn(apply_to_code=False)
-        if self.failures[code] >= MOST_FAILURES:
+        # In a backward that forward asks for run autograd's functions, ours too.
+        if self.failures[code] >= MOST_FAILURES or _current_graph_task_id() != -1:
             return as_original
         if self.captures[code] >= MOST_GRAPHS:
             self.state.leave(f"{name} asked for more than {MOST_GRAPHS} graphs: from then on it ran as the original")
@@ -313,7 +256,7 @@ class Capture:
                     config.patch(**_SETTINGS),
                     self._own_sizes(keep=self.captures[code] > STATIC_GRAPHS),
                     known.substituted(self.state.options),
-                    _corrected(),
+                    corrected(),
                 ):
                     warnings.simplefilter("ignore")  # Dynamo's own: the model's come when it runs
                     # Of nn.Sequential's code Dynamo skips what is not inlined, as of all of torch's own.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pggan_fast import compat, reference
+from pggan_fast.compat import rosinality
 from tests.compat import standins
 from tests.compat.test_install import imports  # noqa: F401  (a fixture)
 
@@ -85,6 +86,20 @@ def test_their_gradients_of_leaky_relu(modules, options):
         torch.testing.assert_close(apply(gradient, out, *options), of_autograd)
     if len(options) == 3:
         assert apply(gradient, out, False, *options[1:])[1].numel() == 0
+
+
+@pytest.mark.parametrize("size", [(5,), (3, 4)], ids=str)
+def test_filters_of_alias_free_gan(size):
+    """rosinality's upfirdn2d as it is there: one filter along both axes too, flipped or not, and a gain."""
+    x, kernel = random(2, 3, 7, 6), random(*size, seed=1, requires_grad=False)
+    options = dict(up=(2, 1), down=(1, 2), padding=(2, 1, 0, 3), flip_filter=True, gain=4)
+    calls = (
+        lambda x: rosinality.upfirdn2d(x, kernel, (2, 1), (1, 2), (2, 1, 0, 3), flip_filter=True, gain=4),
+        lambda x: rosinality.upfirdn2d_native(x, kernel, 2, 1, 1, 2, 2, 1, 0, 3, flip_filter=True, gain=4),
+        lambda x: rosinality.UpFirDn2d.apply(x, kernel, (2, 1), (1, 2), (2, 1, 0, 3), True, 4),
+    )
+    for ours in calls:
+        check_two_orders(ours, lambda x: reference.upfirdn2d(x, kernel, **options), x)
 
 
 @pytest.mark.parametrize(("up", "down", "pad"), FILTERINGS, ids=str)

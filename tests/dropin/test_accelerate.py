@@ -1,7 +1,10 @@
 """The promises of accelerate about a model: the same objects, the way back, what is replaced."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pggan_fast import accelerate, explain, restore
@@ -99,6 +102,71 @@ def test_what_runs(monkeypatch):
     ]
     assert "nearest upsampling" in str(explain(fast))
     assert str(explain(fast)).endswith("calls put in: 2, runs: 1")
+
+
+class Staged(nn.Module):
+    """Two parts, one of which has nothing to fuse; an argument or the grad mode says which one runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x, part="grad mode"):
+        whole = torch.is_grad_enabled() if part == "grad mode" else part
+        return F.leaky_relu(self.conv(F.interpolate(x, scale_factor=2.0)), 0.2) * 2 if whole else torch.tanh(x)
+
+
+@pytest.mark.parametrize("given", ["keyword", "flag", "step", "grad mode"])
+def test_a_call_with_nothing_to_fuse_does_not_decide_for_others(given):
+    model = Staged()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    for whole in (False, False, True):
+        args, kwargs = {
+            "keyword": ((X,), {"part": whole}),
+            "flag": ((X, whole), {}),
+            "step": ((X, int(whole)), {}),
+            "grad mode": ((X,), {}),
+        }[given]
+        with torch.set_grad_enabled(whole):
+            torch.testing.assert_close(fast(*args, **kwargs), model(*args, **kwargs), **CLOSE)
+    assert explain(fast).replaced
+
+
+class Doubling:
+    def __call__(self, x):
+        return F.relu(x) * 2
+
+
+class Forwarding(nn.Module):
+    forward = Doubling()
+
+
+def test_a_forward_that_is_no_function():
+    assert torch.equal(accelerate(Forwarding())(X), Forwarding()(X))
+
+
+class Sloped(nn.Module):
+    """A gradient by the input, as of a field that is trained on its normals."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        y = F.leaky_relu(self.conv(F.interpolate(x, scale_factor=2.0)), 0.2) * 2
+        return torch.autograd.grad(y.square().sum(), x, create_graph=True)[0]
+
+
+def test_a_backward_inside_forward_is_not_captured():
+    model = Sloped().double()
+    fast = accelerate(copy.deepcopy(model), inplace=True)
+    gradients = []
+    for net in (fast, model):
+        y = net(X.double())
+        gradients.append((y, *torch.autograd.grad(y.square().sum(), list(net.parameters()))))
+    torch.testing.assert_close(*gradients)
+    assert explain(fast).replaced and not explain(fast).reasons
 
 
 def test_where_nothing_is_replaced_it_says_so_first():

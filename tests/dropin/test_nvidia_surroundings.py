@@ -130,6 +130,8 @@ TELLING_APART = {
     "type": lambda gain: type(gain) is np.float64,
     "repr": lambda gain: repr(gain) != "0.5",
     "power": lambda gain: type(gain**2) is np.float64,
+    "hasattr": lambda gain: hasattr(gain, "dtype"),
+    "getattr": lambda gain: getattr(gain, "ndim", None) == 0,
 }
 
 
@@ -140,16 +142,18 @@ class Asking(nn.Module):
         super().__init__()
         self.gain, self.question = np.float64(0.5), question
 
-    def forward(self, x):
-        return x * 2 if self.question(self.gain) else x * self.gain
+    def forward(self, x, gain=None):
+        gain = self.gain if gain is None else gain
+        return x * 2 if self.question(gain) else x * gain
 
 
+@pytest.mark.parametrize("given", [(), (np.float64(0.5),)], ids=["attribute", "argument"])
 @pytest.mark.parametrize("name", TELLING_APART)
-def test_code_that_tells_a_number_of_numpy_from_a_float(name):
+def test_code_that_tells_a_number_of_numpy_from_a_float(name, given):
     model = Asking(TELLING_APART[name])
     fast = accelerate(copy.deepcopy(model), inplace=True)
     for _ in range(2):
-        assert torch.equal(fast(X), model(X))
+        assert torch.equal(fast(X, *given), model(X, *given))
 
 
 class MinibatchStd(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pggan_fast import accelerate, explain
-from pggan_fast.compat import known
+from pggan_fast.compat import known, rosinality
 from tests.dropin import nvidia_like, rosinality_like
 from tests.dropin.helpers import EXACT, assert_same, results
 from tests.dropin.model_zoo import fill
@@ -37,6 +37,24 @@ def test_results(name):
     _, _, replaced, left = NETWORKS[name]
     assert replaced <= what and not left & what
     assert not explain(fast).reasons
+
+
+def _upfirdn2d_of_alias_free_gan(with_gain):
+    """rosinality's later upfirdn2d, or one that ignores its gain."""
+
+    def upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0), flip_filter=False, gain=1):
+        kernel = torch.outer(kernel, kernel) if kernel.ndim == 1 else kernel
+        kernel = kernel.flip([0, 1]) if flip_filter else kernel
+        return rosinality_like.upfirdn2d(input, kernel, up, down, pad) * (gain if with_gain else 1)
+
+    return upfirdn2d
+
+
+@pytest.mark.parametrize("with_gain", [True, False])
+def test_versions_with_more_parameters(with_gain):
+    ours = known.ours_for(_upfirdn2d_of_alias_free_gan(with_gain), "upfirdn2d")
+    assert ours is (rosinality.upfirdn2d if with_gain else None)
+    assert known.ours_for(rosinality_like.upfirdn2d, "upfirdn2d") is rosinality.upfirdn2d
 
 
 def test_switches_leave_known_functions():
