@@ -2,10 +2,12 @@
 
     python -m experiments.recipes train paper --seed 0 --data DATA --out FOLDER --resolution 32 --seconds 3600
     python -m experiments.recipes plot --out FOLDER --figure docs/images/recipes.png
+    python -m experiments.recipes plot --out experiments/results/64px --figure docs/images/recipes-64.png
 
 Every run has one thread, the same data, batches and channels; what differs is in `RECIPES`. A run that was interrupted
-continues when it is asked for again, and one that has ended can be given more time. The plot shows each recipe's median
-over its seeds, the table when it reached what the paper's ended with.
+continues when it is asked for again, and one that has ended can be given more time. The plot shows every seed, the
+table medians over them, and when a recipe reached the paper's end. What docs/training.md shows of an hour at
+64 px lies in experiments/results, for more seeds to be added.
 """
 
 from __future__ import annotations
@@ -85,15 +87,19 @@ def train(
     name: str, seed: int, data: Path, out: Path, resolution: int, seconds: float, rate_kimg: float = 160.0
 ) -> None:
     """Train one recipe in out/NAME-SEED until it has had its time, from where it was stopped."""
-    folder = out / f"{name.replace(', ', '-')}-{seed}"
+    folder = out / f"{_file_name(name)}-{seed}"
     run_for(settings(name, seed, data, folder, resolution, rate_kimg), seconds)
+
+
+def _file_name(recipe: str) -> str:
+    return recipe.replace(",", "").replace(" ", "-")
 
 
 def found(out: Path) -> dict[str, list[list[dict[str, float]]]]:
     """{recipe: the distances of each seed}, at the full resolution alone: blurred images can be close by accident."""
     runs = {}
     for name in RECIPES:
-        files = sorted(out.glob(f"{name.replace(', ', '-')}-[0-9]*.jsonl"))
+        files = sorted(out.glob(f"{_file_name(name)}-[0-9]*.jsonl"))
         lines = [lines_of(file) for file in files]
         full = max((line["resolution"] for run in lines for line in run), default=0)
         if lines:

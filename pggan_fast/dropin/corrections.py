@@ -61,7 +61,8 @@ def corrected() -> Iterator[None]:
         asks = self.as_python_constant() in _TELL_NUMBERS_APART
         if asks and any(a.realize().source in numbers for a in args if a.source is not None):
             raise Unsupported("it is asked what a number of NumPy's is")
-        return builtins[type(self)](self, tx, args, kwargs)
+        kind = next(kind for kind in type(self).__mro__ if kind in builtins)
+        return builtins[kind](self, tx, args, kwargs)
 
     def of_numbers(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(self.value, np.ufunc) and not kwargs and all(isinstance(a, ConstantVariable) for a in args):
