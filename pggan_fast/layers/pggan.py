@@ -1,6 +1,7 @@
 """The ops as modules, with the constructors people know: the layers of the paper."""
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from pggan_fast.ops.conv import check_rescaling
 def _check(layer: str, act: str, slope: float, **counts: int) -> None:
     """Raise ValueError for what no input would fit, where the layer is made and not where it is first called."""
     for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
+        if not isinstance(count, Integral) or count < 1:
             raise ValueError(f"{layer}: {name} is {count!r}, must be a whole number from 1")
     check_epilogue(layer, torch.Size([1]), None, (1.0, act, slope, 1.0, False, 0.0))
 

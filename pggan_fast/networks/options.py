@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from numbers import Integral
 from typing import Any, TypeVar
 
 from pggan_fast.networks.resolutions import HIGHEST, LOWEST, SQUARE, check_base, check_resolution
@@ -51,6 +52,9 @@ class NetworkOptions:
     fmap_max: int = option(512, A_CHANNEL_COUNT)
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, Integral) and not isinstance(value, int):  # NumPy's, which JSON does not take
+                setattr(self, name, int(value))
         check_resolution("resolution", self.resolution)
         self.base = check_base(self.base)
         for field in dataclasses.fields(self):

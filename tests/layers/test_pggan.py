@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -208,3 +209,9 @@ def test_a_layer_that_no_image_fits_is_not_made(kernel_size, options, message):
 def test_layers_refuse_where_they_are_made(make, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         make()
+
+
+def test_counts_may_be_numbers_of_numpy():
+    channels = np.int64(4)
+    y = EqualizedConv2d(channels, channels, np.int32(3))(torch.ones(1, 4, 8, 8))
+    assert EqualizedLinear(channels, channels)(y.mean((2, 3))).shape == (1, 4)

@@ -1,5 +1,8 @@
 """Refusals of the networks: one line that names the argument, its value and what is allowed."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
@@ -66,3 +69,10 @@ def test_a_step_refuses_images_of_integers():
     step = TrainStep(Generator(**SMALL), Discriminator(**SMALL))
     with pytest.raises(ValueError, match="images are torch.uint8, must be floating-point in -1..1: see fade_reals"):
         step(IMAGES_OF_FILES)
+
+
+def test_numbers_of_numpy_are_whole_numbers_too():
+    """Options of a network are plain numbers all the same: files keep them."""
+    G = Generator(np.int64(8), fmap_max=np.int32(4), latent_dim=np.int64(4))
+    assert json.loads(json.dumps(G.options)) == G.options and G.options["fmap_max"] == 4
+    assert type(G.options["resolution"]) is int
