@@ -59,7 +59,8 @@ class NetworkOptions:
         self.base = check_base(self.base)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "base" and (problem := find_problem(value, field.metadata["schema"], field.name)):
+            own = field.name in ("base", "attention_at")  # checks that know more
+            if not own and (problem := find_problem(value, field.metadata["schema"], field.name)):
                 raise ValueError(problem)
         if self.channels(self.resolution) < 1:
             raise ValueError(f"fmap_base is {self.fmap_base}, leaves no channel at {self.resolution} px")
