@@ -213,13 +213,18 @@ def test_looking_at_a_model_draws_no_random_numbers(inputs):
     def seeded():
         torch.manual_seed(9), random.seed(9), np.random.seed(9)
 
+    def drawn():
+        return torch.rand(()).item(), random.random(), np.random.rand()
+
     model = Noisy()
     seeded()
-    expected = model(X), model(X)
+    expected, after = (model(X), model(X)), drawn()
     seeded()
     fast = accelerate(model, example_inputs=inputs)
     explain(fast)
-    assert all(torch.equal(a, b) for a, b in zip((fast(X), fast(X)), expected, strict=True))
+    for a, b in zip((fast(X), fast(X)), expected, strict=True):  # torch before 2.14 captures the convolution alone
+        torch.testing.assert_close(a, b, **CLOSE)
+    assert drawn() == after
 
 
 class Changes(nn.Module):
