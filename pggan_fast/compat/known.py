@@ -103,7 +103,7 @@ def ours_for(theirs: Callable, name: str) -> Callable | None:
     """Return our function that computes what theirs of this name does, if calls of both agree."""
     parameters = list(inspect.signature(theirs).parameters)
     for ours, calls in KNOWN[name][1]:
-        # Versions before may not take what the later of these calls give.
+        # Earlier versions of theirs have fewer parameters.
         given = [calls[0], *(call for call in calls[1:] if call[1].keys() <= {*parameters})]
         if list(inspect.signature(ours).parameters)[: len(parameters)] == parameters and _agree(theirs, ours, given):
             return ours

@@ -159,7 +159,7 @@ def _kind(argument: Any) -> Any:
     """Return what is remembered of an argument: a flag or a step may decide what there is to fuse."""
     if isinstance(argument, Tensor):
         return argument.shape
-    return argument if isinstance(argument, int | str | None) else argument.__class__
+    return argument if isinstance(argument, (int, str)) else argument.__class__
 
 
 def _inlined(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

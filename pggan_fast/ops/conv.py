@@ -44,6 +44,7 @@ from pggan_fast.ops.narrow_cpu import is_widened
 from pggan_fast.ops.registry import (
     OpFunction,
     below_autograd,
+    composite_below_autograd,
     decompose_implementations,
     define_implementations,
     differentiate_implementations,
@@ -253,7 +254,7 @@ class EqualizedConv2d(OpFunction):
             y, sign_bits = below_autograd(_forward_with_sign_bits[impl], x, weight, bias, *geometry, *options)
             r = x.new_empty(0, dtype=accumulation_dtype(x.dtype))
         else:
-            y, r = below_autograd(_forward[impl], x, weight, bias, *geometry, *options)
+            y, r = composite_below_autograd(_forward, _forward_kernel, impl, x, weight, bias, *geometry, *options)
         ctx.geometry, ctx.factor = geometry, _factor(impl, x, options)
         options = (options[0] / ctx.factor, *options[1:])
         # Less to read than y, and nothing that the next layer might not keep.
@@ -373,7 +374,6 @@ _forward = define_implementations(
     fake=partial(_forward_kernel, "native"),
     triton=partial(_forward_kernel, "triton"),
     triton_on_cuda=False,
-    composite_on_cpu=True,
 )
 # The formula below calls this one, where a launch writes what a backward without pixel norm reads of y.
 _forward_with_sign_bits = define_implementations(

@@ -70,7 +70,7 @@ class GroupedConvolution(NamedTuple):
     padding: list[int]
     dilation: list[int]
     transposed: bool = False
-    output_padding: list[int] = [0, 0]  # noqa: RUF012 - never written to
+    output_padding: tuple[int, int] = (0, 0)
     groups: int = 1
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:

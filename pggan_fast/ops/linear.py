@@ -28,7 +28,7 @@ from pggan_fast.ops.geometry import check_floating
 from pggan_fast.ops.narrow_cpu import is_widened, product
 from pggan_fast.ops.registry import (
     OpFunction,
-    below_autograd,
+    composite_below_autograd,
     decompose_implementations,
     define_implementations,
     differentiate_implementations,
@@ -125,7 +125,7 @@ class EqualizedLinear(OpFunction):
 
     @staticmethod
     def forward(ctx, x, weight, bias, options, impl):
-        y, r = below_autograd(_forward[impl], x, weight, bias, *options)
+        y, r = composite_below_autograd(_forward, _forward_kernel, impl, x, weight, bias, *options)
         ctx.factor = weight_factor(x.dtype, options[0])
         remember_epilogue(ctx, y, r, bias, (options[0] / ctx.factor, *options[1:]), impl, x, weight)
         return y, r
@@ -165,7 +165,6 @@ _forward = define_implementations(
     composite=partial(_forward_kernel, "native"),
     fake=partial(_forward_kernel, "native"),
     triton=partial(_forward_kernel, "triton"),
-    composite_on_cpu=True,
 )
 differentiate_implementations(
     _forward, lambda x, weight, bias, *rest: _differentiable(x, weight, bias, rest[:-1], rest[-1])

@@ -12,9 +12,9 @@ from torch import Tensor
 
 # oneDNN's own variable, which keeps it from newer instructions.
 LIMIT = "ONEDNN_MAX_CPU_ISA"
-# The op itself: the packet of its overloads, which chooses one at each call, takes twice as long.
-_convolution_backward = torch.ops.aten.convolution_backward.default._op
 WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+# The op itself: the packet of its overloads chooses one at each call.
+_convolution_backward = torch.ops.aten.convolution_backward.default._op
 
 
 @cache

@@ -30,7 +30,6 @@ _triton_library = torch.library.Library("pggan_fast_triton", "DEF")
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
-_composites_on_cpu: dict[torch._ops.OpOverload, Callable] = {}
 
 
 def define(schema: str, *, composite: Callable, fake: Callable) -> torch._ops.OpOverload:
@@ -47,23 +46,14 @@ def define(schema: str, *, composite: Callable, fake: Callable) -> torch._ops.Op
 
 
 def define_implementations(
-    schema: str,
-    *,
-    composite: Callable,
-    fake: Callable,
-    triton: str | Callable,
-    triton_on_cuda: bool = True,
-    composite_on_cpu: bool = False,
+    schema: str, *, composite: Callable, fake: Callable, triton: str | Callable, triton_on_cuda: bool = True
 ) -> dict[str, torch._ops.OpOverload]:
     """Define an op in both namespaces: {"native": in pggan_fast, "triton": in pggan_fast_triton}.
 
     `triton` computes the second: "module.function" of pggan_fast.kernels, imported at its first use, or a function.
-    Where a GPU has no native kernels, it computes the first there too, if `triton_on_cuda`. `composite_on_cpu`: the
-    composite calls kernels itself, and no kernel of its own stands in its place on a CPU.
+    Where a GPU has no native kernels, it computes the first there too, if `triton_on_cuda`.
     """
     native = define(schema, composite=composite, fake=fake)
-    if composite_on_cpu:
-        _composites_on_cpu[native] = composite
     name = schema.partition("(")[0]
     _triton_library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     triton_op = getattr(torch.ops.pggan_fast_triton, name).default
@@ -211,16 +201,26 @@ def fake_like(x: Tensor) -> Tensor:
 
 
 def below_autograd(op: torch._ops.OpOverload, *args: Any) -> Any:
-    """Call an op from inside an autograd.Function that is its autograd formula. `args` begin with a tensor."""
+    """Call an op from inside an autograd.Function that is its autograd formula."""
     if not _transforms_active():
         with _BelowAutograd():
-            composite = _composites_on_cpu.get(op)
-            if composite is None or not args[0].is_cpu or type(args[0]) is not Tensor or _dispatch_modes():
-                return op._op(*args)
-            return composite(*args)  # the dispatcher's way to it and back takes 15 to 25 us
+            return op._op(*args)
     # A Function's forward has grad mode off; the transforms around this one may be derivatives too.
     with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _BelowAutograd():
         return op._op(*args)
+
+
+def composite_below_autograd(
+    implementations: dict[str, torch._ops.OpOverload], composite: Callable, impl: str, x: Tensor, *args: Any
+) -> Any:
+    """Do as `below_autograd` does for an op that is `composite(impl, x, *args)` on every device.
+
+    On a CPU where nothing listens it is called by itself: the dispatcher's way to it and back takes 5 to 20 us.
+    """
+    if not x.is_cpu or type(x) is not Tensor or _transforms_active() or _dispatch_modes():
+        return below_autograd(implementations[impl], x, *args)
+    with _BelowAutograd():
+        return composite(impl, x, *args)
 
 
 def call_op(op: torch._ops.OpOverload, *args: Any) -> Any:

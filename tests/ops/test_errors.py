@@ -111,6 +111,15 @@ def test_one_line(op, args, kwargs, message, impl):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("up", [1, 2])
+def test_the_filter_of_a_modulated_convolution(up):
+    """It is refused by the name that it has there, where nothing is resampled too."""
+    trained = torch.ones(4, requires_grad=True)
+    for f, problem in ((W, "has shape [5, 6, 3, 3], must be"), (trained, "requires a gradient")):
+        with pytest.raises(ValueError, match=f"^modulated_conv2d: resample_filter {re.escape(problem)}"):
+            ops.modulated_conv2d(X, W, torch.ones(4, 6), up=up, padding=1, resample_filter=f)
+
+
 # Where torch's own functions would give integers, or fail in lines of their own.
 FLOATING = {
     "bias_act": (X,),
